@@ -1,0 +1,16 @@
+"""Environments by name, adapters for other suites, and the proof of the contract: `make`, `names`, `check`."""
+
+if __name__ != "rlx.envs":
+    raise ImportError(f"imported as {__name__!r}: this folder is the package rlx.envs; run pip install -e . and import that")
+
+from rlx.envs.registry import make, names, register
+
+__all__ = ["check", "make", "names", "register"]
+
+
+def __getattr__(name):
+    if name == "check":
+        from rlx.envs.contract import check
+
+        return check
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,103 @@
+"""Probe environments: each isolates one thing that an algorithm must get right, with known optimal values.
+
+| name | episode | tests | value |
+|---|---|---|---|
+| Constant | one step, reward 1 | the critic's loss | V = 1 |
+| Observation | one step, reward = observation, -1 or 1 | the critic's input | V(o) = o |
+| Discount | two steps, reward 1 at the second | bootstrapping | V(0) = gamma, V(1) = 1 |
+| Action | one step, reward 1 for action 1, else -1 | the policy's gradient | V = 1 |
+| ObservationAction | one step, reward 1 where the action fits the observation, else -1 | both together | V = 1 |
+| ContinuousAction | one step, reward 1 - (action - observation / 2)^2 | continuous actions | V = 1 |
+| Endless | never ends; reward 1 a step; cut after `max_steps` | time limits | V = 1 / (1 - gamma) |
+"""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from rlx.env import Env
+from rlx.pytree import pytree
+from rlx.spaces import Box, Discrete
+
+
+@pytree
+class Params:
+    reward: float = 1.0  # multiplies every reward
+
+
+class Probe:
+    """One step, observation 0, reward 1, whatever the action."""
+
+    default_params: ClassVar = Params()
+
+    def observation_space(self, params):
+        return Box(-1.0, 1.0, (1,))
+
+    def action_space(self, params):
+        return Discrete(2)
+
+    def reset(self, key, params):
+        obs = self.start(key)
+        return obs, obs
+
+    def step(self, key, state, action, params):
+        reward = params.reward * jnp.asarray(self.reward(state[0], action), jnp.float32)
+        return state, state, reward, jnp.array(True), jnp.array(False), {}
+
+    def start(self, key):
+        return jnp.zeros(1)
+
+    def reward(self, obs, action):
+        return 1.0
+
+
+class Constant(Probe):
+    pass
+
+
+class Observation(Probe):
+    def start(self, key):
+        return jax.random.rademacher(key, (1,), jnp.float32)
+
+    def reward(self, obs, action):
+        return obs
+
+
+class Discount(Probe):
+    def step(self, key, state, action, params):
+        last = state[0] > 0.5
+        obs = jnp.ones(1)
+        return obs, obs, params.reward * last.astype(jnp.float32), last, jnp.array(False), {}
+
+
+class Action(Probe):
+    def reward(self, obs, action):
+        return 2.0 * action - 1.0
+
+
+class ObservationAction(Observation):
+    def reward(self, obs, action):
+        return obs * (2.0 * action - 1.0)
+
+
+class ContinuousAction(Observation):
+    def action_space(self, params):
+        return Box(-2.0, 2.0, (1,))
+
+    def reward(self, obs, action):
+        return 1.0 - (action[0] - obs / 2.0) ** 2
+
+
+class Endless(Probe):
+    def step(self, key, state, action, params):
+        return state, state, jnp.float32(params.reward), jnp.array(False), jnp.array(False), {}
+
+
+PROBES = {p.__name__: p for p in (Constant, Observation, Discount, Action, ObservationAction, ContinuousAction, Endless)}
+NAMES = tuple(PROBES)
+
+
+def make(name: str) -> Env:
+    probe = PROBES[name]()
+    return Env(probe, probe.default_params, max_steps=5 if name == "Endless" else None)

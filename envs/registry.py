@@ -1,0 +1,80 @@
+"""Names of environments: `namespace/Name`; a suite is imported when one of its environments is asked for."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+from rlx.env import Env
+
+# namespace -> module with NAMES and `make(name, **options) -> Env`; it imports its suite inside `make`
+_suites = {"gymnax": "rlx.envs.from_gymnax", "brax": "rlx.envs.from_brax", "probe": "rlx.envs.probes"}
+_registered: dict[str, Callable[..., Env]] = {}
+
+
+def register(name: str, constructor: Callable[..., Env]) -> None:
+    """Makes `constructor(**options) -> Env` available as `make(name)`; names look like `namespace/Name`.
+
+    Raises:
+        ValueError: for a name without a namespace, or one that is taken.
+    """
+    namespace, slash, rest = name.partition("/")
+    if not (namespace and slash and rest):
+        raise ValueError(f"{name!r} is not of the form namespace/Name")
+    if name in _registered or namespace in _suites:
+        raise ValueError(f"{name!r} is taken" if name in _registered else f"the namespace {namespace!r} is taken")
+    _registered[name] = constructor
+
+
+def names(namespace: str | None = None) -> list[str]:
+    """Full names of all environments, or of one namespace's."""
+    suites = [namespace] if namespace in _suites else [] if namespace else list(_suites)
+    found = [f"{suite}/{name}" for suite in suites for name in import_module(_suites[suite]).NAMES]
+    return found + [name for name in _registered if namespace in (None, name.partition("/")[0])]
+
+
+def full_name(name: str) -> str:
+    """`namespace/Name` for a full or an unambiguous bare name.
+
+    Raises:
+        ValueError: for a name that nothing or more than one thing has; the message names the closest.
+    """
+    namespace, slash, _ = name.partition("/")
+    if slash:
+        if name in _registered or (namespace in _suites and name in names(namespace)):
+            return name
+        candidates = []
+    else:
+        candidates = [known for known in names() if known.partition("/")[2] == name]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        raise ValueError(f"environment {name!r} is ambiguous: use {' or '.join(candidates)}")
+    known = names()
+    lower = {k.lower(): k for full in known for k in (full, full.partition("/")[2])}
+    close = [lower[k] for k in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(close)}?" if close else "rlx envs lists all"
+    raise ValueError(f"unknown environment {name!r}: {hint}")
+
+
+def make(name: str, *, max_steps: int | None = None, num_starts: int | None = None, **options: Any) -> Env:
+    """The environment of this name, bound to its default parameters.
+
+    Args:
+        name: `namespace/Name`, or `Name` where only one namespace has it.
+        max_steps: time limit in place of the suite's own.
+        num_starts: size of the pool of start states, see `Env`; None leaves it to the suite.
+        options: passed to the suite, such as `backend="mjx"` for Brax.
+
+    Raises:
+        ValueError: unknown or ambiguous name, or a size below its bound.
+    """
+    name = full_name(name)
+    namespace, _, rest = name.partition("/")
+    env = _registered[name](**options) if name in _registered else import_module(_suites[namespace]).make(rest, **options)
+    if max_steps is not None:
+        if max_steps < 1:
+            raise ValueError(f"max_steps = {max_steps} must be at least 1")
+        env = replace(env, max_steps=max_steps)
+    return env if num_starts is None else replace(env, num_starts=num_starts)

@@ -1,0 +1,36 @@
+"""rlx: reinforcement-learning research in JAX, environments and learning in one compiled program."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from rlx.env import Env, EnvState, Transition
+from rlx.pytree import pytree, replace, stack, static
+from rlx.train import Episodes, evaluate, resume, total_updates, train
+
+if TYPE_CHECKING:
+    from rlx import algos, envs
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Env",
+    "EnvState",
+    "Episodes",
+    "Transition",
+    "algos",
+    "envs",
+    "evaluate",
+    "pytree",
+    "replace",
+    "resume",
+    "stack",
+    "static",
+    "total_updates",
+    "train",
+]
+
+
+def __getattr__(name):
+    if name in ("envs", "algos"):
+        return import_module(f"rlx.{name}")
+    raise AttributeError(f"module 'rlx' has no attribute {name!r}")

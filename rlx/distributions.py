@@ -1,0 +1,103 @@
+"""Action distributions. The event is the last axis; every method returns one number per remaining position."""
+
+import jax
+import jax.numpy as jnp
+
+from rlx.pytree import pytree
+
+LOG_2PI = 1.8378770664093453
+
+
+@pytree
+class Categorical:
+    """Over `0, ..., n - 1`, from unnormalised log-probabilities `[..., n]`."""
+
+    logits: jax.Array
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """int32 `[...]`, by the Gumbel-max trick."""
+        return jnp.argmax(self.logits + jax.random.gumbel(key, self.logits.shape), axis=-1)
+
+    def mode(self) -> jax.Array:
+        """The most probable action, int32 `[...]`."""
+        return jnp.argmax(self.logits, axis=-1)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """`log softmax(logits)[action]`."""
+        return jnp.take_along_axis(jax.nn.log_softmax(self.logits), action[..., None], axis=-1)[..., 0]
+
+    def entropy(self) -> jax.Array:
+        """`-sum p log p`, in nats."""
+        log_p = jax.nn.log_softmax(self.logits)
+        return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+    def kl(self, other: "Categorical") -> jax.Array:
+        """`KL(self || other) = sum p (log p - log q)`, in nats."""
+        log_p, log_q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+@pytree
+class Normal:
+    """Independent normals over the `A` dimensions of the last axis: mean and log_std `[..., A]`."""
+
+    mean: jax.Array
+    log_std: jax.Array
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Reparameterised, `mean + std * noise`, `[..., A]`."""
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
+
+    def mode(self) -> jax.Array:
+        """The mean."""
+        return self.mean
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """`sum_i -((a_i - mean_i) / std_i)^2 / 2 - log std_i - log(2 pi) / 2`."""
+        z = (action - self.mean) * jnp.exp(-self.log_std)
+        return jnp.sum(-0.5 * z**2 - self.log_std - 0.5 * LOG_2PI, axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """`sum_i 1/2 + log(2 pi) / 2 + log std_i`, in nats."""
+        return jnp.sum(jnp.broadcast_to(self.log_std, self.mean.shape) + 0.5 + 0.5 * LOG_2PI, axis=-1)
+
+    def kl(self, other: "Normal") -> jax.Array:
+        """`KL(self || other) = sum_i log(s'_i / s_i) + (s_i^2 + (m_i - m'_i)^2) / (2 s'_i^2) - 1/2`, in nats."""
+        log_ratio = self.log_std - other.log_std
+        z = (self.mean - other.mean) * jnp.exp(-other.log_std)
+        return jnp.sum(-log_ratio + 0.5 * (jnp.exp(2 * log_ratio) + z**2) - 0.5, axis=-1)
+
+
+@pytree
+class TanhNormal:
+    """`tanh(u)` with `u` from `Normal(mean, log_std)`; densities are of the action, but everything takes `u`.
+
+    Actions are handled before the squash, so nothing is ever inverted: `log_prob(u)` stays finite where `tanh(u)`
+    rounds to 1. Multiply `tanh(u)` by the action scale and subtract `A log(scale)` for a scaled space.
+    """
+
+    mean: jax.Array
+    log_std: jax.Array
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """The action before the squash, `u`, `[..., A]`, reparameterised."""
+        return Normal(self.mean, self.log_std).sample(key)
+
+    def mode(self) -> jax.Array:
+        """The mean of `u`: the squashed median, the usual deterministic action."""
+        return self.mean
+
+    def log_prob(self, u: jax.Array) -> jax.Array:
+        """`log N(u) - sum_i log(1 - tanh(u_i)^2)`: the density of `tanh(u)`.
+
+        The determinant is `2 (log 2 - u - softplus(-2 u))` a dimension, which neither overflows nor cancels.
+        """
+        return Normal(self.mean, self.log_std).log_prob(u) - jnp.sum(tanh_log_det(u), axis=-1)
+
+
+def tanh_log_det(u: jax.Array) -> jax.Array:
+    """`log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2 u))`, elementwise."""
+    return 2.0 * (jnp.log(2.0) - u - jax.nn.softplus(-2.0 * u))
+
+
+__all__ = ["Categorical", "Normal", "TanhNormal", "tanh_log_det"]

@@ -1,0 +1,135 @@
+"""The environment contract, and `Env`: auto-reset, time limits, true successors, episode statistics."""
+
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from rlx.pytree import pytree, static
+from rlx.spaces import Space
+
+
+class Environment(Protocol):
+    """What an environment provides: one episode, no batch axis, no auto-reset, pure functions.
+
+    `params` is a pytree of everything that may vary without a new program (masses, rewards, limits).
+    `rlx.envs.check(env)` tests an implementation against this contract.
+    """
+
+    default_params: Any
+
+    def reset(self, key: jax.Array, params: Any) -> tuple[jax.Array, Any]:
+        """A start state drawn with `key`: `obs, state`."""
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array, params: Any) -> tuple:
+        """One step: `obs, state, reward, terminated, truncated, info`, where `obs` is the successor's."""
+
+    def observation_space(self, params: Any) -> Space:
+        """Box or Discrete."""
+
+    def action_space(self, params: Any) -> Space:
+        """Box or Discrete."""
+
+
+@pytree
+class EnvState:
+    """An episode under way: the environment's own state and what acting on it needs."""
+
+    state: Any
+    obs: jax.Array  # to act on next
+    time: jax.Array  # int32, steps taken in this episode
+    episode_return: jax.Array  # float32, undiscounted sum of the rewards so far
+
+
+@pytree
+class Transition:
+    """One environment step, or arrays of them with leading axes `[T, N]`."""
+
+    obs: jax.Array  # what was acted on
+    action: jax.Array  # what the environment was given
+    reward: jax.Array  # raw, float32
+    next_obs: jax.Array  # the true successor, also where an episode ended
+    terminated: jax.Array  # bool: the successor is terminal, its value is 0
+    truncated: jax.Array  # bool: cut by a time limit, never together with terminated
+    episode_return: jax.Array  # of the episode up to and with this step; whole where done
+    episode_length: jax.Array  # int32, likewise
+    info: Any  # whatever the environment reports
+    recorded: Any = None  # what the policy kept for the loss
+
+    @property
+    def done(self) -> jax.Array:
+        """terminated | truncated."""
+        return self.terminated | self.truncated
+
+
+@pytree
+class Env:
+    """An environment bound to its parameters, ready to be stepped for ever.
+
+    A pytree: `params` and `max_steps` are traced, so a vmap over them is a sweep over environments.
+
+    Args:
+        environment: an `Environment`.
+        params: its parameters.
+        max_steps: truncate episodes after this many steps; None leaves that to the environment.
+        num_starts: how many fresh start states a rollout draws at its beginning. Episodes that begin within the
+            rollout begin from a random one of them, so that no reset is computed inside its loop.
+    """
+
+    environment: Environment = static()
+    params: Any
+    max_steps: Any = None
+    num_starts: int = static(64)
+
+    @property
+    def observation_space(self) -> Space:
+        return self.environment.observation_space(self.params)
+
+    @property
+    def action_space(self) -> Space:
+        return self.environment.action_space(self.params)
+
+    def reset(self, key: jax.Array) -> EnvState:
+        """A fresh start of one episode."""
+        obs, state = self.environment.reset(key, self.params)
+        # A fixed dtype on every leaf: Python scalars in a start state would make the second call another program.
+        obs, state = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), (obs, state))
+        return EnvState(state, obs, time=jnp.int32(0), episode_return=jnp.float32(0))
+
+    def advance(self, key: jax.Array, env_state: EnvState, action: jax.Array) -> tuple[EnvState, Transition]:
+        """One step of one environment without a restart: after the end of an episode the state is of no use.
+
+        A step that both terminates and reaches the time limit counts as terminated.
+        """
+        next_obs, state, reward, terminated, truncated, info = self.environment.step(
+            key, env_state.state, action, self.params
+        )
+        reward = jnp.asarray(reward, jnp.float32)
+        terminated = jnp.asarray(terminated, bool)
+        truncated = jnp.asarray(truncated, bool)
+        time = env_state.time + 1
+        if self.max_steps is not None:
+            truncated |= time >= self.max_steps
+        stepped = EnvState(state, next_obs, time, env_state.episode_return + reward)
+        return stepped, Transition(
+            obs=env_state.obs,
+            action=action,
+            reward=reward,
+            next_obs=next_obs,
+            terminated=terminated,
+            truncated=truncated & ~terminated,
+            episode_return=stepped.episode_return,
+            episode_length=time,
+            info=info,
+        )
+
+    def step(
+        self, key: jax.Array, env_state: EnvState, action: jax.Array, start: EnvState
+    ) -> tuple[EnvState, Transition]:
+        """One step of one environment; where the episode ends, the state to act on next is `start`.
+
+        The transition holds the true successor either way.
+        """
+        stepped, transition = self.advance(key, env_state, action)
+        return jax.tree.map(lambda a, b: jnp.where(transition.done, a, b), start, stepped), transition

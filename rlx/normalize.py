@@ -1,0 +1,88 @@
+"""Running normalisation of observations and rewards."""
+
+from dataclasses import replace
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from rlx.pytree import pytree
+
+
+@pytree
+class Statistics:
+    """Mean and variance of everything seen so far, per feature."""
+
+    mean: jax.Array
+    variance: jax.Array  # population variance; 1 before anything is seen
+    count: jax.Array  # float32, number of samples
+
+
+def statistics(shape: tuple[int, ...] = ()) -> Statistics:
+    """Statistics of nothing: `normalize` with them is the identity."""
+    return Statistics(jnp.zeros(shape), jnp.ones(shape), jnp.float32(0))
+
+
+def update_statistics(stats: Statistics, batch: jax.Array) -> Statistics:
+    """The statistics after `batch` `[..., *feature shape]`, all leading axes pooled.
+
+        d = mean_b - mean,  n' = n + n_b,  mean' = mean + d n_b / n'
+        var' = (n var + n_b var_b + d^2 n n_b / n') / n'
+
+    Source: Chan, Golub, LeVeque 1979, Updating formulae and a pairwise algorithm for computing sample variances.
+    The count is float32: past 2^24 batches it stops growing, when a batch weighs less than 1e-7.
+    """
+    chex.assert_shape(batch, (..., *stats.mean.shape))
+    batch = batch.astype(jnp.float32).reshape(-1, *stats.mean.shape)
+    num = batch.shape[0]
+    mean, variance = batch.mean(axis=0), batch.var(axis=0)
+    count = stats.count + num
+    delta = mean - stats.mean
+    weight = num / count
+    return Statistics(
+        mean=stats.mean + delta * weight,
+        variance=(1 - weight) * stats.variance + weight * variance + delta**2 * weight * (1 - weight),
+        count=count,
+    )
+
+
+def normalize(stats: Statistics, x: jax.Array, limit: float = 10.0) -> jax.Array:
+    """`clip((x - mean) / sqrt(variance + 1e-8), -limit, limit)`."""
+    return jnp.clip((x - stats.mean) * jax.lax.rsqrt(stats.variance + 1e-8), -limit, limit)
+
+
+@pytree
+class RewardScale:
+    """What scaling rewards by the spread of discounted returns needs to remember."""
+
+    discounted: jax.Array  # [N], the discounted return of each environment's episode so far
+    stats: Statistics  # of those, pooled over environments
+
+
+def reward_scale(num_envs: int) -> RewardScale:
+    """A scale that has seen nothing."""
+    return RewardScale(jnp.zeros(num_envs), statistics())
+
+
+def scale_rewards(
+    scale: RewardScale, reward: jax.Array, done: jax.Array, gamma: jax.Array, limit: float = 10.0
+) -> tuple[RewardScale, jax.Array]:
+    """Rewards `[T, N]` over the running standard deviation of `G_t = r_t + gamma (1 - done_{t-1}) G_{t-1}`.
+
+    Returns the updated scale and `clip(r / sqrt(Var(G) + 1e-8), -limit, limit)`. The mean is not subtracted: that
+    would change which policy is best. For learning only: logs and evaluation keep the raw rewards.
+
+    Source: Engstrom et al. 2020, arXiv:2005.12729, section 3; the return is zeroed after the terminal step, not at it.
+    """
+    chex.assert_rank(reward, 2)
+    chex.assert_equal_shape([reward, done])
+
+    def step(discounted, x):
+        reward, done = x
+        discounted = reward + gamma * discounted
+        return jnp.where(done, 0.0, discounted), discounted
+
+    discounted, returns = jax.lax.scan(step, scale.discounted, (reward, done))
+    stats = update_statistics(scale.stats, returns)
+    scaled = jnp.clip(reward * jax.lax.rsqrt(stats.variance + 1e-8), -limit, limit)
+    return replace(scale, discounted=discounted, stats=stats), scaled

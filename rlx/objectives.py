@@ -1,0 +1,39 @@
+"""Policy and value losses of trust-region methods, per element: the algorithm takes the mean."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def clipped_surrogate(log_ratio: jax.Array, advantage: jax.Array, clip: jax.Array) -> jax.Array:
+    """`-min(rho A, clip(rho, 1 - clip, 1 + clip) A)` with `rho = exp(log_ratio)`, any shape.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, equation 7 (negated: minimised).
+    """
+    chex.assert_equal_shape([log_ratio, advantage])
+    ratio = jnp.exp(log_ratio)
+    return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantage)
+
+
+def clipped_value_loss(value: jax.Array, old_value: jax.Array, target: jax.Array, clip: jax.Array) -> jax.Array:
+    """`max((V - R)^2, (V_old + clip(V - V_old, -clip, clip) - R)^2) / 2`, any shape; an infinite clip leaves `(V - R)^2 / 2`.
+
+    Source: the PPO implementation of openai/baselines; not in the paper.
+    """
+    chex.assert_equal_shape([value, old_value, target])
+    clipped = old_value + jnp.clip(value - old_value, -clip, clip)
+    return 0.5 * jnp.maximum((value - target) ** 2, (clipped - target) ** 2)
+
+
+def approx_kl(log_ratio: jax.Array) -> jax.Array:
+    """`k3 = (rho - 1) - log rho >= 0`, an unbiased estimate of `KL(pi_old || pi)` for actions drawn from `pi_old`.
+
+    Source: J. Schulman, Approximating KL divergence, 2020 (joschu.net/blog/kl-approx.html).
+    """
+    return jnp.expm1(log_ratio) - log_ratio
+
+
+def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
+    """`1 - Var(target - value) / Var(target)`: 1 is a perfect critic, 0 is as good as a constant, NaN is a constant target."""
+    variance = jnp.var(target)
+    return jnp.where(variance > 0, 1.0 - jnp.var(target - value) / variance, jnp.nan)

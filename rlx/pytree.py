@@ -1,0 +1,93 @@
+"""Dataclasses that cross jax transformations: `pytree`, `static`, `stack`."""
+
+import dataclasses
+from dataclasses import MISSING, fields, replace
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+
+T = TypeVar("T")
+
+
+def static(default: Any = MISSING, *, at_least: int = 1) -> Any:
+    """A field that is part of the compiled program: it fixes shapes or picks code, and cannot be vmapped.
+
+    Args:
+        default: the field's default; leave it out for a required field.
+        at_least: the smallest value accepted where the default is an integer.
+    """
+    return dataclasses.field(default=default, metadata={"static": True, "at_least": at_least})
+
+
+def is_static(field: dataclasses.Field) -> bool:
+    """Whether `static` marked this dataclass field."""
+    return field.metadata.get("static", False)
+
+
+def _check(self) -> None:
+    name = type(self).__name__
+    for field in fields(self):
+        value = getattr(self, field.name)
+        if is_static(field):
+            least = field.metadata["at_least"]
+            if type(field.default) is int and (type(value) is not int or value < least):
+                raise ValueError(f"{name}.{field.name} = {value!r}: give an integer of at least {least}")
+            continue
+        if type(field.default) is float and type(value) is int:
+            object.__setattr__(self, field.name, float(value))  # 1 and 1.0 are one program, not two
+        if isinstance(value, float) and value != value:
+            raise ValueError(f"{name}.{field.name} is NaN: give a number")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static,))
+def pytree(cls: type[T]) -> type[T]:
+    """Makes `cls` a frozen dataclass that jax treats as a pytree.
+
+    Every field is a child (traced, vmapped, differentiated), except those marked `static`, which are compared by
+    value and become part of the compiled program. Change a field with `dataclasses.replace`.
+
+    Raises (on construction): ValueError for a static integer below its bound and for a traced float that is NaN.
+    """
+    own = cls.__dict__.get("__post_init__")
+
+    def __post_init__(self):
+        _check(self)
+        if own is not None:
+            own(self)
+
+    cls.__post_init__ = __post_init__
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    return jax.tree_util.register_dataclass(
+        cls,
+        data_fields=[f.name for f in fields(cls) if not is_static(f)],
+        meta_fields=[f.name for f in fields(cls) if is_static(f)],
+    )
+
+
+def stack(trees: list[T]) -> T:
+    """The trees with their leaves stacked along a new first axis: `C` configs in, one config with leaves `[C]` out.
+
+    Raises:
+        ValueError: when static fields differ between the trees; these need one compiled program each.
+    """
+    if not trees:
+        raise ValueError("stack needs at least one tree, got an empty list")
+    structures = [jax.tree.structure(tree) for tree in trees]
+    for i, structure in enumerate(structures):
+        if structure != structures[0]:
+            raise ValueError(
+                f"cannot stack trees 0 and {i}: their static fields differ: {_difference(trees[0], trees[i])}; "
+                "group them by static fields and stack each group"
+            )
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def _difference(a: Any, b: Any) -> str:
+    if type(a) is not type(b) or not dataclasses.is_dataclass(a):
+        return f"{jax.tree.structure(a)} and {jax.tree.structure(b)}"
+    pairs = [(f.name, getattr(a, f.name), getattr(b, f.name)) for f in fields(a) if is_static(f)]
+    return ", ".join(f"{name} = {x!r} and {y!r}" for name, x, y in pairs if x != y) or "in a nested tree"
+
+
+__all__ = ["is_static", "pytree", "replace", "stack", "static"]

@@ -1,0 +1,116 @@
+"""Whole runs as pure functions: `train`, `resume`, `evaluate`.
+
+An algorithm is a module with `Config`, `init(config, env, key) -> State`, `update(config, env, state, ...) ->
+(State, metrics)` and `act(config, env, state, obs, key, deterministic=False) -> (action, recorded)`. Its Config has
+`total_steps` (static) and `steps_per_update`; its State counts its updates in `num_updates` (int32).
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlx.env import Env
+from rlx.pytree import pytree
+from rlx.rollout import reset
+
+
+def total_updates(config: Any) -> int:
+    """Number of updates of a whole run: `ceil(total_steps / steps_per_update)`."""
+    return -(-config.total_steps // config.steps_per_update)
+
+
+def train(algorithm: Any, config: Any, env: Env, key: jax.Array, **kwargs: Any) -> tuple[Any, Any]:
+    """A whole run: `init`, then `total_updates(config)` updates, compiled as one program.
+
+    Returns the final State and the metrics of every update, leaves `[num_updates]`. Pure, so it can be vmapped over
+    config, env and key, differentiated and sharded. Further keywords go to `algorithm.update` and must be pytrees.
+    """
+    return _train(algorithm, config, env, key, kwargs)
+
+
+def resume(
+    algorithm: Any, config: Any, env: Env, state: Any, num_updates: int | None = None, **kwargs: Any
+) -> tuple[Any, Any]:
+    """Goes on from `state` for `num_updates` updates; without a number, to the end of the run as `config` has it.
+
+    Returns the State and the metrics of these updates.
+
+    Raises:
+        ValueError: when no number is given and it cannot be known (under vmap or jit), or nothing is left to do.
+    """
+    if num_updates is None:
+        if isinstance(state.num_updates, jax.core.Tracer) or jnp.ndim(state.num_updates):
+            raise ValueError("resume cannot tell how many updates are left of a traced or stacked state: give num_updates=")
+        num_updates = total_updates(config) - int(state.num_updates)
+        if num_updates <= 0:
+            raise ValueError(
+                f"this state has done {int(state.num_updates)} updates and total_steps = {config.total_steps} asks for "
+                f"{total_updates(config)}: raise total_steps, or give num_updates="
+            )
+    return _resume(algorithm, config, env, state, num_updates, kwargs)
+
+
+@partial(jax.jit, static_argnames="algorithm")
+def _train(algorithm, config, env, key, kwargs):
+    return _resume(algorithm, config, env, algorithm.init(config, env, key), total_updates(config), kwargs)
+
+
+@partial(jax.jit, static_argnames=("algorithm", "num_updates"))
+def _resume(algorithm, config, env, state, num_updates, kwargs):
+    def update(state, _):
+        return algorithm.update(config, env, state, **kwargs)
+
+    return jax.lax.scan(update, state, length=num_updates)
+
+
+@pytree
+class Episodes:
+    """One whole episode each: what `evaluate` returns."""
+
+    returns: jax.Array  # float32 [E], undiscounted sums of raw rewards
+    lengths: jax.Array  # int32 [E]
+    finished: jax.Array  # bool [E]; False where max_steps was reached first
+
+
+@partial(jax.jit, static_argnames=("algorithm", "num_episodes", "deterministic", "max_steps"))
+def evaluate(
+    algorithm: Any,
+    config: Any,
+    env: Env,
+    state: Any,
+    key: jax.Array,
+    num_episodes: int = 32,
+    deterministic: bool = True,
+    max_steps: int = 100_000,
+) -> Episodes:
+    """Plays `num_episodes` episodes from fresh starts, each once and to its end.
+
+    Every environment contributes its first episode and nothing else, so long episodes count as much as short ones.
+    Rewards are raw. `max_steps` bounds an environment that never ends an episode; `finished` says where it did.
+    Training state is not touched.
+    """
+    reset_key, steps_key = jax.random.split(key)
+    env_state = reset(env, reset_key, num_episodes)
+    episodes = Episodes(
+        returns=jnp.zeros(num_episodes), lengths=jnp.zeros(num_episodes, jnp.int32), finished=jnp.zeros(num_episodes, bool)
+    )
+
+    def running(carry):
+        _, episodes, time = carry
+        return ~episodes.finished.all() & (time < max_steps)
+
+    def step(carry):
+        env_state, episodes, time = carry
+        act_key, env_key = jax.random.split(jax.random.fold_in(steps_key, time))
+        action, _ = algorithm.act(config, env, state, env_state.obs, act_key, deterministic=deterministic)
+        env_state, transition = jax.vmap(env.advance)(jax.random.split(env_key, num_episodes), env_state, action)
+        episodes = Episodes(
+            returns=jnp.where(episodes.finished, episodes.returns, transition.episode_return),
+            lengths=jnp.where(episodes.finished, episodes.lengths, transition.episode_length),
+            finished=episodes.finished | transition.done,
+        )
+        return env_state, episodes, time + 1
+
+    return jax.lax.while_loop(running, step, (env_state, episodes, jnp.int32(0)))[1]
