@@ -22,14 +22,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from rlx.advantages import gae, standardize
 from rlx.env import EnvState
-from rlx.networks import Actor, Critic, Torso
+from rlx.networks import Actor, Critic, Torso, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance
 from rlx.pytree import pytree, static
-from rlx.rollout import check_divides, episode_metrics, minibatches, reset, rollout
+from rlx.rollout import check_divides, episode_metrics, flatten, minibatches, reset, rollout
 from rlx.spaces import rescale
 from rlx.train import total_updates
 
@@ -98,18 +99,16 @@ def networks(config, env):
 
 
 def optimizer(config, learning_rate):
-    return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate, eps=config.adam_epsilon)
-    )
+    clip, adam = optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate, eps=config.adam_epsilon)
+    return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
 
 
 def init(config, env, key):
-    check_divides(config.num_steps, config.num_envs, config.num_minibatches)
-    actor_key, critic_key, env_key, key = jax.random.split(key, 4)
+    check_divides(config.steps_per_update, config.num_minibatches)
+    params_key, env_key, key = jax.random.split(key, 3)
     actor, critic = networks(config, env)
     env_state = reset(env, env_key, config.num_envs)
-    obs = env_state.obs[0]
-    params = {"actor": actor.init(actor_key, obs), "critic": critic.init(critic_key, obs)}
+    params = initialize(params_key, env_state.obs[0], actor=(actor, 0.01), critic=(critic, 1.0))
     return State(
         params=params,
         opt_state=optimizer(config, config.learning_rate).init(params),
@@ -160,7 +159,7 @@ def advantages(config, env, state, traj):
     """The learning problem that a rollout `[T, N]` poses, and the reward scale after it."""
     _, critic = networks(config, env)
     obs, next_obs = normalized(config, state, traj.obs), normalized(config, state, traj.next_obs)
-    value, next_value = critic.apply(state.params["critic"], obs), critic.apply(state.params["critic"], next_obs)
+    value, next_value = critic.apply(state.params["critic"], jnp.stack([obs, next_obs]))
     scale, reward = state.reward_scale, traj.reward
     if config.normalize_reward:
         scale, reward = scale_rewards(scale, reward, traj.done, config.gamma)
@@ -173,6 +172,7 @@ def update(config, env, state, *, objective: Callable = objective):
     key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
     data, scale = advantages(config, env, state, traj)
+    data = flatten(data)
     progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
     learning_rate = config.learning_rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
 
@@ -180,14 +180,13 @@ def update(config, env, state, *, objective: Callable = objective):
         params, opt_state = carry
         grads, parts = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
         updates, opt_state = optimizer(config, learning_rate).update(grads, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), {**parts, "grad_norm": optax.global_norm(grads)}
+        return (optax.apply_updates(params, updates), opt_state), {**parts, "grad_norm": jnp.linalg.norm(ravel_pytree(grads)[0])}
 
-    def epoch(carry, key):
-        return jax.lax.scan(step, carry, minibatches(key, data, config.num_minibatches))
+    def epoch(carry, order):
+        return jax.lax.scan(step, carry, jax.tree.map(lambda x: x[order], data))
 
-    (params, opt_state), parts = jax.lax.scan(
-        epoch, (state.params, state.opt_state), jax.random.split(shuffle_key, config.num_epochs)
-    )
+    orders = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
+    (params, opt_state), parts = jax.lax.scan(epoch, (state.params, state.opt_state), orders)
     metrics = episode_metrics(traj) | jax.tree.map(jnp.mean, parts) | {
         "explained_variance": explained_variance(data.value, data.target),
         "learning_rate": learning_rate,

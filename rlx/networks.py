@@ -1,6 +1,8 @@
 """Flax networks: a torso for vectors or images, an actor and a critic on top of it."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,35 +12,52 @@ from rlx.distributions import Categorical, Normal
 from rlx.spaces import Discrete, Space
 
 
-def orthogonal(scale: float) -> Callable:
-    """Initialiser of kernels `[..., m, n]`, seen as matrices with `n` columns: uniform over orthonormal ones, times `scale`.
+def initialize(key: jax.Array, obs: jax.Array, **networks: tuple[nn.Module, float]) -> dict[str, Any]:
+    """Parameters of several networks for inputs like `obs`, with orthogonal kernels, by name.
 
-    The product of Householder reflections of Gaussian vectors is uniform over the orthogonal group (Stewart 1980,
-    The efficient generation of random orthogonal matrices, SIAM J. Numer. Anal. 17(3)). A LAPACK QR would do the
-    same, but a vmap over several of them deadlocks XLA's thread pool on a CPU with few cores.
+        params = initialize(key, obs, actor=(actor, 0.01), critic=(critic, 1.0))
+
+    The number is the gain of the layer called `head`; all other kernels have gain sqrt(2), and what is not a kernel
+    starts as the module says. All kernels are drawn together, so that they compile to one loop.
     """
+    params = {name: module.init(key, obs) for name, (module, _) in networks.items()}
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    names = [[entry.key for entry in path] for path, _ in leaves]
+    kernels = [i for i, name in enumerate(names) if name[-1] == "kernel"]
+    values = [leaf for _, leaf in leaves]
+    matrices = orthogonal(key, [values[i].shape for i in kernels])
+    for i, matrix in zip(kernels, matrices, strict=True):
+        values[i] = matrix * (networks[names[i][0]][1] if "head" in names[i] else 2**0.5)
+    return jax.tree.unflatten(structure, values)
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-        num_columns = shape[-1]
-        num_rows = 1
-        for n in shape[:-1]:
-            num_rows *= n
-        tall, wide = max(num_rows, num_columns), min(num_rows, num_columns)
-        noise = jax.random.normal(key, (wide, tall), dtype)
-        rows = jnp.arange(tall)
 
-        def reflect(i, q):
-            k = wide - 1 - i
-            x = jnp.where(rows >= k, noise[k], 0.0)
-            sign = jnp.where(x[k] < 0, -1.0, 1.0)
-            v = x.at[k].add(sign * jnp.linalg.norm(x))
-            q = q - jnp.outer(v, (v @ q) * (2.0 / (v @ v)))
-            return q.at[:, k].multiply(-sign)  # the column of a reflection whose pivot is positive
+def orthogonal(key: jax.Array, shapes: list[tuple[int, ...]]) -> list[jax.Array]:
+    """Random orthogonal kernels of the given shapes `[..., n]`, seen as matrices `[m, n]`.
 
-        q = jax.lax.fori_loop(0, wide, reflect, jnp.eye(tall, wide, dtype=dtype))
-        return scale * (q if num_rows >= num_columns else q.T).reshape(shape)
+    The columns are orthonormal (the rows, where `m < n`) and uniformly distributed: Gram-Schmidt, done twice for
+    accuracy, on Gaussian matrices. LAPACK's QR gives the same, but a vmap over several of them deadlocks XLA's thread
+    pool on a CPU with few cores.
 
-    return init
+    Source: Saxe et al. 2014, arXiv:1312.6120 (the initialisation); Giraud et al. 2005, The loss of orthogonality in
+    the Gram-Schmidt orthogonalization process, Computers & Mathematics with Applications 50 (that twice is enough).
+    """
+    sizes = [(math.prod(shape[:-1]), shape[-1]) for shape in shapes]
+    tall, wide = max(map(max, sizes)), max(map(min, sizes))
+    lengths = jnp.array([max(size) for size in sizes])
+    noise = jax.random.normal(key, (wide, len(shapes), tall)) * (jnp.arange(tall) < lengths[:, None])
+
+    def step(basis, x):  # basis [L, wide, tall], one more vector of each matrix at a time
+        k, vector = x
+        for _ in range(2):
+            vector -= jnp.einsum("lw,lwt->lt", jnp.einsum("lwt,lt->lw", basis, vector), basis)
+        vector /= jnp.sqrt(jnp.sum(vector**2, axis=-1, keepdims=True) + 1e-30)
+        return basis.at[:, k].set(vector), None
+
+    basis, _ = jax.lax.scan(step, jnp.zeros((len(shapes), wide, tall)), (jnp.arange(wide), noise))
+    return [
+        (q[: min(m, n), : max(m, n)].T if m >= n else q[: min(m, n), : max(m, n)]).reshape(shape)
+        for q, (m, n), shape in zip(basis, sizes, shapes, strict=True)
+    ]
 
 
 def activation(name: str) -> Callable:
@@ -57,8 +76,7 @@ class Torso(nn.Module):
     """Observations `[..., *observation shape]` to features `[..., hidden_sizes[-1]]`.
 
     Integer observations are one-hot encoded. Images `[H, W, C]` go through 3 x 3 convolutions when there are
-    `conv_features`; everything is then flattened and goes through dense layers. Kernels are orthogonal with gain
-    sqrt(2), biases 0.
+    `conv_features`; everything is then flattened and goes through dense layers.
     """
 
     observation_space: Space
@@ -68,10 +86,10 @@ class Torso(nn.Module):
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
-        space, act, init = self.observation_space, activation(self.activation), orthogonal(2**0.5)
+        space, act = self.observation_space, activation(self.activation)
         if isinstance(space, Discrete):
             obs = jax.nn.one_hot(obs, space.n)
-        batch_shape = obs.shape[: obs.ndim - max(len(space.shape), 1)] if space.shape or isinstance(space, Discrete) else obs.shape
+        batch_shape = obs.shape[: obs.ndim - (len(space.shape) or 1)]
         x = obs.astype(jnp.float32)
         if self.conv_features and len(space.shape) != 3:
             raise ValueError(
@@ -79,42 +97,40 @@ class Torso(nn.Module):
                 f"these have shape {space.shape}; leave conv_features empty"
             )
         for features in self.conv_features:
-            x = act(nn.Conv(features, (3, 3), padding="VALID", kernel_init=init)(x))
+            x = act(nn.Conv(features, (3, 3), padding="VALID")(x))
         x = x.reshape(*batch_shape, -1)
         for features in self.hidden_sizes:
-            x = act(nn.Dense(features, kernel_init=init)(x))
+            x = act(nn.Dense(features)(x))
         return x
 
 
 class Actor(nn.Module):
     """`pi(. | obs)`: `Categorical` over Discrete actions; over a Box, `Normal` in unit coordinates `[-1, 1]`.
 
-    The head is orthogonal with gain 0.01, so that the first policy is near uniform (mean near 0). The normal's
-    log_std is one free parameter a dimension, not a function of the observation, and starts at `log_std`.
+    The normal's log_std is one free parameter a dimension, not a function of the observation, and starts at 0.
     """
 
     action_space: Space
     torso: Torso
-    log_std: float = 0.0
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> Categorical | Normal:
         x = self.torso(obs)
         if isinstance(self.action_space, Discrete):
-            return Categorical(nn.Dense(self.action_space.n, kernel_init=orthogonal(0.01))(x))
+            return Categorical(nn.Dense(self.action_space.n, name="head")(x))
         (num_actions,) = self.action_space.shape
-        mean = nn.Dense(num_actions, kernel_init=orthogonal(0.01))(x)
-        return Normal(mean, self.param("log_std", nn.initializers.constant(self.log_std), (num_actions,)))
+        mean = nn.Dense(num_actions, name="head")(x)
+        return Normal(mean, self.param("log_std", nn.initializers.zeros, (num_actions,)))
 
 
 class Critic(nn.Module):
-    """`V(obs)`, `[...]`; the head is orthogonal with gain 1."""
+    """`V(obs)`, `[...]`."""
 
     torso: Torso
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
-        return nn.Dense(1, kernel_init=orthogonal(1.0))(self.torso(obs))[..., 0]
+        return nn.Dense(1, name="head")(self.torso(obs))[..., 0]
 
 
-__all__ = ["Actor", "Critic", "Torso", "activation", "orthogonal"]
+__all__ = ["Actor", "Critic", "Torso", "activation", "initialize", "orthogonal"]
