@@ -1,0 +1,352 @@
+"""The command line: `rlx train ALGO`, `rlx eval RUN`, `rlx plot RUN...`, `rlx envs`; and `python some/ppo.py`."""
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import io
+import os
+import pkgutil
+import re
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import tyro
+from rich.console import Console
+
+import rlx.algos
+import rlx.envs
+from rlx.envs.registry import full_name
+from rlx.presets import configure, settings
+from rlx.run import Job, execute, keys, read_config, report
+
+COMMANDS = {
+    "train": "train an agent:  rlx train ppo --env CartPole-v1",
+    "eval": "evaluate a run:  rlx eval runs/NAME --num-episodes 100",
+    "plot": "draw runs:  rlx plot runs/A runs/B --output curves.png",
+    "envs": "list environments:  rlx envs [brax]",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Train an agent, with tuned settings where the algorithm ships some for the environment."""
+
+    env: str = ""
+    """environment, `namespace/Name` or an unambiguous `Name`; `rlx envs` lists them"""
+    env_options: tuple[str, ...] = ()
+    """options of the environment as name=value, such as backend=mjx or max_steps=200"""
+    seed: int = 0
+    """of everything random"""
+    out: Path | None = None
+    """run directory; default: a new one under runs/"""
+    resume: Path | None = None
+    """run directory to go on with; only --total-steps may be changed"""
+    preset: bool = True
+    """start from the tuned settings"""
+    eval_episodes: int = 32
+    """episodes of the final evaluation"""
+    compile_cache: bool = True
+    """keep compiled programs on disk for the next start"""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """Evaluate the newest checkpoint of a run."""
+
+    run: tyro.conf.Positional[Path]
+    """run directory"""
+    num_episodes: int = 32
+    """whole episodes"""
+    seed: int = 0
+    """of start states and of the environment; another stream than training's"""
+    stochastic: bool = False
+    """sample actions instead of taking the most likely"""
+    compile_cache: bool = True
+    """keep compiled programs on disk for the next start"""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlotOptions:
+    """Draw learning curves."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """run directories"""
+    output: Path = Path("curves.png")
+    """picture to write"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The `rlx` command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: rlx COMMAND ...\n\n" + "\n".join(f"  {name:6} {text}" for name, text in COMMANDS.items()))
+        print("\nrlx COMMAND --help says more; the algorithms are " + ", ".join(algorithms()))
+        sys.exit(0)
+    command, rest = arguments[0], arguments[1:]
+    with _errors():
+        if command == "train":
+            _train(rest)
+        elif command == "eval":
+            _eval(_parse(EvalOptions, rest, "rlx eval"))
+        elif command == "plot":
+            _plot(_parse(PlotOptions, rest, "rlx plot"))
+        elif command == "envs":
+            _envs(rest)
+        else:
+            raise ValueError(_unknown("command", command, list(COMMANDS)))
+
+
+def run_file(path: str) -> None:
+    """The command line of an algorithm file that is run as a script; `path` is its `__file__`."""
+    with _errors():
+        _train_algorithm(sys.modules["__main__"], str(Path(path).resolve()), sys.argv[1:], f"python {sys.argv[0]}")
+
+
+def algorithms() -> list[str]:
+    """Names of the algorithms that ship with rlx."""
+    return sorted(module.name for module in pkgutil.iter_modules(rlx.algos.__path__))
+
+
+def load_algorithm(name: str) -> ModuleType:
+    """The algorithm `name`: one that ships (`ppo`, `rlx.algos.ppo`), or the path of a file.
+
+    Raises:
+        ValueError: unknown name, naming the closest; or a file that is not an algorithm.
+    """
+    short = name.removeprefix("rlx.algos.")
+    if short in algorithms():
+        return importlib.import_module(f"rlx.algos.{short}")
+    path = Path(name)
+    if path.suffix != ".py" or not path.exists():
+        raise ValueError(_unknown("algorithm", name, algorithms()))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(f"rlx.loaded.{path.stem}", module)
+    spec.loader.exec_module(module)
+    missing = [part for part in ("Config", "init", "update", "act") if not hasattr(module, part)]
+    if missing:
+        raise ValueError(f"{path} is not an algorithm: it has no {', '.join(missing)}")
+    return module
+
+
+def _train(arguments: list[str]) -> None:
+    if not arguments or arguments[0].startswith("-"):
+        resume = _option(arguments, "--resume")
+        if resume is None:
+            raise ValueError(f"rlx train needs an algorithm: rlx train ppo --env NAME; there are {', '.join(algorithms())}")
+        arguments = [read_config(Path(resume))["algorithm"], *arguments]
+    algorithm = load_algorithm(arguments[0])
+    shipped = algorithm.__name__.startswith("rlx.algos.")
+    name = algorithm.__name__ if shipped else str(Path(arguments[0]).resolve())
+    _train_algorithm(algorithm, name, arguments[1:], f"rlx train {arguments[0]}")
+
+
+def _train_algorithm(algorithm: ModuleType, algorithm_name: str, arguments: list[str], prog: str) -> None:
+    console = Console()
+    resume = _option(arguments, "--resume")
+    tuned: dict[str, Any] = {}
+    if resume is not None:
+        saved = read_config(Path(resume))
+        env_name, default = saved["env"], saved_config(algorithm, saved)
+    else:
+        env_name = _option(arguments, "--env") or ""
+        preset = "--no-preset" not in arguments
+        if env_name:
+            env_name = full_name(env_name)
+            tuned = settings(_preset_file(algorithm), env_name) if preset else {}
+        default = configure(algorithm.Config, tuned)
+    options, config = _parse_train(algorithm, default, arguments, prog)
+    if not env_name:
+        raise ValueError(f"{prog} needs an environment: --env NAME; `rlx envs` lists them")
+    if options.eval_episodes < 1:
+        raise ValueError(f"--eval-episodes {options.eval_episodes}: give at least 1")
+    _configure_jax(options.compile_cache)
+    if resume is None:
+        env_options = dict(_env_option(text) for text in options.env_options)
+        directory = options.out or _new_directory(algorithm_name, env_name, options.seed)
+        if directory.exists() and any(directory.iterdir()):
+            hint = f"go on with it by --resume {directory}, or " if (directory / "config.json").exists() else ""
+            raise ValueError(f"{directory} is not empty: {hint}give another --out")
+        seed = options.seed
+    else:
+        directory, env_options, seed, tuned = options.resume, saved["env_options"], saved["seed"], saved["preset"]
+        _check_resume(arguments, default, config)
+    env = make(env_name, env_options)
+    chosen = {
+        f.name: value for f in dataclasses.fields(config) if (value := getattr(config, f.name)) != getattr(default, f.name)
+    }
+    stem = algorithm_name.rpartition(".")[2] if algorithm_name.startswith("rlx.") else Path(algorithm_name).stem
+    console.print(f"{stem} on {env_name}, seed {seed}, {jax.devices()[0].device_kind}", highlight=False)
+    for title, values in (("tuned settings", tuned), ("your settings", chosen)):
+        if values:
+            console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}", highlight=False, soft_wrap=True)
+    job = Job(algorithm, algorithm_name, config, env, env_name, env_options, seed, directory, tuned)
+    status = execute(job, console, resume=resume is not None, num_eval_episodes=options.eval_episodes)
+    if status:
+        sys.exit(status)
+
+
+def _parse_train(algorithm, default, arguments, prog):
+    config_type = tyro.conf.OmitArgPrefixes[algorithm.Config]
+    both = dataclasses.make_dataclass(
+        "Options", [("config", config_type, dataclasses.field(default=default))], bases=(TrainOptions,), frozen=True
+    )
+    both.__doc__ = TrainOptions.__doc__
+    options = _parse(both, arguments, prog)
+    return options, options.config
+
+
+def _check_resume(arguments: list[str], saved: Any, config: Any) -> None:
+    changed = [
+        f"{f.name} = {getattr(saved, f.name)} -> {getattr(config, f.name)}"
+        for f in dataclasses.fields(config)
+        if f.name != "total_steps" and getattr(saved, f.name) != getattr(config, f.name)
+    ]
+    fixed = [flag for flag in ("--env", "--env-options", "--seed", "--out") if _given(arguments, flag)]
+    if changed or fixed:
+        raise ValueError(f"a resumed run keeps its settings (only --total-steps may change): {', '.join(changed + fixed)}")
+
+
+def _eval(options: EvalOptions) -> None:
+    from rlx.checkpoint import restore
+
+    _configure_jax(options.compile_cache)
+    if options.num_episodes < 1:
+        raise ValueError(f"--num-episodes {options.num_episodes}: give at least 1")
+    saved = read_config(options.run)
+    algorithm = load_algorithm(saved["algorithm"])
+    config, env = saved_config(algorithm, saved), make(saved["env"], saved["env_options"])
+    like = jax.eval_shape(algorithm.init, config, env, jax.random.key(0))
+    state = restore(options.run / "checkpoints", like)
+    job = Job(algorithm, saved["algorithm"], config, env, saved["env"], saved["env_options"], saved["seed"], options.run)
+    key = jax.random.fold_in(keys(saved["seed"])[1], options.seed + 1)
+    report(job, state, key, options.num_episodes, Console(), deterministic=not options.stochastic)
+
+
+def _plot(options: PlotOptions) -> None:
+    from rlx.plot import curve
+
+    if not options.runs:
+        raise ValueError("rlx plot needs at least one run directory")
+    for run in options.runs:
+        read_config(run)
+    curve(list(options.runs), options.output)
+    print(f"curve: {options.output}")
+
+
+def _envs(arguments: list[str]) -> None:
+    from rlx.envs.registry import names
+
+    if any(argument.startswith("-") for argument in arguments):
+        print("usage: rlx envs [part of a name]")
+        sys.exit(0 if arguments[0] in ("-h", "--help") else 2)
+    found = [name for name in names() if all(part.lower() in name.lower() for part in arguments)]
+    if not found:
+        raise ValueError(f"no environment has {' and '.join(arguments)} in its name")
+    print("\n".join(found))
+
+
+def make(env_name: str, env_options: dict[str, Any]):
+    """The environment, with bad options reported as ValueError."""
+    try:
+        return rlx.envs.make(env_name, **env_options)
+    except TypeError as error:
+        raise ValueError(f"{env_name} does not take these options: {error}") from error
+
+
+def saved_config(algorithm: ModuleType, saved: dict[str, Any]) -> Any:
+    """The Config that a run directory was made with."""
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["config"].items()}
+    return configure(algorithm.Config, values)
+
+
+def _preset_file(algorithm: ModuleType) -> Path:
+    """The TOML file beside an algorithm, else the one that ships for an algorithm of the same name."""
+    beside = Path(algorithm.__file__).resolve().with_suffix(".toml")
+    return beside if beside.exists() else Path(rlx.algos.__path__[0]) / beside.name
+
+
+def _new_directory(algorithm_name: str, env_name: str, seed: int) -> Path:
+    stem = Path(algorithm_name.replace("rlx.algos.", "")).stem
+    name = f"{stem}-{env_name.replace('/', '-')}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for suffix in ("", *(f"-{i}" for i in range(2, 100))):
+        directory = Path("runs") / (name + suffix)
+        if not directory.exists():
+            return directory
+    raise ValueError(f"runs/{name} and its numbered siblings exist: give --out")
+
+
+def _env_option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"--env-options {text}: give name=value")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _given(arguments: list[str], flag: str) -> bool:
+    return any(a == flag or a.startswith(f"{flag}=") for a in arguments)
+
+
+def _option(arguments: list[str], flag: str) -> str | None:
+    """The value of a flag that decides how the others are read."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+        if argument == flag and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return None
+
+
+def _parse(options: type, arguments: list[str], prog: str) -> Any:
+    """tyro's result; its errors as one line."""
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(output):
+            return tyro.cli(options, args=arguments, prog=prog)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        text = re.sub(r"[│╭╮╰╯─]+", " ", output.getvalue())
+        lines = [" ".join(line.split()) for line in text.splitlines()]
+        lines = [line for line in lines if line and not line.startswith("For full helptext")]
+        raise ValueError(" ".join(lines[1:] or lines) + f"; {prog} --help lists the options") from None
+
+
+def _unknown(kind: str, name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
+    return f"unknown {kind} {name!r}: {hint}"
+
+
+def _configure_jax(compile_cache: bool) -> None:
+    """Full float32 products (TF32 changes what is learned), and the compilation cache."""
+    jax.config.update("jax_default_matmul_precision", "float32")
+    if compile_cache:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlx" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@contextlib.contextmanager
+def _errors():
+    """Bad input is one line on stderr and exit status 2."""
+    try:
+        yield
+    except ValueError as error:
+        if os.environ.get("RLX_TRACEBACK"):
+            raise
+        print(f"rlx: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("rlx: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,49 @@
+"""Progress of a run: a live bar on a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 10.0
+
+
+class Display:
+    """Shows steps, steps a second, the latest return and the time left. A context manager."""
+
+    def __init__(self, console: Console, total_steps: int, done_steps: int = 0):
+        self.console, self.total, self.first, self.start = console, total_steps, done_steps, time.perf_counter()
+        self.last_plain = self.start
+        self.bar = None
+        if console.is_terminal:
+            self.bar = Progress(
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self.task = self.bar.add_task("", total=total_steps, completed=done_steps)
+
+    def __enter__(self) -> "Display":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def show(self, steps: int, episode_return: float | None) -> None:
+        """Brings the display to `steps` environment steps."""
+        now = time.perf_counter()
+        rate = (steps - self.first) / max(now - self.start, 1e-9)
+        result = "return -" if episode_return is None else f"return {episode_return:.1f}"
+        text = f"{steps:,} steps  {rate:,.0f} steps/s  {result}"
+        if self.bar:
+            self.bar.update(self.task, completed=steps, description=text)
+        elif now - self.last_plain > PLAIN_SECONDS or steps >= self.total:
+            self.last_plain = now
+            left = (self.total - steps) / max(rate, 1e-9)
+            self.console.print(f"{100 * steps / self.total:3.0f} %  {text}  {left:.0f} s left", highlight=False)
