@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
+
 from rlx.env import Env
 from rlx.spaces import Box, Discrete, Space
 
@@ -16,28 +18,46 @@ NAMES = (
 )
 
 
+# Their observations leave the bounds that they declare: rewards, times and signed bits where 0 to n is written.
+WRONG_BOUNDS = ("MemoryChain-bsuite", "MNISTBandit-bsuite", "MetaMaze-misc", "GaussianBandit-misc")
+
+
 @dataclass(frozen=True)
 class Gymnax:
-    """A gymnax environment under the contract of `rlx.env.Environment`."""
+    """A gymnax environment under the contract of `rlx.env.Environment`.
+
+    Observations and rewards are float32 (or int32 for a Discrete observation), whatever number type the environment
+    computes them in. Where the declared bounds are wrong, the observation space has none.
+    """
 
     environment: Any
+    bounded: bool = True
 
     @property
     def default_params(self):
         return self.environment.default_params
 
     def reset(self, key, params):
-        return self.environment.reset_env(key, params)
+        obs, state = self.environment.reset_env(key, params)
+        return self._cast(obs, params), state
 
     def step(self, key, state, action, params):
         obs, state, reward, terminated, info = self.environment.step_env(key, state, action, params)
-        return obs, state, reward, terminated, self.environment.is_truncated(state, params), info
+        truncated = self.environment.is_truncated(state, params)
+        return self._cast(obs, params), state, jnp.asarray(reward, jnp.float32), terminated, truncated, info
 
     def observation_space(self, params):
-        return _space(self.environment.observation_space(params), "observation")
+        space = _space(self.environment.observation_space(params), "observation")
+        if isinstance(space, Discrete):
+            return space
+        low, high = (space.low, space.high) if self.bounded else (-jnp.inf, jnp.inf)
+        return Box(low, high, space.shape, jnp.float32)
 
     def action_space(self, params):
         return _space(self.environment.action_space(params), "action")
+
+    def _cast(self, obs, params):
+        return obs.astype(self.observation_space(params).dtype)
 
 
 def _space(space: Any, role: str) -> Space:
@@ -50,9 +70,17 @@ def _space(space: Any, role: str) -> Space:
 
 
 def make(name: str, **options: Any) -> Env:
+    """`options` go to the environment's constructor.
+
+    Raises:
+        ValueError: a space that is neither Box nor Discrete, or data that cannot be downloaded.
+    """
     import gymnax
 
-    environment = Gymnax(gymnax.make(name, **options)[0])
+    try:
+        environment = Gymnax(gymnax.make(name, **options)[0], bounded=name not in WRONG_BOUNDS)
+    except OSError as error:
+        raise ValueError(f"gymnax/{name} downloads its data when it is first made, and that failed: {error}") from error
     params = environment.default_params
     environment.observation_space(params), environment.action_space(params)  # refuse early, not within a trace
     return Env(environment, params)

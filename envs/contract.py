@@ -1,0 +1,546 @@
+"""The proof of the environment contract: `check`.
+
+Every clause is one function of the evidence. It returns None where it is proven and a reason where it cannot be judged
+on this environment, and raises `ContractError` where it is broken. Whatever can be seen in a trace is judged in a trace;
+only two programs are compiled, one step of one environment and random-action episodes of many.
+
+Axes: N episodes, T steps.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from rlx.env import Env
+from rlx.pytree import stack
+from rlx.spaces import Box, Discrete
+
+NUM_EPISODES = 32
+NUM_ENDS = 8  # fewer episode ends than this say nothing about what an end looks like
+EAGER_OPERATIONS = 400  # without jit each operation compiles alone, so larger programs would take minutes
+LIMITS = ("max_steps", "max_steps_in_episode")
+
+# Programs that differ only in how XLA fuses them round differently in the last bits, and one step of contact physics
+# (an iterative solver) amplifies that by some orders of magnitude. A wrong batch axis is off by the value itself.
+TOLERANCE = 1e-3
+
+_CONCRETE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+class ContractError(AssertionError):
+    """An environment breaks the contract; `clause` names the clause."""
+
+    clause = ""
+
+    def __str__(self):
+        return f"{self.clause}: {super().__str__()}"
+
+
+def check(env: Env, key: jax.Array | None = None, *, num_steps: int = 256, random_starts: bool = True) -> list[str]:
+    """Proves the contract of `rlx.env.Environment` on `env`, by tracing it and by random-action episodes.
+
+    Args:
+        env: any environment, bound to its parameters.
+        key: draws starts, actions and steps; `jax.random.key(0)` by default.
+        num_steps: length of the random episodes; those of physics are dear, those that end late need many.
+        random_starts: False declares that every episode begins in the same state.
+
+    Returns:
+        A line for each clause, in the order in which they were judged: what was proven, or `not judged: ` and why.
+
+    Raises:
+        ContractError: for the first clause that is broken: what was seen, and what to do.
+    """
+    evidence = Evidence(env, jax.random.key(0) if key is None else key, num_steps, random_starts)
+    lines = []
+    for clause in CLAUSES:
+        name = clause.__name__.replace("_", " ")
+        try:
+            reason = clause(evidence)
+        except ContractError as error:
+            error.clause = error.clause or name
+            raise
+        proven = clause.__doc__.partition("\n")[0].rstrip(".")
+        lines.append(f"{name}: {proven}" if reason is None else f"not judged: {name}: {reason}")
+    return lines
+
+
+@dataclasses.dataclass
+class Evidence:
+    """What the clauses judge; each part is computed when the first of them asks for it."""
+
+    env: Env
+    key: jax.Array
+    num_steps: int
+    random_starts: bool
+
+    @property
+    def action(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.env.action_space.shape, self.env.action_space.dtype)
+
+    @cached_property
+    def reset(self) -> Any:
+        """Shapes of what `environment.reset` returns."""
+        return _shapes("reset", lambda key: self.env.environment.reset(key, self.env.params), self.key)
+
+    @cached_property
+    def step(self) -> Any:
+        """Shapes of what `environment.step` returns."""
+        program = lambda key, state, action: self.env.environment.step(key, state, action, self.env.params)
+        return _shapes("step", program, self.key, self.reset[1], self.action)
+
+    @cached_property
+    def episodes(self) -> "Episodes":
+        return self.play(self.env)
+
+    @cached_property
+    def limited(self) -> dict[str, tuple["Episodes", "Episodes", int]]:
+        """For each time limit that can be moved: the episodes without one, those with a short one, and that one."""
+        limits = _limits(self.env)
+        if not limits:
+            return {}
+        free = self.episodes
+        if any(np.min(value) <= self.num_steps for value in limits.values()):
+            free = self.play(_limit(self.env, {name: self.num_steps + 1 for name in limits}))
+        # Half of the typical episode, so that about as many reach the limit as can.
+        short = max(1, int(np.median(free.length)) // 2)
+        moved = {}
+        for name in limits:
+            env = _limit(self.env, {other: self.num_steps + 1 for other in limits} | {name: short})
+            moved[name] = (free, self.play(env), short)
+        return moved
+
+    def play(self, env: Env) -> "Episodes":
+        start, traj = jax.tree.map(_host, _play(env, jax.random.split(self.key, NUM_EPISODES), self.num_steps))
+        return Episodes(start=start, **traj)
+
+    def one(self, index: int) -> tuple:
+        """Arguments of `_one` for the first step of an episode."""
+        reset_key, step_keys, _ = _keys(jax.random.split(self.key, NUM_EPISODES)[index], self.num_steps)
+        return self.env, reset_key, step_keys[0], jnp.asarray(self.episodes.action[index, 0])
+
+
+@dataclasses.dataclass
+class Episodes:
+    """Episodes of random actions, each from a fresh start; steps after an end are there and mean nothing. `[N, T]`."""
+
+    start: Any
+    action: np.ndarray
+    next_obs: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+    @property
+    def obs(self) -> np.ndarray:
+        return np.concatenate([self.start.obs[:, None], self.next_obs[:, :-1]], axis=1)
+
+    @property
+    def length(self) -> np.ndarray:
+        """Steps up to and with the first end; T where there is none."""
+        done = self.terminated | self.truncated
+        return np.where(done.any(1), done.argmax(1) + 1, done.shape[1])
+
+    @property
+    def valid(self) -> np.ndarray:
+        """The steps up to and with the first end."""
+        return np.arange(self.terminated.shape[1]) < self.length[:, None]
+
+
+def _keys(key, num_steps):
+    reset_key, steps_key, actions_key = jax.random.split(key, 3)
+    return reset_key, jax.random.split(steps_key, num_steps), jax.random.split(actions_key, num_steps)
+
+
+def _one(env, reset_key, step_key, action):
+    """The first step of one episode, and the spaces: everything that a caller does with an `Env`."""
+    start = env.reset(reset_key)
+    stepped, transition = env.advance(step_key, start, action)
+    return start, stepped, transition
+
+
+@jax.jit(static_argnames="num_steps")
+def _play(env, keys, num_steps):
+    def episode(key):
+        reset_key, step_keys, action_keys = _keys(key, num_steps)
+        start = env.reset(reset_key)
+
+        def step(env_state, keys):
+            step_key, action_key = keys
+            stepped, transition = env.advance(step_key, env_state, env.action_space.sample(action_key))
+            names = ("action", "next_obs", "reward", "terminated", "truncated")
+            return stepped, {name: getattr(transition, name) for name in names}
+
+        return start, jax.lax.scan(step, start, (step_keys, action_keys))[1]
+
+    return jax.vmap(episode)(keys)
+
+
+def _shapes(name, program, *args):
+    try:
+        return jax.eval_shape(program, *args)
+    except jax.errors.UnexpectedTracerError as error:
+        raise _leak(error) from error
+    except _CONCRETE as error:
+        raise ContractError(
+            f"{name} needs the value of a traced array: {_first_line(error)}; choose with jnp.where or jax.lax.cond, and "
+            "compute with jax.numpy"
+        ) from error
+    except Exception as error:
+        raise ContractError(f"{name} cannot be traced: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _leak(error):
+    leak = ContractError(
+        f"a tracer outlives the call that made it: {_first_line(error)}; return what changes as part of the state, and "
+        "assign nothing to the environment object within reset and step"
+    )
+    leak.clause = "tracers"
+    return leak
+
+
+def _first_line(error):
+    return str(error).strip().partition("\n")[0]
+
+
+def _host(leaf):
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def _paths(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path) or "the result", _host(jnp.asarray(leaf))
+
+
+def _read(params, name):
+    return params.get(name) if isinstance(params, dict) else getattr(params, name, None)
+
+
+def _limits(env: Env) -> dict[str, Any]:
+    found = {} if env.max_steps is None else {"env.max_steps": env.max_steps}
+    return found | {f"params.{name}": _read(env.params, name) for name in LIMITS if _read(env.params, name) is not None}
+
+
+def _limit(env: Env, limits: dict[str, int]) -> Env:
+    for name, value in limits.items():
+        owner, _, field = name.partition(".")
+        if owner == "env":
+            env = replace(env, max_steps=_like(env.max_steps, value))
+            continue
+        new = {field: _like(_read(env.params, field), value)}
+        env = replace(env, params={**env.params, **new} if isinstance(env.params, dict) else replace(env.params, **new))
+    return env
+
+
+def _like(old, value):
+    return jnp.full_like(old, value) if hasattr(old, "dtype") else type(old)(value)
+
+
+def _operations(jaxpr: Jaxpr | ClosedJaxpr) -> Iterator[tuple]:
+    """Every operation of a traced program with its constants, so that two traces can be compared."""
+    if isinstance(jaxpr, ClosedJaxpr):
+        yield from (("constant", _host(jnp.asarray(const)).tobytes()) for const in jaxpr.consts)
+        jaxpr = jaxpr.jaxpr
+    for eqn in jaxpr.eqns:
+        params = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: isinstance(x, (Jaxpr, ClosedJaxpr)))
+        settings = tuple(repr(x) for x in params if isinstance(x, (bool, int, float, str)))
+        literals = tuple(repr(v.val) for v in eqn.invars if isinstance(v, Literal))
+        yield eqn.primitive.name, literals, settings, tuple(str(v.aval) for v in eqn.outvars)
+        for inner in params:
+            if isinstance(inner, (Jaxpr, ClosedJaxpr)):
+                yield from _operations(inner)
+
+
+def spaces(evidence):
+    """Observation and action space are a Box or a Discrete with sensible bounds."""
+    for role in ("observation_space", "action_space"):
+        space = getattr(evidence.env, role)
+        if not isinstance(space, (Box, Discrete)):
+            raise ContractError(f"{role} is a {type(space).__name__}; return rlx.spaces.Box or rlx.spaces.Discrete")
+        if isinstance(space, Discrete):
+            if space.n < 1:
+                raise ContractError(f"{role} is Discrete({space.n}); give it at least one category")
+            continue
+        try:
+            low, high = (np.broadcast_to(bound, space.shape) for bound in (space.low, space.high))
+        except ValueError as error:
+            shapes = np.shape(space.low), np.shape(space.high)
+            raise ContractError(f"{role} has shape {space.shape} and bounds of shapes {shapes}; make them fit") from error
+        if not (low <= high).all():
+            raise ContractError(f"{role} has a lower bound above its upper one (or NaN): {space}; swap them")
+
+
+def structure(evidence):
+    """Reset returns obs, state; step returns obs, state, reward, terminated, truncated, info; both can be traced."""
+    environment = evidence.env.environment
+    if not hasattr(environment, "default_params"):
+        raise ContractError(f"{type(environment).__name__} has no default_params; set it to a pytree, or to None")
+    try:
+        hash(environment)
+    except TypeError as error:
+        raise ContractError(
+            f"{type(environment).__name__} cannot be hashed ({error}), and the environment is a static part of every "
+            "program; freeze the dataclass, or leave __eq__ out"
+        ) from error
+    for name, names in (("reset", "obs, state"), ("step", "obs, state, reward, terminated, truncated, info")):
+        out = getattr(evidence, name)
+        if not isinstance(out, tuple) or len(out) != len(names.split()):
+            seen = f"{len(out)} values" if isinstance(out, tuple) else f"a {type(out).__name__}"
+            raise ContractError(f"{name} returned {seen}; return the tuple {names}")
+
+
+def observation(evidence):
+    """Observations have the shape and dtype of their space."""
+    space = evidence.env.observation_space
+    for name, obs in (("reset", evidence.reset[0]), ("step", evidence.step[0])):
+        if not hasattr(obs, "shape"):
+            raise ContractError(f"{name} gives the observation {obs}; rlx works with single arrays: concatenate it")
+        seen, wanted = (obs.shape, obs.dtype), (tuple(space.shape), jnp.dtype(space.dtype))
+        if seen != wanted:
+            raise ContractError(
+                f"{name} gives an observation of shape {seen[0]} and dtype {seen[1]}, observation_space has {wanted[0]} and "
+                f"{wanted[1]}; correct the space, or cast and reshape the observation"
+            )
+
+
+def reward_and_ends(evidence):
+    """Reward is a float scalar, terminated and truncated are bool scalars."""
+    for name, kind, value in zip(("reward", "terminated", "truncated"), ("float", "bool", "bool"), evidence.step[2:5], strict=True):
+        wanted = jnp.floating if kind == "float" else jnp.bool_
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if shape != () or not jnp.issubdtype(dtype, wanted):
+            seen = f"has shape {shape} and dtype {dtype}" if dtype is not None else f"is {value}"
+            raise ContractError(f"{name} {seen}; make it a {kind} scalar")
+
+
+def carry(evidence):
+    """The state keeps structure, shapes and dtypes, so that a scan can carry it."""
+    before, after = evidence.reset[1], evidence.step[1]
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise ContractError(
+            f"reset gives a state of structure {jax.tree.structure(before)}, step one of {jax.tree.structure(after)}; "
+            "give both the same fields"
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
+    for (path, old), new in pairs:
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            raise ContractError(
+                f"state{jax.tree_util.keystr(path)} is {old.dtype}{list(old.shape)} after reset and "
+                f"{new.dtype}{list(new.shape)} after step; give it one shape and dtype"
+            )
+
+
+def params(evidence):
+    """Parameters are read as traced arrays, so that they can be vmapped and differentiated."""
+    env = evidence.env
+    if not jax.tree.leaves(env.params):
+        return "the environment has no parameters"
+
+    def program(env, reset_key, step_key, action):
+        out = _one(env, reset_key, step_key, action)
+        return out, env.observation_space.contains(out[0].obs), env.action_space.sample(step_key)
+
+    args = (evidence.key, evidence.key, evidence.action)
+    try:
+        one = jax.eval_shape(program, env, *args)
+        many = jax.eval_shape(jax.vmap(program, in_axes=(0, None, None, None)), stack([env, env]), *args)
+    except Exception as error:
+        raise ContractError(
+            f"with traced params: {type(error).__name__}: {_first_line(error)}; compute with params in jax.numpy, and keep "
+            "what picks code or fixes a shape out of them, as an attribute of the environment"
+        ) from error
+    wanted = jax.tree.map(lambda x: ((2, *x.shape), x.dtype), one)
+    seen = jax.tree.map(lambda x: (x.shape, x.dtype), many)
+    if wanted != seen:
+        raise ContractError(f"two params at once give {seen}, one gives {one}; let params change values and no shapes")
+
+    reset = jax.make_jaxpr(lambda params: env.environment.reset(evidence.key, params))(env.params)
+    step = jax.make_jaxpr(
+        lambda params, state, action: env.environment.step(evidence.key, state, action, params)
+    )(env.params, evidence.reset[1], evidence.action)
+    leaves = len(jax.tree.leaves(env.params))
+    for closed in (reset, step):
+        read = {id(v) for eqn in closed.jaxpr.eqns for v in eqn.invars} | {id(v) for v in closed.jaxpr.outvars}
+        if any(id(v) in read for v in closed.jaxpr.invars[:leaves]):
+            return None
+    raise ContractError(
+        "neither reset nor step reads the params that it is given, so a sweep over them would change nothing; use the "
+        "argument, not an attribute of the environment or default_params"
+    )
+
+
+def tracers(evidence):
+    """Nothing traced outlives the call that made it."""
+    try:
+        with jax.check_tracer_leaks():
+            jax.eval_shape(lambda *args: _one(*args), evidence.env, evidence.key, evidence.key, evidence.action)
+    except Exception as error:
+        if "eaked" not in str(error) and not isinstance(error, jax.errors.UnexpectedTracerError):
+            raise
+        raise _leak(error) from error
+
+
+def keys(evidence):
+    """No key is consumed twice."""
+    reset_key, step_key = jax.random.split(evidence.key)
+    try:
+        with jax.debug_key_reuse(True):
+            jax.jit(lambda *args: _one(*args)).trace(evidence.env, reset_key, step_key, evidence.action)
+    except jax.errors.KeyReuseError as error:
+        raise ContractError(f"{_first_line(error)}; split the key, and use each part once") from error
+
+
+def determinism(evidence):
+    """The same key gives the same bits, in every trace and in every run."""
+    args = (evidence.env, evidence.key, evidence.key, evidence.action)
+    first, second = ([*_operations(jax.make_jaxpr(lambda *args: _one(*args))(*args))] for _ in range(2))
+    if first != second:
+        changed = next((pair for pair in zip(first, second, strict=False) if pair[0] != pair[1]), "its length")
+        raise ContractError(
+            f"tracing twice gives two programs (they differ in {changed}); draw with the key, and keep what changes in the "
+            "state: Python and numpy randomness, and attributes of the environment, are frozen into the program"
+        )
+    single = jax.jit(_one)
+    args = evidence.one(0)
+    for (path, a), (_, b) in zip(_paths(single(*args)), _paths(single(*args)), strict=True):
+        if a.tobytes() != b.tobytes():
+            raise ContractError(f"two runs with the same keys differ in {path}: {a} and {b}; draw with the key alone")
+
+
+def starts(evidence):
+    """Different keys give different starts, or all the same one where that is declared."""
+    start = evidence.episodes.start
+    vary = [path for path, leaf in _paths((start.obs, start.state)) if (leaf != leaf[:1]).any()]
+    if evidence.random_starts and not vary:
+        raise ContractError(
+            f"{NUM_EPISODES} keys gave the same start; draw the start with the key, or declare random_starts=False"
+        )
+    if not evidence.random_starts and vary:
+        raise ContractError("random_starts=False, but different keys gave different starts; leave it out")
+
+
+def values(evidence):
+    """Over whole random-action episodes observations stay within their space and rewards are finite."""
+    space, episodes = evidence.env.observation_space, evidence.episodes
+    low, high = (0, space.n - 1) if isinstance(space, Discrete) else (np.asarray(space.low), np.asarray(space.high))
+    # A cosine that rounds to 1.0000001 is within its bounds.
+    low, high = (bound + sign * 1e-5 * np.maximum(1.0, np.abs(bound)) for bound, sign in ((low, -1), (high, 1)))
+    seen = np.concatenate([episodes.start.obs[:, None], episodes.next_obs], axis=1)
+    inside = (seen >= low) & (seen <= high)  # False for NaN
+    mask = np.concatenate([np.ones_like(episodes.valid[:, :1]), episodes.valid], axis=1)
+    bad = np.argwhere(~inside & mask.reshape(mask.shape + (1,) * (inside.ndim - 2)))
+    if bad.size:
+        where = tuple(bad[0])
+        bounds = [np.broadcast_to(bound, inside.shape)[where].round(4).item() for bound in (low, high)]
+        raise ContractError(
+            f"the observation after step {where[1]} is {seen[where]} at index {tuple(map(int, where[2:]))}, observation_space "
+            f"allows {bounds}; widen the space, or correct the observation"
+        )
+    bad = np.argwhere(~np.isfinite(episodes.reward) & episodes.valid)
+    if bad.size:
+        raise ContractError(f"the reward of step {bad[0][1] + 1} is {episodes.reward[tuple(bad[0])]}; make it finite")
+
+
+def jit(evidence):
+    """A step gives the same without jit."""
+    args = evidence.one(0)
+    operations = sum(1 for _ in _operations(jax.make_jaxpr(lambda *args: _one(*args))(*args)))
+    if operations > EAGER_OPERATIONS:
+        return f"it has {operations} operations, and without jit each of them would be compiled alone"
+    _same(jax.jit(_one)(*args), _one(*args), "with jit", "without", "do not ask whether an argument is a tracer")
+
+
+def vmap(evidence):
+    """A step of many environments is that of each alone."""
+    episodes, single = evidence.episodes, jax.jit(_one)
+    for i in range(2):
+        start, _, transition = single(*evidence.one(i))
+        first = lambda tree, i=i: jax.tree.map(lambda leaf: leaf[i], tree)
+        many = first(episodes.start), *(first(getattr(episodes, name)[:, 0]) for name in _COMPARED)
+        one = jax.tree.map(_host, start), *(getattr(transition, name) for name in _COMPARED)
+        _same(one, many, "alone", "within a vmap", "index and reduce within one environment's own axes")
+
+
+_COMPARED = ("next_obs", "reward", "terminated", "truncated")
+
+
+def _same(a, b, a_name, b_name, advice):
+    for (path, x), (_, y) in zip(_paths(a), _paths(b), strict=True):
+        exact = not np.issubdtype(x.dtype, np.inexact)
+        if not (np.array_equal(x, y) if exact else np.allclose(x, y, TOLERANCE, TOLERANCE, equal_nan=True)):
+            raise ContractError(f"{path} is {x} {a_name} and {y} {b_name}; {advice}")
+
+
+def time_limit(evidence):
+    """Moving the time limit moves truncation and leaves termination where it is."""
+    if not evidence.limited:
+        return f"neither env.max_steps nor a field of params called {' or '.join(LIMITS)} is there to be moved"
+    judged = False
+    for name, (free, limited, limit) in evidence.limited.items():
+        alive = free.length > limit
+        before = free.valid[:, :limit]
+        early = (free.terminated[:, :limit] != limited.terminated[:, :limit]) & before
+        if early.any():
+            n, t = np.argwhere(early)[0]
+            raise ContractError(
+                f"with {name} = {limit} step {t + 1} has terminated = {limited.terminated[n, t]}, without a limit "
+                f"{free.terminated[n, t]}; report a time limit as truncated, and only as that"
+            )
+        if not limited.truncated[alive, limit - 1].all() or limited.truncated[alive, : limit - 1].any():
+            raise ContractError(
+                f"with {name} = {limit} episodes have lengths {sorted(set(limited.length.tolist()))}; truncate when as many "
+                "steps were taken, or leave the limit to env.max_steps"
+            )
+        judged |= alive.any()
+    return None if judged else "every episode ends by itself before a limit could cut it"
+
+
+def successor(evidence):
+    """The observation that step returns at an episode's end is the successor, not the next start.
+
+    An environment that restarts itself jumps into the region of its starts at every end. It is caught where the
+    observations that were acted on last lie outside of that region (the box that the starts span, widened by its own
+    width on all sides) and those after the end lie within.
+    """
+    starts = evidence.episodes.start.obs.reshape(NUM_EPISODES, -1).astype(np.float64)
+    low, high = starts.min(0), starts.max(0)
+    width = high - low
+    within = lambda obs: ((obs >= low - width) & (obs <= high + width)).all(-1)
+    runs = [evidence.episodes, *(limited for _, limited, _ in evidence.limited.values())]
+    reasons = []
+    for kind in ("terminated", "truncated"):
+        last, after = [], []
+        for run in runs:
+            at_end = getattr(run, kind) & run.valid
+            last.append(run.obs[at_end].reshape(-1, starts.shape[1]))
+            after.append(run.next_obs[at_end].reshape(-1, starts.shape[1]))
+        last, after = np.concatenate(last), np.concatenate(after)
+        if len(after) < NUM_ENDS:
+            reasons.append(f"{len(after)} episodes were {kind}")
+        elif within(last).mean() > 0.5:
+            reasons.append(f"where episodes were {kind}, observations before the end look like starts")
+        elif within(after).mean() > 0.9:
+            raise ContractError(
+                f"{within(after).sum()} of {len(after)} {kind} episodes end with an observation from where episodes start; "
+                "return the successor, and leave the restart to Env"
+            )
+    return "; ".join(reasons) if len(reasons) == 2 else None
+
+
+CLAUSES = (
+    *(spaces, structure, observation, reward_and_ends, carry, params, tracers, keys, determinism),
+    *(starts, values, jit, vmap, time_limit, successor),
+)
