@@ -1,0 +1,22 @@
+"""PPO in rlx, for speed.py."""
+
+from peers.measure import main
+
+
+def program(settings):
+    from functools import partial
+
+    import jax
+    from rlx.algos import ppo
+
+    import rlx
+
+    settings = dict(settings, hidden_sizes=tuple(settings["hidden_sizes"]))
+    env = rlx.envs.make(settings.pop("env"))
+    config = ppo.Config(**settings)
+    run = jax.jit(partial(rlx.train, ppo))
+    return run, lambda key: (config, env, key), lambda result: result[0].num_updates * config.steps_per_update
+
+
+if __name__ == "__main__":
+    main(program)

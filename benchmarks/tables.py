@@ -1,0 +1,95 @@
+"""Writes the README's tables from the results of the benchmarks.
+
+    python benchmarks/tables.py
+    python benchmarks/tables.py --check
+
+A table stands between `<!-- table: returns -->` or `<!-- table: speed -->` and `<!-- end -->`; the rest of the README
+is left alone.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from provenance import RESULTS, ROOT
+from speed import rows
+
+TABLE = re.compile(r"(?<=<!-- table: )(returns|speed) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+
+
+def markdown(header: list[str], body: list[tuple[str, ...]], num_text: int) -> str:
+    """A Markdown table; columns after the first `num_text` are aligned to the right."""
+    rule = ["---"] * num_text + ["--:"] * (len(header) - num_text)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *body))
+
+
+def with_interval(estimate: dict[str, float]) -> str:
+    return "{value:.1f} [{low:.1f}, {high:.1f}]".format(**estimate)
+
+
+def bar_text(bar: dict | None, num_seeds: int) -> str:
+    """What was asked for, and how it came out."""
+    if bar is None:
+        return "none"
+    verdict = "reached" if bar["passed"] else "missed"
+    if "seeds" in bar:
+        return f"{bar['at_least']} on {bar['seeds']} of {num_seeds} seeds: {verdict} ({bar['reached']})"
+    return f"mean {bar['at_least']}: {verdict}"
+
+
+def returns_table(results: list[dict]) -> str:
+    header = ["task", "algorithm", "steps", "seeds", "mean return [95 %]", "interquartile mean [95 %]", "at least"]
+    body = [
+        (
+            r["task"],
+            r["algorithm"],
+            f"{r['steps']:,}",
+            str(len(r["seeds"])),
+            with_interval(r["mean"]),
+            with_interval(r["iqm"]),
+            bar_text(r["bar"], len(r["seeds"])),
+        )
+        for r in results
+    ]
+    return markdown(header, body, num_text=2)
+
+
+def speed_table(result: dict) -> str:
+    return markdown(["case", "quantity", "rlx", "Rejax", "rlx / Rejax"], rows(result), num_text=2)
+
+
+def tables(results: Path = RESULTS) -> dict[str, str]:
+    """Every table that there are results for."""
+    returns = [json.loads(path.read_text()) for path in sorted((results / "returns").glob("*.json"))]
+    found = {"returns": returns_table(returns)} if returns else {}
+    if (results / "speed.json").exists():
+        found["speed"] = speed_table(json.loads((results / "speed.json").read_text()))
+    return found
+
+
+def render(text: str, tables: dict[str, str]) -> str:
+    """`text` with its tables replaced; one without results says so."""
+    return TABLE.sub(lambda match: f"{match[1]} -->\n{tables.get(match[1], f'Not measured yet.{chr(10)}')}", text)
+
+
+def main(check: bool = False, readme: Path = ROOT / "README.md", results: Path = RESULTS) -> None:
+    """Writes the tables.
+
+    Args:
+        check: write nothing; exit with status 1 when the README is not up to date.
+        readme: the file with the markers.
+        results: folder of the JSON files.
+    """
+    text = readme.read_text()
+    rendered = render(text, tables(results))
+    if check and rendered != text:
+        sys.exit(f"{readme.name} is not up to date: run python benchmarks/tables.py")
+    if not check:
+        readme.write_text(rendered)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)

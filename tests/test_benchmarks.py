@@ -1,0 +1,224 @@
+import copy
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.fixture
+def speed_result():
+    """Two repeats; rlx runs at 300 and 100 steps/s beside a Rejax of 100."""
+    from speed import CASES
+
+    def measurement(library, repeat, speed):
+        return {
+            "case": "CartPole-v1",
+            "library": library,
+            "repeat": repeat,
+            "import_seconds": 1.0,
+            "trace_seconds": 0.5,
+            "compile_seconds": 1.5,
+            "run_seconds": [1.0],
+            "steps": 100,
+            "steps_per_second": {"median": speed, "min": speed, "max": speed},
+            "peak_memory_bytes": 2**20,
+            "device": "cpu",
+            "versions": {"jax": "1"},
+        }
+
+    speeds = [("rlx", 0, 300.0), ("rejax", 0, 100.0), ("rlx", 1, 100.0), ("rejax", 1, 100.0)]
+    settings = {"CartPole-v1": CASES["CartPole-v1"]}
+    return {"commit": "c", "machine": {}, "settings": settings, "measurements": [measurement(*s) for s in speeds]}
+
+
+@pytest.fixture
+def returns_result():
+    return {
+        "task": "CartPole-v1",
+        "algorithm": "ppo",
+        "steps": 500_224,
+        "seeds": list(range(10)),
+        "mean": {"value": 491.26, "low": 480.0, "high": 500.0},
+        "iqm": {"value": 500.0, "low": 495.0, "high": 500.0},
+        "bar": {"at_least": 475, "seeds": 9, "reached": 10, "passed": True},
+    }
+
+
+def test_returns_table_renders(returns_result):
+    from tables import returns_table
+
+    header, rule, row = returns_table([returns_result]).splitlines()
+    assert header.count("|") == rule.count("|") == row.count("|")
+    assert row == (
+        "| CartPole-v1 | ppo | 500,224 | 10 | 491.3 [480.0, 500.0] | 500.0 [495.0, 500.0] "
+        "| 475 on 9 of 10 seeds: reached (10) |"
+    )
+
+
+@pytest.mark.parametrize(
+    ("bar", "text"), [(None, "none"), ({"at_least": -90, "passed": False}, "mean -90: missed")], ids=["none", "mean"]
+)
+def test_returns_table_states_the_bar(returns_result, bar, text):
+    from tables import returns_table
+
+    assert returns_table([returns_result | {"bar": bar}]).endswith(f"| {text} |\n")
+
+
+def test_speed_table_has_the_ratios_of_neighbours(speed_result):
+    from tables import speed_table
+
+    lines = speed_table(speed_result).splitlines()
+    assert lines[2] == "| CartPole-v1 | steps/s | 200 | 100 | 2.00 [1.00, 3.00] |"
+    assert lines[3] == "| CartPole-v1 | trace + compile, s | 2.00 | 2.00 | 1.00 [1.00, 1.00] |"
+
+
+def test_only_the_tables_of_a_readme_change():
+    from tables import render
+
+    text = "a\n<!-- table: speed -->\nold\n<!-- end -->\nb\n<!-- table: returns -->\n<!-- end -->\nc\n"
+    rendered = render(text, {"speed": "new\n"})
+    assert rendered == (
+        "a\n<!-- table: speed -->\nnew\n<!-- end -->\nb\n<!-- table: returns -->\nNot measured yet.\n<!-- end -->\nc\n"
+    )
+    assert render(rendered, {"speed": "new\n"}) == rendered
+
+
+def test_check_fails_on_a_stale_readme(tmp_path, returns_result):
+    from tables import main
+
+    readme, folder = tmp_path / "README.md", tmp_path / "results" / "returns"
+    folder.mkdir(parents=True)
+    (folder / "ppo-CartPole-v1.json").write_text(json.dumps(returns_result))
+    readme.write_text("<!-- table: returns -->\n<!-- end -->\n")
+    with pytest.raises(SystemExit, match="not up to date"):
+        main(check=True, readme=readme, results=tmp_path / "results")
+    main(readme=readme, results=tmp_path / "results")
+    assert "491.3" in readme.read_text()
+    main(check=True, readme=readme, results=tmp_path / "results")
+
+
+def test_readme_is_up_to_date():
+    from tables import main
+
+    main(check=True)
+
+
+def test_iqm_leaves_the_outer_quarters_out():
+    from returns import iqm
+
+    assert iqm(np.array([-1000.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1000.0])) == 3.5
+    assert iqm(np.array([-1000.0, -1000.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1000.0, 1000.0])) == 3.5  # of ten, two each
+
+
+def test_interval_has_known_values():
+    from returns import interval, iqm
+
+    x = np.random.default_rng(1).normal(size=1000)
+    found = interval(x)
+    half = 1.96 * x.std() / np.sqrt(1000)
+    assert found["value"] == pytest.approx(x.mean())
+    np.testing.assert_allclose([found["low"], found["high"]], [x.mean() - half, x.mean() + half], atol=0.1 * half)
+    assert interval(x) == found
+    assert interval(np.full(10, 500.0), iqm) == {"value": 500.0, "low": 500.0, "high": 500.0}
+
+
+def test_bars_count_seeds_or_take_the_mean():
+    from returns import Task, bar
+
+    returns = np.array([500.0] * 9 + [0.0])
+    by_seeds, by_mean = Task("", 1, at_least=475, share=0.9), Task("", 1, at_least=475)
+    assert bar(by_seeds, returns) == {"at_least": 475, "seeds": 9, "reached": 9, "passed": True}
+    assert bar(by_mean, returns) == {"at_least": 475, "passed": False}
+    assert bar(Task("", 1), returns) is None
+
+
+def test_curve_weighs_seeds_equally_and_skips_stretches_without_episodes():
+    from returns import curve
+
+    episode_return = np.array([[np.nan, 10.0, 20.0, np.nan], [np.nan, np.nan, 5.0, np.nan]])
+    num_episodes = np.array([[0, 1, 3, 0], [0, 0, 4, 0]])
+    assert curve(episode_return, num_episodes, steps_per_update=8, num_points=2) == {
+        "steps": [16, 32],
+        "mean_return": [10.0, 12.5],
+    }
+    assert curve(episode_return, num_episodes, 8)["mean_return"] == [None, 10.0, 12.5, None]
+
+
+def test_every_task_is_there_and_divides_its_settings():
+    from returns import TASKS
+    from rlx.algos import ppo
+    from rlx.envs.registry import full_name
+
+    import rlx
+    from rlx.presets import preset
+
+    for task in TASKS.values():
+        assert full_name(task.env) == task.env
+        assert rlx.total_updates(preset(ppo, task.env, total_steps=task.total_steps)) > 50
+
+
+def test_returns_of_a_probe():
+    from returns import Task, measure
+
+    result = measure(Task("probe/Constant", 2_000, at_least=1.0), num_seeds=3, num_episodes=4)
+    json.dumps(result, allow_nan=False)
+    assert result["returns"] == [1.0, 1.0, 1.0]
+    assert result["bar"] == {"at_least": 1.0, "passed": True}
+    assert result["steps"] == 2_048
+    assert result["curve"] == {"steps": [512, 1024, 1536, 2048], "mean_return": [1.0] * 4}
+    assert result["all_finished"]
+    assert result["config"]["total_steps"] == result["settings"]["total_steps"] == 2_000
+
+
+def test_measured_returns_are_not_measured_again(tmp_path, monkeypatch):
+    import returns
+
+    calls = []
+    result = {"mean": {"value": 1.0, "low": 1.0, "high": 1.0}, "steps": 1, "seconds": {"compile": 1.0, "run": 1.0}}
+    monkeypatch.setattr(returns, "measure", lambda *args: calls.append(args) or copy.deepcopy(result))
+    monkeypatch.setattr(returns.jax.config, "update", lambda *args: None)
+    for force, expected in ((False, 1), (False, 1), (True, 2)):
+        returns.main(task="CartPole-v1", force=force, out=tmp_path)
+        assert len(calls) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["ppo-CartPole-v1.json"]
+
+
+def test_speed_cases_are_whole_updates_of_one_configuration():
+    from rlx.algos import ppo
+    from speed import CASES
+
+    for settings in CASES.values():
+        config = ppo.Config(**{k: v for k, v in settings.items() if k != "env"})
+        assert config.total_steps % config.steps_per_update == 0
+        assert config.steps_per_update % config.num_minibatches == 0
+
+
+def test_speed_measurement_has_the_schema(speed_result):
+    from speed import CASES, measurement
+
+    settings = CASES["CartPole-v1"] | {"total_steps": 64, "num_steps": 16, "num_epochs": 1}
+    measured = measurement(sys.executable, "rlx", settings, num_runs=2, platform="cpu")
+    expected = {k: v for k, v in speed_result["measurements"][0].items() if k not in ("case", "library", "repeat")}
+    assert measured.keys() == expected.keys()
+    assert {k: type(v) for k, v in measured.items()} == {k: type(v) for k, v in expected.items()}
+    assert len(measured["run_seconds"]) == 2
+    speed = measured["steps_per_second"]
+    assert 0 < speed["min"] <= speed["median"] <= speed["max"]
+    assert measured["steps"] == 64
+    assert {"rlx", "jax", "jaxlib", "gymnax"} <= measured["versions"].keys()
+
+
+def test_speed_reports_a_failed_process():
+    from speed import CASES, measurement
+
+    with pytest.raises(RuntimeError, match="rlx failed on NoSuch"):
+        measurement(sys.executable, "rlx", CASES["CartPole-v1"] | {"env": "NoSuch"}, num_runs=1, platform="cpu")
