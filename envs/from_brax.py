@@ -1,5 +1,6 @@
 """Adapter for Brax: its locomotion and control tasks on any of its physics backends."""
 
+import contextlib
 import copy
 import warnings
 from typing import Any
@@ -17,7 +18,6 @@ NAMES = (
 )
 BACKENDS = ("generalized", "positional", "spring", "mjx")
 EPISODE_STEPS = 1000
-
 
 
 class Brax:
@@ -63,6 +63,16 @@ class Brax:
         return Box(-1.0, 1.0, (self.environment.action_size,))
 
 
+class _Numpy:
+    """`jax.numpy` with the argument names of `clip` that jax has removed and Brax's fluid forces still use."""
+
+    def __getattr__(self, name):
+        return getattr(jnp, name)
+
+    def clip(self, x, a_min=None, a_max=None):
+        return jnp.clip(x, a_min, a_max)
+
+
 def make(name: str, *, backend: str | None = None, **options: Any) -> Env:
     """`backend`: generalized, positional, spring or mjx; None is the task's default in Brax."""
     if backend is not None:
@@ -72,7 +82,10 @@ def make(name: str, *, backend: str | None = None, **options: Any) -> Env:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Brax System, piplines and environments are not actively")
         warnings.filterwarnings("ignore", message="JAXopt is no longer maintained", category=DeprecationWarning)
-        import brax.envs
+        with contextlib.redirect_stdout(None):  # MJX prints that its optional Warp backend is not installed
+            import brax.envs
+        import brax.fluid
 
+        brax.fluid.jp = _Numpy()
         environment = Brax(brax.envs.get_environment(name, **options))
     return Env(environment, environment.default_params, max_steps=EPISODE_STEPS)

@@ -1,0 +1,37 @@
+# All targets need only Python 3.11 or later and make. `make setup` is done by the others as needed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup train test test-slow lint bench tables clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rlx needs Python 3.11 or later; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+train: setup  ## train PPO on CartPole, evaluate it, draw its curve
+	$(BIN)/python algos/ppo.py --env CartPole-v1
+
+test: setup  ## all tests but the slow ones
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: setup  ## the tests that take minutes each
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: setup  ## speed beside Rejax and the learning table, into benchmarks/results
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/returns.py
+	$(BIN)/python benchmarks/tables.py
+
+tables: setup  ## the tables of README.md from benchmarks/results
+	$(BIN)/python benchmarks/tables.py
+
+clean:
+	rm -rf .venv .venvs build *.egg-info
