@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
+from math import gcd
 from typing import TypeVar
 
 import jax
@@ -31,11 +33,13 @@ def rollout(
     starts_key, env_key, act_keys = keys[0], keys[1], keys[2:]
     starts = reset(env, starts_key, env.num_starts)
     env_keys = jax.random.split(env_key, (num_steps, num_envs))
+    # Starts are i.i.d.: any order will do in which every environment comes through all of them, so no common factor.
+    stride = next(s for s in count(num_envs + 1) if gcd(s, env.num_starts) == 1)
 
     def step(env_state, x):
         time, act_key, env_keys = x
         action, recorded = policy(env_state.obs, act_key)
-        turn = (time * (num_envs + 1) + jnp.arange(num_envs)) % env.num_starts  # starts are i.i.d.: any order will do
+        turn = (time * stride + jnp.arange(num_envs)) % env.num_starts
         start = jax.tree.map(lambda leaf: leaf[turn], starts)
         env_state, transition = jax.vmap(env.step)(env_keys, env_state, action, start)
         return env_state, replace(transition, recorded=recorded)
