@@ -1,0 +1,49 @@
+"""The check that this checkout is what is tested, and compiled programs that many tests share."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import jax
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config):
+    for name, folder in {"rlx": "rlx", "rlx.algos": "algos", "rlx.envs": "envs"}.items():
+        spec = find_spec(name)
+        origin = "nothing" if spec is None else Path(spec.origin).resolve()
+        if origin != CHECKOUT / folder / "__init__.py":
+            raise pytest.UsageError(f"{name} would be tested as {origin}, not from {CHECKOUT}: run pip install -e .")
+
+
+@pytest.fixture(scope="session")
+def ppo():
+    from rlx.algos import ppo
+
+    return ppo
+
+
+@pytest.fixture(scope="session")
+def cartpole():
+    """Short episodes of CartPole, which end by falling as well as by the time limit."""
+    from rlx import envs
+
+    return envs.make("CartPole-v1", max_steps=12)
+
+
+@pytest.fixture(scope="session")
+def small(ppo):
+    """A config of three updates that compiles fast."""
+    sizes = {"num_envs": 4, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2, "hidden_sizes": (16,)}
+    return ppo.Config(total_steps=3 * 32, learning_rate=1e-2, **sizes)
+
+
+@pytest.fixture(scope="session")
+def init(ppo):
+    return jax.jit(ppo.init)
+
+
+@pytest.fixture(scope="session")
+def update(ppo):
+    return jax.jit(ppo.update)

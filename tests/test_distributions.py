@@ -1,0 +1,184 @@
+"""Distributions against scipy, numerical integration, sampling frequencies and finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.special
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from rlx.distributions import Categorical, Normal, TanhNormal, tanh_log_det
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=(3, 2, 5)).astype(np.float32)
+OTHER_LOGITS = RNG.normal(size=(3, 2, 5)).astype(np.float32)
+MEAN, OTHER_MEAN = RNG.normal(size=(2, 4, 3)).astype(np.float32)
+LOG_STD, OTHER_LOG_STD = 0.5 * RNG.normal(size=(2, 3)).astype(np.float32)
+U = RNG.normal(size=(4, 3)).astype(np.float32)
+# Sums of a few float32 terms of order 1 to 10.
+ROUNDING = {"rtol": 2e-5, "atol": 2e-6}
+
+small = settings(derandomize=True, deadline=None, max_examples=25)
+seeds = st.integers(0, 2**16)
+
+
+def test_categorical_log_prob_is_the_log_softmax_of_the_action():
+    action = RNG.integers(0, 5, size=(3, 2))
+    log_p = scipy.special.log_softmax(LOGITS.astype(np.float64), axis=-1)
+    expected = np.take_along_axis(log_p, action[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(Categorical(LOGITS).log_prob(jnp.asarray(action)), expected, **ROUNDING)
+
+
+def test_categorical_entropy_and_kl_match_scipy():
+    p, q = scipy.special.softmax(LOGITS, axis=-1), scipy.special.softmax(OTHER_LOGITS, axis=-1)
+    np.testing.assert_allclose(Categorical(LOGITS).entropy(), scipy.stats.entropy(p, axis=-1), **ROUNDING)
+    expected = scipy.stats.entropy(p, q, axis=-1)
+    np.testing.assert_allclose(Categorical(LOGITS).kl(Categorical(OTHER_LOGITS)), expected, **ROUNDING)
+
+
+@pytest.mark.parametrize("n", [1, 2, 18])
+def test_categorical_entropy_of_uniform_logits_is_the_log_of_their_number(n):
+    np.testing.assert_allclose(Categorical(jnp.full(n, 3.0)).entropy(), np.log(n), atol=1e-6)
+
+
+def test_categorical_is_finite_for_extreme_logits():
+    pi = Categorical(jnp.array([1e4, 0.0, -1e4]))
+    grads = jax.grad(lambda x: Categorical(x).entropy() + Categorical(x).log_prob(jnp.int32(2)))(pi.logits)
+    assert np.isfinite(grads).all()
+    assert pi.entropy() == 0
+    assert pi.log_prob(jnp.int32(0)) == 0
+    assert pi.log_prob(jnp.int32(2)) == -2e4
+
+
+def test_categorical_samples_have_the_frequencies_of_softmax():
+    logits = jnp.broadcast_to(LOGITS[0, 0], (20_000, 5))
+    counts = np.bincount(Categorical(logits).sample(jax.random.key(0)), minlength=5)
+    expected = 20_000 * scipy.special.softmax(LOGITS[0, 0].astype(np.float64))
+    # Fixed key: a correct sampler fails one choice of key in a thousand, and this one passes.
+    assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
+
+
+def test_categorical_mode_is_the_most_probable_action():
+    np.testing.assert_array_equal(Categorical(LOGITS).mode(), LOGITS.argmax(-1))
+
+
+def test_categorical_score_is_one_hot_minus_softmax():
+    score = jax.grad(lambda x: Categorical(x).log_prob(jnp.int32(2)))(LOGITS[0, 0])
+    np.testing.assert_allclose(score, np.eye(5)[2] - scipy.special.softmax(LOGITS[0, 0]), **ROUNDING)
+
+
+@small
+@given(seeds)
+def test_categorical_kl_is_positive_and_zero_at_equality(seed):
+    rng = np.random.default_rng(seed)
+    p, q = (Categorical(rng.normal(scale=3, size=4).astype(np.float32)) for _ in range(2))
+    assert p.kl(q) > 0
+    assert p.kl(p) == 0
+
+
+def test_normal_log_prob_and_entropy_match_scipy():
+    pi, std = Normal(MEAN, LOG_STD), np.exp(LOG_STD)
+    np.testing.assert_allclose(pi.log_prob(U), scipy.stats.norm.logpdf(U, MEAN, std).sum(-1), **ROUNDING)
+    expected = np.broadcast_to(scipy.stats.norm.entropy(MEAN, std).sum(-1), 4)
+    assert pi.entropy().shape == (4,)
+    np.testing.assert_allclose(pi.entropy(), expected, **ROUNDING)
+
+
+def test_normal_kl_matches_numerical_integration():
+    p, q = (scipy.stats.norm(m[0, 0], np.exp(s[0])) for m, s in ((MEAN, LOG_STD), (OTHER_MEAN, OTHER_LOG_STD)))
+    integrand = lambda x: p.pdf(x) * (p.logpdf(x) - q.logpdf(x))
+    expected = scipy.integrate.quad(integrand, -20, 20, points=[float(MEAN[0, 0])])[0]
+    kl = Normal(MEAN[0, :1], LOG_STD[:1]).kl(Normal(OTHER_MEAN[0, :1], OTHER_LOG_STD[:1]))
+    np.testing.assert_allclose(kl, expected, **ROUNDING)
+
+
+def test_normal_kl_adds_over_dimensions():
+    pi, other = Normal(MEAN, LOG_STD), Normal(OTHER_MEAN, OTHER_LOG_STD)
+    each = [Normal(MEAN[:, [i]], LOG_STD[[i]]).kl(Normal(OTHER_MEAN[:, [i]], OTHER_LOG_STD[[i]])) for i in range(3)]
+    np.testing.assert_allclose(pi.kl(other), np.sum(each, axis=0), **ROUNDING)
+
+
+@small
+@given(seeds)
+def test_normal_kl_is_positive_and_exactly_zero_at_equality(seed):
+    rng = np.random.default_rng(seed)
+    p, q = (Normal(*rng.normal(size=(2, 3)).astype(np.float32)) for _ in range(2))
+    assert p.kl(q) > 0
+    assert p.kl(p) == 0
+
+
+def test_normal_samples_have_the_mean_and_the_spread():
+    mean, log_std = jnp.array([1.0, -2.0]), jnp.array([0.5, -1.0])
+    samples = np.asarray(Normal(jnp.broadcast_to(mean, (5000, 2)), log_std).sample(jax.random.key(0)))
+    for i in range(2):
+        # Fixed key, see the categorical frequencies.
+        assert scipy.stats.kstest(samples[:, i], "norm", args=(mean[i], np.exp(log_std[i]))).pvalue > 1e-3
+    assert abs(np.corrcoef(samples.T)[0, 1]) < 4 / np.sqrt(5000)  # four standard errors of a zero correlation
+
+
+def test_normal_samples_are_reparameterised():
+    sample = lambda mean, log_std: Normal(mean, log_std).sample(jax.random.key(3))
+    noise = sample(jnp.zeros(1), jnp.zeros(1))[0]
+    mean_grad, std_grad = jax.jacobian(sample, argnums=(0, 1))(jnp.array([0.7]), jnp.array([0.2]))
+    np.testing.assert_allclose([mean_grad[0, 0], std_grad[0, 0]], [1.0, np.exp(0.2) * noise], rtol=1e-6)
+
+
+def test_normal_score_matches_its_formula():
+    mean_grad, std_grad = jax.grad(lambda m, s: Normal(m, s).log_prob(U[0]), argnums=(0, 1))(MEAN[0], LOG_STD)
+    z = (U[0] - MEAN[0]) / np.exp(LOG_STD)
+    np.testing.assert_allclose(mean_grad, z / np.exp(LOG_STD), **ROUNDING)
+    np.testing.assert_allclose(std_grad, z**2 - 1, **ROUNDING)
+
+
+def test_modes_are_the_means():
+    np.testing.assert_array_equal(Normal(MEAN, LOG_STD).mode(), MEAN)
+    np.testing.assert_array_equal(TanhNormal(MEAN, LOG_STD).mode(), MEAN)
+
+
+def test_tanh_log_det_is_finite_where_tanh_saturates():
+    u = jnp.array([-1e4, -100.0, -20.0, 0.0, 20.0, 100.0, 1e4])
+    assert np.isfinite(tanh_log_det(u)).all()
+    assert np.isfinite(jax.vmap(jax.grad(tanh_log_det))(u)).all()
+    # Far out the determinant is log 4 - 2 |u|.
+    far = np.abs(u) >= 100
+    np.testing.assert_allclose(tanh_log_det(u)[far], np.log(4) - 2 * np.abs(u[far]), rtol=1e-6)
+
+
+def test_tanh_log_det_is_the_naive_formula_where_that_is_accurate():
+    u = np.linspace(-5, 5, 201)
+    # Terms of size 10 cancel to the result in float32: 1e-6 of them.
+    np.testing.assert_allclose(tanh_log_det(jnp.asarray(u, jnp.float32)), np.log(1 - np.tanh(u) ** 2), atol=1e-5)
+    slope = jax.vmap(jax.grad(tanh_log_det))(jnp.asarray(u, jnp.float32))
+    np.testing.assert_allclose(slope, -2 * np.tanh(u), atol=1e-5)
+
+
+def test_tanh_normal_density_of_the_action_integrates_to_one():
+    pi = TanhNormal(jnp.array([[0.4]]), jnp.array([-0.3]))
+    action = np.linspace(-1, 1, 20_003)[1:-1]
+    density = np.exp(jax.vmap(pi.log_prob)(jnp.asarray(np.arctanh(action)[:, None, None], jnp.float32)))[:, 0]
+    # The trapezoid rule on 20000 points of a smooth density that vanishes at the ends.
+    np.testing.assert_allclose(np.trapezoid(density, action), 1.0, atol=1e-4)
+
+
+def test_tanh_normal_log_prob_changes_variables_from_the_normal():
+    density = scipy.stats.norm.logpdf(U, MEAN, np.exp(LOG_STD)).sum(-1)
+    log_det = np.log(1 - np.tanh(U.astype(np.float64)) ** 2).sum(-1)
+    np.testing.assert_allclose(TanhNormal(MEAN, LOG_STD).log_prob(U), density - log_det, **ROUNDING)
+
+
+def test_tanh_normal_samples_come_before_the_squash():
+    samples = TanhNormal(jnp.full((5000, 1), 2.0), jnp.zeros(1)).sample(jax.random.key(0))[:, 0]
+    assert scipy.stats.kstest(samples, "norm", args=(2.0, 1.0)).pvalue > 1e-3
+    assert samples.max() > 1
+
+
+@pytest.mark.parametrize("kind", [Normal, TanhNormal])
+def test_continuous_log_probs_pass_the_finite_difference_check(kind):
+    log_prob = lambda mean, log_std, u: kind(mean, log_std).log_prob(u).sum()
+    # Central differences in float32 with a step of 1e-2 are good to about 1e-3.
+    check_grads(log_prob, (MEAN, LOG_STD, U), order=1, modes=["rev"], eps=1e-2, atol=2e-2, rtol=2e-2)
+    assert np.isfinite(jax.grad(log_prob)(MEAN, LOG_STD, 1e4 * U)).all()

@@ -1,0 +1,194 @@
+"""Networks: their kernels at the start, their forward pass against numpy, and what they refuse."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from rlx.distributions import Categorical, Normal
+from rlx.networks import Actor, Critic, Torso, activation, initialize, orthogonal
+from rlx.spaces import Box, Discrete
+
+SHAPES = [(64, 8), (8, 64), (16, 16), (3, 3, 4, 8), (3, 3, 1, 16), (5, 1), (1, 7), (1, 1)]
+VECTOR, IMAGE = Box(-1.0, 1.0, (3,)), Box(0.0, 1.0, (5, 6, 2))
+
+
+def gram(kernel):
+    """The matrix that is the identity for an orthogonal kernel: of its columns, or of its rows if these are fewer."""
+    matrix = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
+    return matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return jax.jit(lambda key: orthogonal(key, SHAPES))(jax.random.key(0))
+
+
+@pytest.mark.parametrize("i", range(len(SHAPES)), ids=map(str, SHAPES))
+def test_orthogonal_kernels_are_orthonormal(kernels, i):
+    assert kernels[i].shape == SHAPES[i]
+    np.testing.assert_allclose(gram(kernels[i]), np.eye(len(gram(kernels[i]))), atol=1e-5)
+
+
+def test_orthogonal_kernels_are_orthonormal_at_the_size_of_a_policy_network():
+    for kernel in jax.jit(lambda key: orthogonal(key, [(256, 256), (376, 256)]))(jax.random.key(1)):
+        np.testing.assert_allclose(gram(kernel), np.eye(256), atol=1e-5)
+
+
+def test_orthogonal_kernels_are_uniformly_distributed():
+    draw = jax.jit(jax.vmap(lambda key: orthogonal(key, [(4, 4), (6, 4), (4, 6)])))
+    for matrices in draw(jax.random.split(jax.random.key(0), 2000)):
+        n = max(matrices.shape[1:])
+        # An entry of a uniformly random n x n orthogonal matrix has mean 0 and variance 1 / n, its square is
+        # Beta(1/2, (n - 1)/2); four standard errors of 2000 draws, and a fixed key.
+        assert np.abs(np.asarray(matrices).mean(axis=0)).max() < 4 / np.sqrt(2000 * n)
+        np.testing.assert_allclose(np.square(matrices).mean(axis=0), 1 / n, atol=4 * np.sqrt(2 / 2000) / n)
+        for entry in (matrices[:, 0, 0], matrices[:, -1, -1], matrices[:, 0, -1]):
+            assert scipy.stats.kstest(np.square(entry), scipy.stats.beta(0.5, (n - 1) / 2).cdf).pvalue > 1e-3
+            assert scipy.stats.binomtest(int((entry > 0).sum()), 2000).pvalue > 1e-3
+
+
+def test_orthogonal_kernels_of_one_shape_and_of_different_keys_differ():
+    draw = jax.jit(lambda key: orthogonal(key, [(4, 4), (4, 4)]))
+    (a, b), (c, _) = draw(jax.random.key(0)), draw(jax.random.key(1))
+    assert np.abs(a - b).max() > 0.1
+    assert np.abs(a - c).max() > 0.1
+
+
+def actor_critic(observation_space, action_space, obs, **options):
+    torso = lambda: Torso(observation_space, (16, 8), **options)
+    actor, critic = Actor(action_space, torso()), Critic(torso())
+    key = jax.random.key(0)
+    return actor, critic, jax.jit(lambda: initialize(key, obs, actor=(actor, 0.01), critic=(critic, 1.0)))()
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    return actor_critic(VECTOR, Box(-1.0, 1.0, (2,)), jnp.zeros(3))
+
+
+def test_initial_kernels_have_the_gains_of_their_layers(gaussian):
+    _, _, params = gaussian
+    for name, gain in (("actor", 0.01), ("critic", 1.0)):
+        layers = params[name]["params"]
+        for layer in layers["torso"].values():
+            np.testing.assert_allclose(np.linalg.svd(layer["kernel"])[1], np.sqrt(2), rtol=1e-5)
+        np.testing.assert_allclose(np.linalg.svd(layers["head"]["kernel"])[1], gain, rtol=1e-5)
+
+
+def test_initial_biases_and_log_stds_are_zero(gaussian):
+    _, _, params = gaussian
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    rest = {name: leaf for name, leaf in leaves.items() if "kernel" not in name}
+    assert len(rest) == 7  # three biases in each network, and one log_std
+    assert not any(np.any(leaf) for leaf in rest.values())
+
+
+def test_actor_and_critic_start_from_different_kernels(gaussian):
+    _, _, params = gaussian
+    kernels = [params[name]["params"]["torso"]["Dense_0"]["kernel"] for name in ("actor", "critic")]
+    assert not np.allclose(*kernels)
+
+
+def forward(params, x):
+    for layer in ("Dense_0", "Dense_1"):
+        x = np.tanh(x @ params["torso"][layer]["kernel"] + params["torso"][layer]["bias"])
+    return x @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def test_networks_are_the_perceptron_of_their_parameters(gaussian):
+    actor, critic, params = gaussian
+    params = jax.tree.map(lambda x: x + 0.1, params)  # with biases that count
+    obs = np.random.default_rng(0).normal(size=(4, 2, 3)).astype(np.float32)
+    pi, value = actor.apply(params["actor"], obs), critic.apply(params["critic"], obs)
+    assert isinstance(pi, Normal)
+    # Three matrix products in float32.
+    np.testing.assert_allclose(pi.mean, forward(params["actor"]["params"], obs), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pi.log_std, [0.1, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(value, forward(params["critic"]["params"], obs)[..., 0], rtol=1e-4, atol=1e-5)
+    assert value.shape == pi.log_prob(pi.mode()).shape == (4, 2)
+
+
+def test_activations_come_from_jax_nn():
+    assert activation("relu") is jax.nn.relu
+    with pytest.raises(ValueError, match=r"activation = 'rely' is not a function of jax\.nn; use tanh"):
+        activation("rely")
+
+
+def test_discrete_observations_are_one_hot():
+    actor, _, params = actor_critic(Discrete(5), Discrete(3), jnp.int32(0))
+    logits = actor.apply(params["actor"], jnp.arange(5).reshape(5, 1))
+    assert logits.logits.shape == (5, 1, 3)
+    expected = forward(params["actor"]["params"], np.eye(5)[:, None])
+    np.testing.assert_allclose(logits.logits, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_discrete_actions_get_a_categorical_that_starts_nearly_uniform():
+    actor, _, params = actor_critic(VECTOR, Discrete(4), jnp.zeros(3))
+    pi = actor.apply(params["actor"], jnp.ones((6, 3)))
+    assert isinstance(pi, Categorical)
+    assert pi.logits.shape == (6, 4)
+    # The head's gain of 0.01 times features within [-1, 1].
+    np.testing.assert_allclose(pi.entropy(), np.log(4), atol=1e-3)
+
+
+def test_images_go_through_convolutions():
+    actor, critic, params = actor_critic(IMAGE, Discrete(2), jnp.zeros((5, 6, 2)), conv_features=(4, 8))
+    torso = params["critic"]["params"]["torso"]
+    assert torso["Conv_0"]["kernel"].shape == (3, 3, 2, 4)
+    assert torso["Conv_1"]["kernel"].shape == (3, 3, 4, 8)
+    assert torso["Dense_0"]["kernel"].shape == (1 * 2 * 8, 16)  # two convolutions take four rows and columns
+    np.testing.assert_allclose(gram(torso["Conv_0"]["kernel"]), 2 * np.eye(4), atol=1e-5)
+    images = jnp.zeros((3, 2, 5, 6, 2), jnp.uint8)
+    assert critic.apply(params["critic"], images).shape == (3, 2)
+    assert actor.apply(params["actor"], images).logits.shape == (3, 2, 2)
+
+
+def test_a_convolution_sees_its_neighbourhood_only():
+    _, critic, params = actor_critic(IMAGE, Discrete(2), jnp.zeros((5, 6, 2)), conv_features=(4,))
+    torso = Torso(IMAGE, (), "tanh", (4,))
+    conv = {"params": {"Conv_0": params["critic"]["params"]["torso"]["Conv_0"]}}
+    reach = jax.jacobian(lambda image: torso.apply(conv, image))(jnp.ones((5, 6, 2))).reshape(3, 4, 4, 5, 6, 2)
+    expected = np.zeros((3, 4, 5, 6), bool)
+    for i in range(3):
+        for j in range(4):
+            expected[i, j, i : i + 3, j : j + 3] = True
+    np.testing.assert_array_equal((reach != 0).any(axis=(2, 5)), expected)
+    assert critic.apply(params["critic"], jnp.ones((5, 6, 2))).shape == ()
+
+
+def test_images_without_convolutions_are_flattened():
+    _, critic, params = actor_critic(IMAGE, Discrete(2), jnp.zeros((5, 6, 2)))
+    assert params["critic"]["params"]["torso"]["Dense_0"]["kernel"].shape == (60, 16)
+    assert critic.apply(params["critic"], jnp.zeros((7, 5, 6, 2))).shape == (7,)
+
+
+@pytest.mark.parametrize(("space", "obs"), [(VECTOR, jnp.zeros(3)), (Discrete(5), jnp.int32(0))])
+def test_convolutions_of_observations_that_are_no_images_are_refused(space, obs):
+    with pytest.raises(ValueError, match=r"conv_features = \(4,\) needs observations \[height, width, channels\]"):
+        actor_critic(space, Discrete(2), obs, conv_features=(4,))
+
+
+INITIALIZE_MANY = """
+import jax
+import rlx.envs
+from rlx.algos import ppo
+
+env, config = rlx.envs.make("probe/ContinuousAction"), ppo.Config()
+init = jax.jit(jax.vmap(ppo.init, in_axes=(None, None, 0)))
+for i in range(20):
+    state = jax.block_until_ready(init(config, env, jax.random.split(jax.random.key(i), 256)))
+print(state.num_updates.shape)
+"""
+
+
+def test_initialisation_vmapped_over_many_seeds_does_not_deadlock():
+    # A subprocess, because a deadlock in XLA's thread pool cannot be interrupted; it needs seconds, not minutes.
+    result = subprocess.run(
+        [sys.executable, "-c", INITIALIZE_MANY], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert result.stdout == "(256,)\n", result.stderr

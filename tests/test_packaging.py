@@ -1,0 +1,132 @@
+"""What is installed, what an import costs, and which way the dependencies point."""
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+FOLDERS = ("rlx", "algos", "envs", "tests")
+
+
+def run(code, cwd):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Names of the files in a wheel that was built from a copy of the sources."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for folder in ("rlx", "algos", "envs"):
+        copytree(CHECKOUT / folder, source / folder, ignore=ignore_patterns("__pycache__"))
+    for path in [*CHECKOUT.glob("*.toml"), *CHECKOUT.glob("*.md"), *CHECKOUT.glob("LICENSE*")]:
+        (source / path.name).write_bytes(path.read_bytes())
+    # The backend needs setuptools 77: the installed one if it is new enough, else pip fetches one for the build.
+    isolation = ["--no-build-isolation"] if int(version("setuptools").partition(".")[0]) >= 77 else []
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", *isolation, "--wheel-dir", out, source]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    (path,) = out.glob("rlx-*.whl")
+    return zipfile.ZipFile(path).namelist()
+
+
+@pytest.mark.parametrize("folder", ["rlx", "algos", "envs"])
+def test_the_wheel_holds_every_module_and_data_file(wheel, folder):
+    package = "rlx" if folder == "rlx" else f"rlx/{folder}"
+    files = [path for pattern in ("*.py", "*.toml") for path in (CHECKOUT / folder).rglob(pattern)]
+    expected = {f"{package}/{path.relative_to(CHECKOUT / folder).as_posix()}" for path in files}
+    assert f"{package}/__init__.py" in expected
+    assert expected <= set(wheel)
+
+
+def test_the_wheel_has_one_top_level_package(wheel):
+    tops = {name.partition("/")[0] for name in wheel}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"rlx"}
+
+
+@pytest.mark.parametrize("name", ["algos", "envs"])
+def test_a_folder_imported_under_its_own_name_is_refused(name):
+    result = run(f"import {name}", CHECKOUT)
+    assert result.returncode == 1
+    assert f"ImportError: imported as '{name}': this folder is the package rlx.{name}" in result.stderr
+
+
+def test_importing_rlx_loads_no_environment_suite_and_no_tool(tmp_path):
+    heavy = {"brax", "mujoco", "gymnax", "matplotlib", "orbax", "tyro", "rich"}
+    check = f"import sys, rlx; print(sorted({heavy} & set(sys.modules)))"
+    result = run(check, tmp_path)
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_cartpole_does_not_wait_for_a_physics_engine(tmp_path):
+    check = "import sys, rlx; rlx.envs.make('CartPole-v1'); print(sorted({'brax', 'mujoco'} & set(sys.modules)))"
+    result = run(check, tmp_path)
+    assert result.stdout == "[]\n", result.stderr
+
+
+def dependencies(name, found):
+    """Names of all distributions that the installed `name` needs, its own included."""
+    found.add(name)
+    try:
+        needed = requires(name) or []
+    except PackageNotFoundError:  # an optional one, or for another platform
+        return found
+    for requirement in needed:
+        other = re.match(r"[\w.-]+", requirement)[0].lower()
+        if "extra ==" not in requirement and other not in found:
+            dependencies(other, found)
+    return found
+
+
+def test_no_file_shadows_a_module_of_the_standard_library_or_of_a_dependency():
+    taken = set(sys.stdlib_module_names)
+    for name in dependencies("rlx", set()) - {"rlx"}:
+        try:
+            files = distribution(name).files or []
+        except PackageNotFoundError:
+            continue
+        taken |= {file.parts[0].removesuffix(".py") for file in files if file.suffix == ".py"}
+    assert {"jax", "flax", "numpy", "json"} <= taken
+    modules = {path.stem for folder in FOLDERS for path in (CHECKOUT / folder).glob("*.py")}
+    assert modules & taken == set()
+
+
+def imported(path):
+    """Full names of everything that a file imports, wherever in the file: `from a import b` counts as `a.b`."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imports_of(path, *packages):
+    return {name for name in imported(path) if any(f"{name}.".startswith(f"{package}.") for package in packages)}
+
+
+def files(folder, *exempt):
+    return [path for path in sorted((CHECKOUT / folder).glob("*.py")) if path.name not in exempt]
+
+
+@pytest.mark.parametrize("path", files("algos"), ids=lambda path: path.name)
+def test_algorithms_import_neither_each_other_nor_environments(path):
+    assert imports_of(path, "rlx.algos", "rlx.envs", "algos", "envs", "experiments", "benchmarks") == set()
+
+
+@pytest.mark.parametrize("path", files("rlx", "__init__.py", "cli.py"), ids=lambda path: path.name)
+def test_the_library_imports_neither_algorithms_nor_environments(path):
+    assert imports_of(path, "rlx.algos", "rlx.envs", "algos", "envs", "experiments", "benchmarks") == set()
+
+
+@pytest.mark.parametrize("path", files("envs"), ids=lambda path: path.name)
+def test_environments_do_not_import_algorithms(path):
+    assert imports_of(path, "rlx.algos", "algos", "envs", "experiments", "benchmarks") == set()

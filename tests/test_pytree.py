@@ -1,0 +1,131 @@
+"""Dataclasses that cross transformations: which fields are traced, which are refused, what stacks."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlx import pytree, replace, stack, static
+from rlx.pytree import is_static
+
+
+@pytree
+class Inner:
+    weight: float = 2.0
+    depth: int = static(3)
+
+
+@pytree
+class Settings:
+    rate: float = 0.5
+    flag: bool = True
+    size: int = static(4)
+    delay: int = static(0, at_least=0)
+    name: str = static("tanh")
+    inner: Inner = Inner()
+
+
+def counted(function):
+    """The jitted function, and a list that grows by one with each trace."""
+    traces = []
+
+    def traced(*args):
+        traces.append(1)
+        return function(*args)
+
+    return jax.jit(traced), traces
+
+
+def test_fields_are_traced_unless_static():
+    assert jax.tree.leaves(Settings(rate=0.25)) == [0.25, True, 2.0]
+    assert [f.name for f in dataclasses.fields(Settings) if is_static(f)] == ["size", "delay", "name"]
+
+
+def test_traced_values_share_one_program_and_static_values_do_not():
+    function, traces = counted(lambda s: s.rate * s.size)
+    assert function(Settings(rate=0.5)) == 2.0
+    assert function(Settings(rate=0.75)) == 3.0
+    assert len(traces) == 1
+    assert function(Settings(rate=0.5, size=6)) == 3.0
+    assert len(traces) == 2
+
+
+def test_an_integer_for_a_float_is_the_same_program():
+    function, traces = counted(lambda s: s.rate)
+    results = [function(Settings(rate=1)), function(Settings(rate=1.0))]
+    assert len(traces) == 1
+    assert results[0].dtype == results[1].dtype == jnp.float32
+
+
+def test_fields_can_be_vmapped_and_differentiated():
+    loss = lambda s: s.rate**2 * s.size
+    swept = jax.vmap(lambda rate: loss(replace(Settings(), rate=rate)))(jnp.array([1.0, 2.0]))
+    np.testing.assert_array_equal(swept, [4.0, 16.0])
+    assert jax.grad(lambda rate: loss(replace(Settings(), rate=rate)))(3.0) == 24.0
+
+
+def test_fields_cannot_be_assigned():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().rate = 1.0
+    assert replace(Settings(), rate=0.125).rate == 0.125
+
+
+@pytest.mark.parametrize("value", [0, -1, 4.0, "4", True, None])
+def test_a_static_integer_refuses_other_types_and_values_below_its_bound(value):
+    with pytest.raises(ValueError, match=r"Settings\.size = .*an integer of at least 1"):
+        Settings(size=value)
+
+
+def test_a_static_integer_accepts_its_bound():
+    assert Settings(size=1, delay=0).delay == 0
+    with pytest.raises(ValueError, match=r"Settings\.delay = -1"):
+        Settings(delay=-1)
+
+
+def test_nan_is_refused_with_the_name_of_the_field():
+    with pytest.raises(ValueError, match=r"Settings\.rate is NaN"):
+        Settings(rate=float("nan"))
+    with pytest.raises(ValueError, match=r"Settings\.rate is NaN"):
+        replace(Settings(), rate=float("nan"))
+    assert Settings(rate=float("inf")).rate == float("inf")
+
+
+def test_a_post_init_of_its_own_runs_too():
+    @pytree
+    class Checked:
+        low: float = 0.0
+        high: float = 1.0
+
+        def __post_init__(self):
+            if self.low > self.high:
+                raise ValueError("low above high")
+
+    with pytest.raises(ValueError, match="low above high"):
+        Checked(low=2.0)
+    with pytest.raises(ValueError, match=r"Checked\.low is NaN"):
+        Checked(low=float("nan"))
+
+
+def test_stack_puts_leaves_along_a_new_first_axis():
+    stacked = stack([Settings(rate=r, inner=Inner(weight=10 * r)) for r in (1.0, 2.0, 3.0)])
+    np.testing.assert_array_equal(stacked.rate, [1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(stacked.inner.weight, [10.0, 20.0, 30.0])
+    np.testing.assert_array_equal(stacked.flag, [True] * 3)
+    assert stacked.size == 4
+    np.testing.assert_array_equal(jax.vmap(lambda s: s.rate * s.size)(stacked), [4.0, 8.0, 12.0])
+
+
+def test_stack_names_the_static_fields_that_differ():
+    with pytest.raises(ValueError, match=r"trees 0 and 2: .*size = 4 and 8, name = 'tanh' and 'relu'"):
+        stack([Settings(), Settings(), Settings(size=8, name="relu")])
+    with pytest.raises(ValueError, match="nested"):
+        stack([Settings(), Settings(inner=Inner(depth=4))])
+
+
+def test_stack_refuses_an_empty_list_and_trees_of_different_kinds():
+    with pytest.raises(ValueError, match="at least one tree"):
+        stack([])
+    with pytest.raises(ValueError, match="cannot stack trees 0 and 1"):
+        stack([Settings(), Inner()])
