@@ -1,0 +1,412 @@
+"""`check` proves a correct environment, and every clause of it rejects an environment that breaks just that one."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlx.env import Env
+from rlx.envs import check
+from rlx.envs.contract import CLAUSES, ContractError
+from rlx.pytree import pytree
+from rlx.spaces import Box, Discrete
+
+NAMES = [clause.__name__.replace("_", " ") for clause in CLAUSES]
+
+
+@pytree
+class Params:
+    stride: float = 0.2
+    max_steps: int = 40
+
+
+class Walk:
+    """A correct environment: a noisy walk that starts near 0 and terminates beyond 1."""
+
+    default_params = Params()
+
+    def observation_space(self, params):
+        return Box(-2.0, 2.0, (2,))
+
+    def action_space(self, params):
+        return Discrete(2)
+
+    def obs(self, state):
+        return jnp.stack([state["x"], state["x"] ** 2])
+
+    def reset(self, key, params):
+        state = {"x": jax.random.uniform(key, (), minval=-0.1, maxval=0.1), "time": 0}
+        return self.obs(state), state
+
+    def move(self, key, x, action, params):
+        return x + params.stride * (2 * action - 1) + 0.05 * jax.random.normal(key)
+
+    def step(self, key, state, action, params):
+        state = {"x": self.move(key, state["x"], action, params), "time": state["time"] + 1}
+        terminated = jnp.abs(state["x"]) > 1.0
+        return self.obs(state), state, -jnp.abs(state["x"]), terminated, state["time"] >= params.max_steps, {}
+
+
+@pytest.fixture(autouse=True)
+def _forget_leaked():
+    yield
+    LEAKED.clear()
+
+
+def env_of(environment, **changes):
+    return Env(environment, environment.default_params, **changes)
+
+
+class TupleSpace(Walk):
+    def action_space(self, params):
+        return (2,)
+
+
+class SwappedBounds(Walk):
+    def observation_space(self, params):
+        return Box(2.0, -2.0, (2,))
+
+
+class BoundsOfOtherShape(Walk):
+    def observation_space(self, params):
+        return Box(-2 * jnp.ones(3), 2 * jnp.ones(3), (2,))
+
+
+class FiveValues(Walk):
+    def step(self, *args):
+        return super().step(*args)[:5]
+
+
+class NoDefaultParams(Walk):
+    default_params = property()
+
+
+class Unhashable(Walk):
+    __hash__ = None
+
+
+class PythonBranch(Walk):
+    def move(self, key, x, action, params):
+        return super().move(key, x, 1 if x > 0 else action, params)
+
+
+class WrongShape(Walk):
+    def observation_space(self, params):
+        return Box(-2.0, 2.0, (3,))
+
+
+class WrongDtype(Walk):
+    def obs(self, state):
+        return super().obs(state).astype(jnp.bfloat16)
+
+
+class IntReward(Walk):
+    def step(self, *args):
+        obs, state, _, *rest = super().step(*args)
+        return obs, state, 1, *rest
+
+
+class FloatTerminated(Walk):
+    def step(self, *args):
+        obs, state, reward, terminated, *rest = super().step(*args)
+        return obs, state, reward, terminated.astype(jnp.float32), *rest
+
+
+class TimeBecomesFloat(Walk):
+    def step(self, *args):
+        obs, state, *rest = super().step(*args)
+        return obs, {**state, "time": state["time"].astype(jnp.float32)}, *rest
+
+
+class FieldAppears(Walk):
+    def step(self, *args):
+        obs, state, *rest = super().step(*args)
+        return obs, {**state, "last": obs}, *rest
+
+
+class BranchOnParams(Walk):
+    def move(self, key, x, action, params):
+        return super().move(key, x, action if params.stride > 0 else 1 - action, params)
+
+
+class OtherParams(Walk):
+    def step(self, key, state, action, params):
+        return super().step(key, state, action, self.default_params)
+
+
+class SpaceNeedsValues(Walk):
+    def observation_space(self, params):
+        return Box(-2.0, 2.0, (int(10 * params.stride),))
+
+
+class KeepsTracer(Walk):
+    def step(self, *args):
+        out = super().step(*args)
+        self.last = {"obs": [out[0]]}
+        return out
+
+
+class KeepsTracerInGlobal(Walk):
+    def step(self, *args):
+        out = super().step(*args)
+        LEAKED.append(out[0])
+        return out
+
+
+LEAKED = []
+
+
+class UsesKeptTracer(Walk):
+    def reset(self, key, params):
+        obs, state = super().reset(key, params)
+        self.start = obs
+        return obs, state
+
+    def step(self, *args):
+        obs, *rest = super().step(*args)
+        return obs - self.start, *rest
+
+
+class ReusesKey(Walk):
+    def move(self, key, x, action, params):
+        return super().move(key, x + 0.01 * jax.random.normal(key), action, params)
+
+
+class NumpyNoise(Walk):
+    def move(self, key, x, action, params):
+        return super().move(key, x + 0.01 * np.random.normal(), action, params)  # noqa: NPY002
+
+
+class NumpyNoiseArray(Walk):
+    def move(self, key, x, action, params):
+        return super().move(key, x, action, params) + 0.01 * jnp.asarray(np.random.normal(size=3))[action]  # noqa: NPY002
+
+
+class CountsCalls(Walk):
+    calls = 0
+
+    def move(self, *args):
+        self.calls += 1
+        return super().move(*args) + 0.001 * self.calls
+
+
+class HostNoise(Walk):
+    calls = 0
+
+    def noise(self):
+        self.calls += 1
+        return np.float32(0.001 * self.calls)
+
+    def move(self, *args):
+        noise = jax.pure_callback(self.noise, jax.ShapeDtypeStruct((), jnp.float32), vmap_method="broadcast_all")
+        return super().move(*args) + noise
+
+
+class FixedStart(Walk):
+    def reset(self, key, params):
+        return super().reset(jax.random.key(0), params)
+
+
+class TightBounds(Walk):
+    def observation_space(self, params):
+        return Box(-1.0, 1.0, (2,))
+
+
+class NanObservation(Walk):
+    def obs(self, state):
+        return jnp.sqrt(super().obs(state))
+
+
+class InfiniteReward(Walk):
+    def step(self, *args):
+        obs, state, reward, terminated, *rest = super().step(*args)
+        return obs, state, jnp.where(terminated, -jnp.inf, reward), terminated, *rest
+
+
+class AsksForTracer(Walk):
+    def move(self, key, x, action, params):
+        moved = super().move(key, x, action, params)
+        return moved if isinstance(x, jax.core.Tracer) else -moved
+
+
+@jax.custom_batching.custom_vmap
+def centred(x):
+    return x
+
+
+@centred.def_vmap
+def _centre_batch(axis_size, in_batched, x):
+    return x - x.mean(), True
+
+
+class MixesBatch(Walk):
+    def move(self, key, x, action, params):
+        return centred(super().move(key, x, action, params))
+
+
+class LimitTerminates(Walk):
+    def step(self, *args):
+        *first, terminated, truncated, info = super().step(*args)
+        return *first, terminated | truncated, jnp.array(False), info
+
+
+class LimitIgnored(Walk):
+    def step(self, *args):
+        *first, _, info = super().step(*args)
+        return *first, jnp.array(False), info
+
+
+class LimitOffByOne(Walk):
+    def step(self, key, state, action, params):
+        return super().step(key, state, action, replace(params, max_steps=params.max_steps + 1))
+
+
+class RestartsAtTermination(Walk):
+    def step(self, key, state, action, params):
+        key, reset_key = jax.random.split(key)
+        obs, state, reward, terminated, truncated, info = super().step(key, state, action, params)
+        start = self.reset(reset_key, params)
+        obs, state = jax.tree.map(lambda a, b: jnp.where(terminated, a, b), start, (obs, state))
+        return obs, state, reward, terminated, truncated, info
+
+
+class RestartsAtTruncation(Walk):
+    def step(self, key, state, action, params):
+        key, reset_key = jax.random.split(key)
+        obs, state, reward, terminated, truncated, info = super().step(key, state, action, params)
+        start = self.reset(reset_key, params)
+        obs, state = jax.tree.map(lambda a, b: jnp.where(truncated, a, b), start, (obs, state))
+        return obs, state, reward, terminated, truncated, info
+
+
+BROKEN = {
+    "spaces": (TupleSpace, SwappedBounds, BoundsOfOtherShape),
+    "structure": (FiveValues, NoDefaultParams, Unhashable, PythonBranch),
+    "observation": (WrongShape, WrongDtype),
+    "reward and ends": (IntReward, FloatTerminated),
+    "carry": (TimeBecomesFloat, FieldAppears),
+    "params": (BranchOnParams, OtherParams, SpaceNeedsValues),
+    "tracers": (KeepsTracer, KeepsTracerInGlobal, UsesKeptTracer),
+    "keys": (ReusesKey,),
+    "determinism": (NumpyNoise, NumpyNoiseArray, CountsCalls, HostNoise),
+    "starts": (FixedStart,),
+    "values": (TightBounds, NanObservation, InfiniteReward),
+    "jit": (AsksForTracer,),
+    "vmap": (MixesBatch,),
+    "time limit": (LimitTerminates, LimitIgnored, LimitOffByOne),
+    "successor": (RestartsAtTermination, RestartsAtTruncation),
+}
+
+
+@pytest.mark.parametrize(("clause", "broken"), [(c, b) for c, all_of in BROKEN.items() for b in all_of])
+def test_each_clause_rejects_what_breaks_it(clause, broken):
+    environment = object.__new__(broken)
+    params = Params() if broken is NoDefaultParams else environment.default_params
+    with pytest.raises(ContractError) as caught:
+        check(Env(environment, params))
+    assert caught.value.clause == clause
+    seen, _, advice = str(caught.value).removeprefix(f"{clause}: ").rpartition("; ")
+    assert seen
+    assert advice
+
+
+def test_a_correct_environment_is_proven_in_every_clause():
+    assert [line.partition(":")[0] for line in check(env_of(Walk()))] == NAMES
+
+
+def test_every_clause_has_an_environment_that_breaks_it():
+    assert set(BROKEN) == set(NAMES)
+
+
+def judged(lines):
+    return {name: not any(line.startswith(f"not judged: {name}: ") for line in lines) for name in NAMES}
+
+
+def test_the_time_limit_of_env_is_judged_too():
+    class Unlimited(Walk):
+        default_params = Params(max_steps=10**6)
+
+    assert all(judged(check(env_of(Unlimited(), max_steps=30))).values())
+
+
+def test_what_cannot_be_told_is_not_judged():
+    class OneStep(Walk):
+        """No parameters, no limit, and every observation is a start."""
+
+        default_params = None
+
+        def move(self, key, x, action, params):
+            return x
+
+        def step(self, key, state, action, params):
+            return self.obs(state), state, jnp.float32(1.0), jnp.array(True), jnp.array(False), {}
+
+    not_judged = [name for name, yes in judged(check(env_of(OneStep()))).items() if not yes]
+    assert not_judged == ["params", "time limit", "successor"]
+
+
+def test_a_program_too_large_to_run_without_jit_is_not_judged_there():
+    class Long(Walk):
+        def move(self, key, x, action, params):
+            for _ in range(500):
+                x = x * 1.0001
+            return super().move(key, x, action, params)
+
+    assert [name for name, yes in judged(check(env_of(Long()))).items() if not yes] == ["jit"]
+
+
+def test_a_tracer_in_the_cache_of_jax_is_not_held_against_the_environment():
+    call = jax.jit(lambda function, x: function(x), static_argnums=0)
+
+    class Closure(Walk):
+        def move(self, key, x, action, params):
+            return super().move(key, call(lambda y: y + 0.0 * x, x), action, params)
+
+    assert all(judged(check(env_of(Closure()))).values())
+
+
+def test_a_fixed_start_has_to_be_declared_and_to_be_fixed():
+    assert all(judged(check(env_of(FixedStart()), random_starts=False)).values())
+    with pytest.raises(ContractError, match="random_starts=False, but different keys"):
+        check(env_of(Walk()), random_starts=False)
+
+
+def test_a_hidden_random_start_counts():
+    class Hidden(Walk):
+        """The context that the reward depends on is drawn, and the observation does not show it."""
+
+        def reset(self, key, params):
+            state = {"x": jnp.float32(0.0), "time": 0, "context": jax.random.uniform(key)}
+            return self.obs(state), state
+
+        def step(self, key, state, action, params):
+            obs, stepped, _, *rest = super().step(key, state, action, params)
+            return obs, {**stepped, "context": state["context"]}, state["context"], *rest
+
+    assert judged(check(env_of(Hidden())))["starts"]
+
+
+def test_a_key_in_the_state_is_no_random_start():
+    class KeptKey(FixedStart):
+        def reset(self, key, params):
+            obs, state = super().reset(key, params)
+            return obs, {**state, "key": key}
+
+        def step(self, key, state, action, params):
+            obs, stepped, *rest = super().step(key, state, action, params)
+            return obs, {**stepped, "key": state["key"]}, *rest
+
+    with pytest.raises(ContractError, match="gave the same start"):
+        check(env_of(KeptKey()))
+
+
+def test_params_may_be_a_dict():
+    class DictWalk(Walk):
+        default_params = {"stride": 0.2, "max_steps": 40}  # noqa: RUF012
+
+        def step(self, key, state, action, params):
+            return super().step(key, state, action, Params(**params))
+
+    assert all(judged(check(env_of(DictWalk()))).values())
