@@ -35,8 +35,8 @@ def cartpole():
 @pytest.fixture(scope="session")
 def small(ppo):
     """A config of three updates that compiles fast."""
-    sizes = {"num_envs": 4, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2, "hidden_sizes": (16,)}
-    return ppo.Config(total_steps=3 * 32, learning_rate=1e-2, **sizes)
+    sizes = {"num_envs": 4, "num_steps": 16, "num_epochs": 2, "num_minibatches": 2, "hidden_sizes": (16,)}
+    return ppo.Config(total_steps=3 * 64, learning_rate=1e-2, **sizes)
 
 
 @pytest.fixture(scope="session")

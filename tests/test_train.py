@@ -1,0 +1,297 @@
+"""Whole runs: how long they are, that they can be cut, stacked and differentiated, and what evaluation returns."""
+
+from functools import partial
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rlx
+from rlx import Env, pytree, replace, stack
+from rlx.objectives import clipped_surrogate
+from rlx.spaces import Box, Discrete
+
+
+def assert_equal(a, b):
+    """Bitwise, leaf by leaf; keys by their bits."""
+    bits = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(bits(x), bits(y)), a, b)
+
+
+@pytest.fixture(scope="module")
+def trained(ppo, small, cartpole):
+    return rlx.train(ppo, small, cartpole, jax.random.key(0))
+
+
+@pytest.mark.parametrize(("total_steps", "updates"), [(1, 1), (63, 1), (64, 1), (65, 2), (192, 3), (193, 4)])
+def test_runs_are_rounded_up_to_whole_updates(small, total_steps, updates):
+    assert small.steps_per_update == 64
+    assert rlx.total_updates(replace(small, total_steps=total_steps)) == updates
+
+
+def test_train_returns_the_final_state_and_metrics_of_every_update(trained):
+    state, metrics = trained
+    assert state.num_updates == 3
+    assert {leaf.shape for leaf in jax.tree.leaves(metrics)} == {(3,)}
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(metrics))
+
+
+def test_train_is_deterministic_given_a_key(ppo, small, cartpole, trained):
+    assert_equal(rlx.train(ppo, small, cartpole, jax.random.key(0)), trained)
+    _, other = rlx.train(ppo, small, cartpole, jax.random.key(1))
+    assert not np.array_equal(other["policy_loss"], trained[1]["policy_loss"])
+
+
+def test_resume_is_bitwise(ppo, small, cartpole, init, trained):
+    state, first = rlx.resume(ppo, small, cartpole, init(small, cartpole, jax.random.key(0)), num_updates=2)
+    assert state.num_updates == 2
+    state, rest = rlx.resume(ppo, small, cartpole, state)
+    assert rest["policy_loss"].shape == (1,)
+    assert_equal((state, jax.tree.map(lambda *x: jnp.concatenate(x), first, rest)), trained)
+
+
+def test_resume_refuses_a_run_that_is_done(ppo, small, cartpole, trained):
+    with pytest.raises(ValueError, match="has done 3 updates and total_steps = 192 asks for 3: raise total_steps"):
+        rlx.resume(ppo, small, cartpole, trained[0])
+    state, _ = rlx.resume(ppo, small, cartpole, trained[0], num_updates=1)
+    assert state.num_updates == 4
+
+
+CONFIGS = {"learning_rate": [1e-3, 1e-2, 1e30], "gamma": [0.9, 0.99, 0.99], "clip": [0.1, 0.3, 0.2]}
+
+
+@pytest.fixture(scope="module")
+def sweep(ppo, small, cartpole):
+    """Three configs, the last of which diverges, and their runs in one program."""
+    configs = [replace(small, **dict(zip(CONFIGS, v, strict=True))) for v in zip(*CONFIGS.values(), strict=True)]
+    keys = jax.random.split(jax.random.key(7), 3)
+    states, metrics = jax.vmap(partial(rlx.train, ppo), in_axes=(0, None, 0))(stack(configs), cartpole, keys)
+    return configs, keys, states, metrics
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_a_sweep_equals_its_single_runs(ppo, cartpole, sweep, i):
+    configs, keys, states, metrics = sweep
+    state, single = rlx.train(ppo, configs[i], cartpole, keys[i])
+    lane = jax.tree.map(lambda x: x[i], (states.params, states.env_state, metrics))
+    # A batched matrix product sums in another order: 1e-7 an operation, which 12 steps of Adam enlarge.
+    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
+    jax.tree.map(close, lane, (state.params, state.env_state, single))
+
+
+def test_a_diverging_lane_shows_and_does_not_touch_the_others(sweep):
+    _, _, states, metrics = sweep
+    finite = [all(np.isfinite(leaf[i]).all() for leaf in jax.tree.leaves(states.params)) for i in range(3)]
+    assert finite[:2] == [True, True]
+    assert np.isfinite(np.asarray(metrics["policy_loss"])[:2]).all()
+    # A step of 1e30 leaves weights that no network survives.
+    assert not finite[2] or max(np.abs(leaf[2]).max() for leaf in jax.tree.leaves(states.params)) > 1e20
+
+
+def test_a_sweep_can_be_continued(ppo, cartpole, sweep):
+    configs, _, states, _ = sweep
+    going_on = jax.vmap(lambda c, s: rlx.resume(ppo, c, cartpole, s, num_updates=1))
+    states, metrics = going_on(stack(configs), states)
+    np.testing.assert_array_equal(states.num_updates, [4, 4, 4])
+    assert metrics["policy_loss"].shape == (3, 1)
+
+
+def test_resume_of_stacked_or_traced_states_needs_a_number(ppo, cartpole, sweep):
+    configs, _, states, _ = sweep
+    with pytest.raises(ValueError, match="give num_updates="):
+        rlx.resume(ppo, stack(configs), cartpole, states)
+    with pytest.raises(ValueError, match="give num_updates="):
+        jax.vmap(lambda c, s: rlx.resume(ppo, c, cartpole, s))(stack(configs), states)
+
+
+def test_jit_changes_nothing(ppo, init, update):
+    config = ppo.Config(total_steps=2, num_envs=2, num_steps=1, num_epochs=1, num_minibatches=1, hidden_sizes=(2,))
+    env = replace(rlx.envs.make("probe/ObservationAction"), num_starts=1)
+    state = init(config, env, jax.random.key(0))
+    compiled = update(config, env, state)
+    with jax.disable_jit():
+        plain = ppo.update(config, env, state)
+    # Fused operations round differently: 1e-7 each, and Adam's first step divides gradients by their size.
+    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, (compiled[0].params, compiled[1]), (plain[0].params, plain[1]))
+
+
+TRACES = []
+
+
+@pytree
+class Drift:
+    """A clipped surrogate whose clip and bend are parameters to be learned."""
+
+    clip: float = 0.2
+    bend: float = 0.0
+
+    def __call__(self, config, log_ratio, advantage, progress):
+        TRACES.append(self)
+        return clipped_surrogate(log_ratio, advantage, self.clip) + self.bend * log_ratio * (1 + progress)
+
+
+@pytest.fixture(scope="module")
+def one_update(small):
+    return replace(small, total_steps=64)
+
+
+def test_an_objective_is_an_argument_whose_parameters_are_traced(ppo, small, cartpole, trained):
+    TRACES.clear()
+    same, _ = rlx.train(ppo, small, cartpole, jax.random.key(0), objective=Drift())
+    assert_equal(same.params, trained[0].params)
+    traces = len(TRACES)
+    assert traces > 0
+    other, _ = rlx.train(ppo, small, cartpole, jax.random.key(0), objective=Drift(clip=0.01, bend=3.0))
+    rlx.train(ppo, replace(small, learning_rate=0.5, gamma=0.3), cartpole, jax.random.key(5), objective=Drift())
+    assert len(TRACES) == traces
+    assert not np.array_equal(*(jax.tree.leaves(s.params)[0] for s in (same, other)))
+
+
+def test_training_can_be_differentiated_through_its_objective(ppo, one_update, cartpole):
+    def size_after(bend):
+        config = replace(one_update, learning_rate=1.0, adam_epsilon=1.0)  # an Adam that is smooth around 0
+        state, _ = rlx.train(ppo, config, cartpole, jax.random.key(0), objective=Drift(clip=1e6, bend=bend))
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(state.params["actor"]))
+
+    loss = jax.jit(jax.value_and_grad(size_after))
+    (_, slope), (above, _), (below, _) = loss(1.0), loss(1.1), loss(0.9)
+    assert abs(slope) > 0.01
+    # Central differences of a sum of order 10 in float32: 1e-6 over a step of 0.2, and the curvature.
+    np.testing.assert_allclose(slope, (above - below) / 0.2, rtol=0.05)
+
+
+class Countdown:
+    """Starts at a random number from 1 to 10 and counts down past 0, its terminal state; pays number * action."""
+
+    default_params: ClassVar = None
+
+    def observation_space(self, params):
+        return Box(-np.inf, np.inf, (1,))
+
+    def action_space(self, params):
+        return Discrete(3)
+
+    def reset(self, key, params):
+        number = jax.random.randint(key, (), 1, 11).astype(jnp.float32)
+        return number[None], number
+
+    def step(self, key, state, action, params):
+        number = state - 1
+        return number[None], number, state * action, number <= 0, jnp.array(False), {}
+
+
+class Counting:
+    """An algorithm with nothing to learn: acts by the parity of the number, or by chance."""
+
+    @staticmethod
+    def act(config, env, state, obs, key, deterministic=False):
+        random = jax.random.randint(key, obs.shape[:1], 0, 3)
+        return jnp.where(deterministic, 1 + obs[:, 0].astype(jnp.int32) % 2, random), None
+
+
+countdown = Env(Countdown(), None)
+play = partial(rlx.evaluate, Counting, None)
+
+
+def loop(start):
+    """The return of the episode that begins with this number."""
+    return sum(number * (1 + number % 2) for number in range(start, 0, -1))
+
+
+def test_evaluate_returns_the_first_whole_episode_of_every_environment():
+    episodes = play(countdown, None, jax.random.key(0))
+    assert episodes.returns.shape == episodes.lengths.shape == (32,)
+    assert episodes.finished.all()
+    assert len(np.unique(episodes.lengths)) > 5  # so most environments were stepped on after their end
+    np.testing.assert_array_equal(episodes.returns, [loop(int(length)) for length in episodes.lengths])
+
+
+def test_evaluate_draws_starts_without_a_preference_for_short_episodes():
+    lengths = np.asarray(play(countdown, None, jax.random.key(1), num_episodes=2000).lengths)
+    # Starts are uniform on 1, ..., 10: mean 5.5, standard deviation 2.87; four standard errors.
+    assert abs(lengths.mean() - 5.5) < 4 * 2.87 / np.sqrt(2000)
+
+
+def test_evaluate_says_which_episodes_were_cut():
+    whole, cut = play(countdown, None, jax.random.key(0)), play(countdown, None, jax.random.key(0), max_steps=5)
+    np.testing.assert_array_equal(cut.finished, whole.lengths <= 5)
+    assert set(np.asarray(cut.finished).tolist()) == {True, False}
+    np.testing.assert_array_equal(cut.lengths, np.minimum(whole.lengths, 5))
+    np.testing.assert_array_equal(cut.returns[cut.finished], whole.returns[cut.finished])
+    assert (cut.returns[~cut.finished] < whole.returns[~cut.finished]).all()
+
+
+def test_evaluate_finishes_episodes_at_a_time_limit():
+    episodes = play(replace(countdown, max_steps=3), None, jax.random.key(0))
+    assert episodes.finished.all()
+    assert episodes.lengths.max() == 3
+
+
+def test_evaluate_acts_deterministically_unless_told_otherwise():
+    key = jax.random.key(0)
+    by_parity, by_chance = play(countdown, None, key), play(countdown, None, key, deterministic=False)
+    np.testing.assert_array_equal(by_chance.lengths, by_parity.lengths)
+    assert not np.array_equal(by_chance.returns, by_parity.returns)
+    assert not np.array_equal(play(countdown, None, jax.random.key(1), deterministic=False).returns, by_chance.returns)
+    # Actions 0, 1, 2 with equal probability: the mean reward is the number itself; 2000 episodes, four standard errors.
+    many = play(countdown, None, key, num_episodes=2000, deterministic=False)
+    surplus = np.asarray(many.returns - many.lengths * (many.lengths + 1) / 2)
+    assert abs(surplus.mean()) < 4 * surplus.std() / np.sqrt(2000)
+
+
+def test_evaluate_matches_a_loop_over_single_steps(ppo, small, cartpole, trained):
+    """A policy and an environment without chance: an episode is a function of its start."""
+    state, key = trained[0], jax.random.key(3)
+    env = replace(cartpole, max_steps=30)
+    episodes = rlx.evaluate(ppo, small, env, state, key, num_episodes=4)
+    starts = rlx.rollout.reset(env, jax.random.split(key)[0], 4)
+    act = lambda obs: ppo.act(small, env, state, obs[None], key, deterministic=True)[0][0]
+    step = jax.jit(lambda env_state: env.advance(key, env_state, act(env_state.obs)))
+    for i in range(4):
+        env_state, total, length, done = jax.tree.map(lambda x, i=i: x[i], starts), 0.0, 0, False
+        while not done:
+            env_state, transition = step(env_state)
+            total, length, done = total + float(transition.reward), length + 1, bool(transition.done)
+        assert (episodes.returns[i], episodes.lengths[i]) == (total, length)
+
+
+class Echo(Countdown):
+    """One step, which pays what the episode started with."""
+
+    def reset(self, key, params):
+        x = jax.random.uniform(key)
+        return x[None], x
+
+    def step(self, key, state, action, params):
+        return state[None], state, state, jnp.array(True), jnp.array(False), {}
+
+
+def test_evaluation_does_not_replay_the_starts_of_training(ppo, small, init):
+    env, key = Env(Echo(), None), jax.random.key(0)
+    state = init(small, env, key)
+    later, metrics = rlx.resume(ppo, small, env, state, num_updates=1)
+    trained_on = np.concatenate([state.env_state.obs[:, 0], later.env_state.obs[:, 0]])
+    for reused in (key, state.key, later.key):
+        starts = rlx.evaluate(ppo, small, env, state, reused, num_episodes=64).returns
+        assert not np.isin(starts, trained_on).any()
+    assert metrics["num_episodes"] == 64
+
+
+def test_evaluation_leaves_the_training_state_as_it_was(ppo, small, cartpole, trained):
+    before = jax.tree.map(jnp.copy, trained[0])
+    episodes = rlx.evaluate(ppo, small, cartpole, trained[0], jax.random.key(1), num_episodes=4)
+    assert episodes.finished.all()
+    assert_equal(trained[0], before)
+
+
+def test_rewards_scaled_for_learning_reach_neither_metrics_nor_evaluation(ppo, small):
+    env = rlx.envs.make("probe/Endless")
+    env = replace(env, params=replace(env.params, reward=100.0))
+    state, metrics = rlx.train(ppo, replace(small, normalize_reward=True), env, jax.random.key(0))
+    np.testing.assert_array_equal(metrics["episode_return"], 500.0)
+    episodes = rlx.evaluate(ppo, replace(small, normalize_reward=True), env, state, jax.random.key(1))
+    np.testing.assert_array_equal(episodes.returns, 500.0)
+    assert state.reward_scale.stats.variance > 1
