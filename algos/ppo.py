@@ -105,7 +105,7 @@ def optimizer(config, learning_rate):
 
 def init(config, env, key):
     check_divides(config.steps_per_update, config.num_minibatches)
-    params_key, env_key, key = jax.random.split(key, 3)
+    key, params_key, env_key = jax.random.split(key, 3)
     actor, critic = networks(config, env)
     env_state = reset(env, env_key, config.num_envs)
     params = initialize(params_key, env_state.obs[0], actor=(actor, 0.01), critic=(critic, 1.0))

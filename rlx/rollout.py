@@ -29,10 +29,10 @@ def rollout(
     """
     num_envs = env_state.time.shape[0]
     # Everything random at once, outside of the loop: small draws are what a step would wait for.
-    keys = jax.random.split(key, 2 + num_steps)
-    starts_key, env_key, act_keys = keys[0], keys[1], keys[2:]
-    starts = reset(env, starts_key, env.num_starts)
+    keys = jax.random.split(key, 1 + num_steps + env.num_starts)
+    env_key, act_keys, start_keys = keys[0], keys[1 : 1 + num_steps], keys[1 + num_steps :]
     env_keys = jax.random.split(env_key, (num_steps, num_envs))
+    starts = jax.vmap(env.reset)(start_keys)
     # Starts are i.i.d.: any order will do in which every environment comes through all of them, so no common factor.
     stride = next(s for s in count(num_envs + 1) if gcd(s, env.num_starts) == 1)
 
@@ -61,21 +61,23 @@ def minibatches(key: jax.Array, num_elements: int, num_minibatches: int, num_epo
         ValueError: when the elements do not split into `num_minibatches` equal parts.
     """
     check_divides(num_elements, num_minibatches)
-    orders = jax.vmap(permutation, in_axes=(0, None))(jax.random.split(key, num_epochs), num_elements)
-    return orders.reshape(num_epochs, num_minibatches, -1)
+    return permutations(key, num_epochs, num_elements).reshape(num_epochs, num_minibatches, -1)
 
 
-def permutation(key: jax.Array, n: int) -> jax.Array:
-    """The integers `0, ..., n - 1` in random order, int32.
+def permutations(key: jax.Array, num: int, n: int) -> jax.Array:
+    """`num` random orders of the integers `0, ..., n - 1`, int32 `[num, n]`.
 
     Sorts one word an element, random bits above and the element below: several times faster on a CPU than
-    `jax.random.permutation`, which sorts pairs. Two elements draw the same bits with probability `n / 2^32`, and then
-    keep their order; for more than 2^20 elements, where that would show, it is `jax.random.permutation`.
+    `jax.random.permutation`, which sorts pairs. Two elements draw the same bits with probability about `n / 2^32`, and
+    then keep their order.
+
+    Raises:
+        ValueError: for more than 2^24 elements, where so few bits would be left that the orders were not random.
     """
     width = (n - 1).bit_length()
-    if width > 20:
-        return jax.random.permutation(key, n)
-    words = (jax.random.bits(key, (n,)) << width) | jnp.arange(n, dtype=jnp.uint32)
+    if width > 24:
+        raise ValueError(f"permutations of {n} elements: at most 2^24 are supported; use fewer environments or steps")
+    words = (jax.random.bits(key, (num, n)) << width) | jnp.arange(n, dtype=jnp.uint32)
     return (jnp.sort(words) & ((1 << width) - 1)).astype(jnp.int32)
 
 
@@ -105,4 +107,4 @@ def episode_metrics(traj: Transition) -> dict[str, jax.Array]:
     }
 
 
-__all__ = ["check_divides", "episode_metrics", "flatten", "minibatches", "permutation", "reset", "rollout"]
+__all__ = ["check_divides", "episode_metrics", "flatten", "minibatches", "permutations", "reset", "rollout"]
