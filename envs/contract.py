@@ -1,7 +1,7 @@
 """The proof of the environment contract: `check`.
 
 Every clause is one function of the evidence. It returns None where it is proven and a reason where it cannot be judged
-on this environment, and raises `ContractError` where it is broken. Whatever can be seen in a trace is judged in a trace;
+on this environment, and raises `ContractError` where it is broken. What can be seen in a trace is judged in a trace;
 only two programs are compiled, one step of one environment and random-action episodes of many.
 
 Axes: N episodes, T steps.
@@ -29,6 +29,8 @@ NUM_EPISODES = 32
 NUM_ENDS = 8  # fewer episode ends than this say nothing about what an end looks like
 EAGER_OPERATIONS = 400  # without jit each operation compiles alone, so larger programs would take minutes
 LIMITS = ("max_steps", "max_steps_in_episode")
+# The programs run for less time than they take to compile.
+QUICK = {"xla_backend_optimization_level": 0}
 
 # Programs that differ only in how XLA fuses them round differently in the last bits, and one step of contact physics
 # (an iterative solver) amplifies that by some orders of magnitude. A wrong batch axis is off by the value itself.
@@ -116,12 +118,12 @@ class Evidence:
             return {}
         free = self.episodes
         if any(np.min(value) <= self.num_steps for value in limits.values()):
-            free = self.play(_limit(self.env, {name: self.num_steps + 1 for name in limits}))
+            free = self.play(_limit(self.env, dict.fromkeys(limits, self.num_steps + 1)))
         # Half of the typical episode, so that about as many reach the limit as can.
         short = max(1, int(np.median(free.length)) // 2)
         moved = {}
         for name in limits:
-            env = _limit(self.env, {other: self.num_steps + 1 for other in limits} | {name: short})
+            env = _limit(self.env, dict.fromkeys(limits, self.num_steps + 1) | {name: short})
             moved[name] = (free, self.play(env), short)
         return moved
 
@@ -174,7 +176,10 @@ def _one(env, reset_key, step_key, action):
     return start, stepped, transition
 
 
-@jax.jit(static_argnames="num_steps")
+_single = jax.jit(_one, compiler_options=QUICK)
+
+
+@jax.jit(static_argnames="num_steps", compiler_options=QUICK)
 def _play(env, keys, num_steps):
     def episode(key):
         reset_key, step_keys, action_keys = _keys(key, num_steps)
@@ -198,8 +203,8 @@ def _shapes(name, program, *args):
         raise _leak(_first_line(error)) from error
     except _CONCRETE as error:
         raise ContractError(
-            f"{name} needs the value of a traced array: {_first_line(error)}; choose with jnp.where or jax.lax.cond, and "
-            "compute with jax.numpy"
+            f"{name} needs the value of a traced array: {_first_line(error)}; "
+            "choose with jnp.where or jax.lax.cond, and compute with jax.numpy"
         ) from error
     except Exception as error:
         raise ContractError(f"{name} cannot be traced: {type(error).__name__}: {_first_line(error)}") from error
@@ -207,8 +212,8 @@ def _shapes(name, program, *args):
 
 def _leak(seen):
     leak = ContractError(
-        f"a tracer outlives the call that made it: {seen}; return what changes as part of the state, and assign nothing to "
-        "the environment object within reset and step"
+        f"a tracer outlives the call that made it: {seen}; return what changes as part of the state, and "
+        "assign nothing to the environment object within reset and step"
     )
     leak.clause = "tracers"
     return leak
@@ -304,7 +309,9 @@ def spaces(evidence):
             low, high = (np.broadcast_to(bound, space.shape) for bound in (space.low, space.high))
         except ValueError as error:
             shapes = np.shape(space.low), np.shape(space.high)
-            raise ContractError(f"{role} has shape {space.shape} and bounds of shapes {shapes}; make them fit") from error
+            raise ContractError(
+                f"{role} has shape {space.shape} and bounds of shapes {shapes}; make them fit"
+            ) from error
         if not (low <= high).all():
             raise ContractError(f"{role} has a lower bound above its upper one (or NaN): {space}; swap them")
 
@@ -337,14 +344,16 @@ def observation(evidence):
         seen, wanted = (obs.shape, obs.dtype), (tuple(space.shape), jnp.dtype(space.dtype))
         if seen != wanted:
             raise ContractError(
-                f"{name} gives an observation of shape {seen[0]} and dtype {seen[1]}, observation_space has {wanted[0]} and "
-                f"{wanted[1]}; correct the space, or cast and reshape the observation"
+                f"{name} gives an observation of shape {seen[0]} and dtype {seen[1]}, observation_space has "
+                f"{wanted[0]} and {wanted[1]}; correct the space, or cast and reshape the observation"
             )
 
 
 def reward_and_ends(evidence):
     """Reward is a float scalar, terminated and truncated are bool scalars."""
-    for name, kind, value in zip(("reward", "terminated", "truncated"), ("float", "bool", "bool"), evidence.step[2:5], strict=True):
+    for name, kind, value in zip(
+        ("reward", "terminated", "truncated"), ("float", "bool", "bool"), evidence.step[2:5], strict=True
+    ):
         wanted = jnp.floating if kind == "float" else jnp.bool_
         shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
         if shape != () or not jnp.issubdtype(dtype, wanted):
@@ -385,20 +394,20 @@ def params(evidence):
         many = jax.eval_shape(jax.vmap(program, in_axes=(0, None, None, None)), stack([env, env]), *args)
     except Exception as error:
         raise ContractError(
-            f"with traced params: {type(error).__name__}: {_first_line(error)}; compute with params in jax.numpy, and keep "
-            "what picks code or fixes a shape out of them, as an attribute of the environment"
+            f"with traced params: {type(error).__name__}: {_first_line(error)}; compute with params in jax.numpy, "
+            "and keep what picks code or fixes a shape out of them, as an attribute of the environment"
         ) from error
     for (path, leaf), batched in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(many), strict=True):
         if (batched.shape, batched.dtype) != ((2, *leaf.shape), leaf.dtype):
             raise ContractError(
-                f"{jax.tree_util.keystr(path)} is {leaf} with one params and {batched} with two; let params change values, "
-                "and no shapes and dtypes"
+                f"{jax.tree_util.keystr(path)} is {leaf} with one params and {batched} with two; let params change "
+                "values, and no shapes and dtypes"
             )
 
     reset = jax.make_jaxpr(lambda params: env.environment.reset(evidence.key, params))(env.params)
-    step = jax.make_jaxpr(
-        lambda params, state, action: env.environment.step(evidence.key, state, action, params)
-    )(env.params, evidence.reset[1], evidence.action)
+    step = jax.make_jaxpr(lambda params, state, action: env.environment.step(evidence.key, state, action, params))(
+        env.params, evidence.reset[1], evidence.action
+    )
     leaves = len(jax.tree.leaves(env.params))
     for closed in (reset, step):
         read = {id(v) for eqn in closed.jaxpr.eqns for v in eqn.invars} | {id(v) for v in closed.jaxpr.outvars}
@@ -438,12 +447,11 @@ def determinism(evidence):
     if first != second:
         changed = next((pair for pair in zip(first, second, strict=False) if pair[0] != pair[1]), "its length")
         raise ContractError(
-            f"tracing twice gives two programs (they differ in {changed}); draw with the key, and keep what changes in the "
-            "state: Python and numpy randomness, and attributes of the environment, are frozen into the program"
+            f"tracing twice gives two programs (they differ in {changed}); draw with the key, and keep "
+            "what changes in the state: Python and numpy randomness and attributes are frozen into a program"
         )
-    single = jax.jit(_one)
     args = evidence.one(0)
-    for (path, a), (_, b) in zip(_paths(single(*args)), _paths(single(*args)), strict=True):
+    for (path, a), (_, b) in zip(_paths(_single(*args)), _paths(_single(*args)), strict=True):
         if a.tobytes() != b.tobytes():
             raise ContractError(f"two runs with the same keys differ in {path}: {a} and {b}; draw with the key alone")
 
@@ -465,7 +473,8 @@ def starts(evidence):
 def values(evidence):
     """Over whole random-action episodes observations stay within their space and rewards are finite."""
     space, episodes = evidence.env.observation_space, evidence.episodes
-    low, high = (0, space.n - 1) if isinstance(space, Discrete) else (np.asarray(space.low), np.asarray(space.high))
+    bounds = (0, space.n - 1) if isinstance(space, Discrete) else (space.low, space.high)
+    low, high = (np.asarray(bound, np.float64) for bound in bounds)
     # A cosine that rounds to 1.0000001 is within its bounds.
     low, high = (bound + sign * 1e-5 * np.maximum(1.0, np.abs(bound)) for bound, sign in ((low, -1), (high, 1)))
     seen = np.concatenate([episodes.start.obs[:, None], episodes.next_obs], axis=1)
@@ -476,8 +485,8 @@ def values(evidence):
         where = tuple(bad[0])
         bounds = [np.broadcast_to(bound, inside.shape)[where].round(4).item() for bound in (low, high)]
         raise ContractError(
-            f"the observation after step {where[1]} is {seen[where]} at index {tuple(map(int, where[2:]))}, observation_space "
-            f"allows {bounds}; widen the space, or correct the observation"
+            f"the observation after step {where[1]} is {seen[where]} at index {tuple(map(int, where[2:]))}, "
+            f"observation_space allows {bounds}; widen the space, or correct the observation"
         )
     bad = np.argwhere(~np.isfinite(episodes.reward) & episodes.valid)
     if bad.size:
@@ -490,14 +499,14 @@ def jit(evidence):
     operations = sum(1 for _ in _operations(jax.make_jaxpr(lambda *args: _one(*args))(*args)))
     if operations > EAGER_OPERATIONS:
         return f"it has {operations} operations, and without jit each of them would be compiled alone"
-    _same(jax.jit(_one)(*args), _one(*args), "with jit", "without", "do not ask whether an argument is a tracer")
+    _same(_single(*args), _one(*args), "with jit", "without", "do not ask whether an argument is a tracer")
 
 
 def vmap(evidence):
     """A step of many environments is that of each alone."""
-    episodes, single = evidence.episodes, jax.jit(_one)
+    episodes = evidence.episodes
     for i in range(2):
-        start, _, transition = single(*evidence.one(i))
+        start, _, transition = _single(*evidence.one(i))
         first = lambda tree, i=i: jax.tree.map(lambda leaf: leaf[i], tree)
         many = first(episodes.start), *(first(getattr(episodes, name)[:, 0]) for name in _COMPARED)
         one = jax.tree.map(_host, start), *(getattr(transition, name) for name in _COMPARED)
@@ -531,8 +540,8 @@ def time_limit(evidence):
             )
         if not limited.truncated[alive, limit - 1].all() or limited.truncated[alive, : limit - 1].any():
             raise ContractError(
-                f"with {name} = {limit} episodes have lengths {sorted(set(limited.length.tolist()))}; truncate when as many "
-                "steps were taken, or leave the limit to env.max_steps"
+                f"with {name} = {limit} episodes have lengths {sorted(set(limited.length.tolist()))}; truncate when "
+                "as many steps were taken, or leave the limit to env.max_steps"
             )
         judged |= alive.any()
     return None if judged else "every episode ends by itself before a limit could cut it"
@@ -564,8 +573,8 @@ def successor(evidence):
             reasons.append(f"where episodes were {kind}, observations before the end look like starts")
         elif within(after).mean() > 0.9:
             raise ContractError(
-                f"{within(after).sum()} of {len(after)} {kind} episodes end with an observation from where episodes start; "
-                "return the successor, and leave the restart to Env"
+                f"{within(after).sum()} of {len(after)} {kind} episodes end with an observation from where episodes "
+                "start; return the successor, and leave the restart to Env"
             )
     return "; ".join(reasons) if len(reasons) == 2 else None
 

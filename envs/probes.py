@@ -94,7 +94,9 @@ class Endless(Probe):
         return state, state, jnp.float32(params.reward), jnp.array(False), jnp.array(False), {}
 
 
-PROBES = {p.__name__: p for p in (Constant, Observation, Discount, Action, ObservationAction, ContinuousAction, Endless)}
+PROBES = {
+    p.__name__: p for p in (Constant, Observation, Discount, Action, ObservationAction, ContinuousAction, Endless)
+}
 NAMES = tuple(PROBES)
 
 

@@ -72,9 +72,18 @@ def make(name: str, *, max_steps: int | None = None, num_starts: int | None = No
     """
     name = full_name(name)
     namespace, _, rest = name.partition("/")
-    env = _registered[name](**options) if name in _registered else import_module(_suites[namespace]).make(rest, **options)
+    env = (
+        _registered[name](**options) if name in _registered else import_module(_suites[namespace]).make(rest, **options)
+    )
     if max_steps is not None:
-        if max_steps < 1:
-            raise ValueError(f"max_steps = {max_steps} must be at least 1")
-        env = replace(env, max_steps=max_steps)
+        env = _limited(env, max_steps)
     return env if num_starts is None else replace(env, num_starts=num_starts)
+
+
+def _limited(env: Env, max_steps: int) -> Env:
+    if type(max_steps) is not int or max_steps < 1:
+        raise ValueError(f"max_steps = {max_steps!r}: give an integer of at least 1")
+    # A limit that the suite keeps in its params would go on cutting episodes at its own number of steps.
+    own = [field for field in ("max_steps", "max_steps_in_episode") if hasattr(env.params, field)]
+    params = replace(env.params, **dict.fromkeys(own, max_steps)) if own else env.params
+    return replace(env, params=params, max_steps=max_steps)
