@@ -58,11 +58,24 @@ def pytree(cls: type[T]) -> type[T]:
 
     cls.__post_init__ = __post_init__
     cls = dataclasses.dataclass(frozen=True)(cls)
-    return jax.tree_util.register_dataclass(
-        cls,
-        data_fields=[f.name for f in fields(cls) if not is_static(f)],
-        meta_fields=[f.name for f in fields(cls) if is_static(f)],
-    )
+    children = [f.name for f in fields(cls) if not is_static(f)]
+    statics = [f.name for f in fields(cls) if is_static(f)]
+
+    def flatten(self):
+        return [getattr(self, name) for name in children], tuple(getattr(self, name) for name in statics)
+
+    def flatten_with_keys(self):
+        values, static_values = flatten(self)
+        return list(zip(map(jax.tree_util.GetAttrKey, children), values, strict=True)), static_values
+
+    def unflatten(static_values, values):  # leaves may be anything here, axes of a vmap for one: nothing is checked
+        self = object.__new__(cls)
+        for name, value in (*zip(children, values, strict=True), *zip(statics, static_values, strict=True)):
+            object.__setattr__(self, name, value)
+        return self
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
 def stack(trees: list[T]) -> T:

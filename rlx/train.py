@@ -16,6 +16,9 @@ from rlx.pytree import pytree
 from rlx.rollout import reset
 
 
+EVALUATION = 0x65766C  # names the random stream of `evaluate`
+
+
 def total_updates(config: Any) -> int:
     """Number of updates of a whole run: `ceil(total_steps / steps_per_update)`."""
     return -(-config.total_steps // config.steps_per_update)
@@ -91,7 +94,8 @@ def evaluate(
     Rewards are raw. `max_steps` bounds an environment that never ends an episode; `finished` says where it did.
     Training state is not touched.
     """
-    reset_key, steps_key = jax.random.split(key)
+    # A stream of its own: handed the key that training splits next, evaluation would otherwise replay it.
+    reset_key, steps_key = jax.random.split(jax.random.fold_in(key, EVALUATION))
     env_state = reset(env, reset_key, num_episodes)
     episodes = Episodes(
         returns=jnp.zeros(num_episodes), lengths=jnp.zeros(num_episodes, jnp.int32), finished=jnp.zeros(num_episodes, bool)
