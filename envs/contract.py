@@ -29,8 +29,6 @@ NUM_EPISODES = 32
 NUM_ENDS = 8  # fewer episode ends than this say nothing about what an end looks like
 EAGER_OPERATIONS = 400  # without jit each operation compiles alone, so larger programs would take minutes
 LIMITS = ("max_steps", "max_steps_in_episode")
-# The programs run for less time than they take to compile.
-QUICK = {"xla_backend_optimization_level": 0}
 
 # Programs that differ only in how XLA fuses them round differently in the last bits, and one step of contact physics
 # (an iterative solver) amplifies that by some orders of magnitude. A wrong batch axis is off by the value itself.
@@ -176,10 +174,10 @@ def _one(env, reset_key, step_key, action):
     return start, stepped, transition
 
 
-_single = jax.jit(_one, compiler_options=QUICK)
+_single = jax.jit(_one)
 
 
-@jax.jit(static_argnames="num_steps", compiler_options=QUICK)
+@jax.jit(static_argnames="num_steps")
 def _play(env, keys, num_steps):
     def episode(key):
         reset_key, step_keys, action_keys = _keys(key, num_steps)
