@@ -44,7 +44,9 @@ def orthogonal(key: jax.Array, shapes: list[tuple[int, ...]]) -> list[jax.Array]
     sizes = [(math.prod(shape[:-1]), shape[-1]) for shape in shapes]
     tall, wide = max(map(max, sizes)), max(map(min, sizes))
     lengths = jnp.array([max(size) for size in sizes])
-    noise = jax.random.normal(key, (wide, len(shapes), tall)) * (jnp.arange(tall) < lengths[:, None])
+    # Drawn as one row: XLA on a CPU unrolls the generator over the short axes of anything else, which takes it long.
+    noise = jax.random.normal(key, (wide * len(shapes) * tall,)).reshape(wide, len(shapes), tall)
+    noise *= jnp.arange(tall) < lengths[:, None]
 
     def step(basis, x):  # basis [L, wide, tall], one more vector of each matrix at a time
         k, vector = x

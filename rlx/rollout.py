@@ -70,7 +70,7 @@ def permutations(key: jax.Array, num: int, n: int) -> jax.Array:
     Sorts random words. Up to 2^13 elements a word holds its element in its lower bits, which sorts faster on a CPU than
     words and elements in pairs. Elements that draw the same bits keep their order: at most 1 in 60 has such a partner.
     """
-    bits = jax.random.bits(key, (num, n))
+    bits = jax.random.bits(key, (num * n,)).reshape(num, n)
     width = (n - 1).bit_length()
     if width > 13:
         return jnp.argsort(bits).astype(jnp.int32)
