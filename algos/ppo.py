@@ -94,6 +94,7 @@ class Batch:
 
 
 def networks(config, env):
+    """Actor and critic, separate and of the same shape."""
     torso = partial(Torso, env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
     return Actor(env.action_space, torso()), Critic(torso())
 
@@ -121,6 +122,7 @@ def init(config, env, key):
 
 
 def normalized(config, state, obs):
+    """What the networks see of an observation."""
     return normalize(state.obs_stats, obs) if config.normalize_obs else obs
 
 
@@ -156,7 +158,7 @@ def loss(params, config, env, batch, progress, objective=objective):
 
 
 def advantages(config, env, state, traj):
-    """The learning problem that a rollout `[T, N]` poses, and the reward scale after it."""
+    """What there is to learn from a rollout, `[T, N]`, and the reward scale after it."""
     _, critic = networks(config, env)
     obs, next_obs = normalized(config, state, traj.obs), normalized(config, state, traj.next_obs)
     value, next_value = critic.apply(state.params["critic"], jnp.stack([obs, next_obs]))
@@ -172,22 +174,25 @@ def update(config, env, state, *, objective: Callable = objective):
     key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
     data, scale = advantages(config, env, state, traj)
-    data = flatten(data)
+    elements = flatten(data)
     progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
     learning_rate = config.learning_rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
 
     def step(carry, batch):
         params, opt_state = carry
         grads, parts = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
+        parts["grad_norm"] = jnp.linalg.norm(ravel_pytree(grads)[0])
         updates, opt_state = optimizer(config, learning_rate).update(grads, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), {**parts, "grad_norm": jnp.linalg.norm(ravel_pytree(grads)[0])}
+        return (optax.apply_updates(params, updates), opt_state), parts
 
     def epoch(carry, order):
-        return jax.lax.scan(step, carry, jax.tree.map(lambda x: x[order], data))
+        return jax.lax.scan(step, carry, jax.tree.map(lambda x: x[order], elements))
 
     orders = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
     (params, opt_state), parts = jax.lax.scan(epoch, (state.params, state.opt_state), orders)
-    metrics = episode_metrics(traj) | jax.tree.map(jnp.mean, parts) | {
+    metrics = {
+        **episode_metrics(traj),
+        **jax.tree.map(jnp.mean, parts),
         "explained_variance": explained_variance(data.value, data.target),
         "learning_rate": learning_rate,
     }

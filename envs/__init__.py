@@ -1,7 +1,9 @@
 """Environments by name, adapters for other suites, and the proof of the contract: `make`, `names`, `check`."""
 
 if __name__ != "rlx.envs":
-    raise ImportError(f"imported as {__name__!r}: this folder is the package rlx.envs; run pip install -e . and import that")
+    raise ImportError(
+        f"imported as {__name__!r}: this folder is the package rlx.envs; run pip install -e . and import that"
+    )
 
 from rlx.envs.registry import make, names, register
 

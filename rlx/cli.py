@@ -140,7 +140,9 @@ def _train(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         resume = _option(arguments, "--resume")
         if resume is None:
-            raise ValueError(f"rlx train needs an algorithm: rlx train ppo --env NAME; there are {', '.join(algorithms())}")
+            raise ValueError(
+                f"rlx train needs an algorithm: rlx train ppo --env NAME; there are {', '.join(algorithms())}"
+            )
         arguments = [read_config(Path(resume))["algorithm"], *arguments]
     algorithm = load_algorithm(arguments[0])
     shipped = algorithm.__name__.startswith("rlx.algos.")
@@ -180,13 +182,17 @@ def _train_algorithm(algorithm: ModuleType, algorithm_name: str, arguments: list
         _check_resume(arguments, default, config)
     env = make(env_name, env_options)
     chosen = {
-        f.name: value for f in dataclasses.fields(config) if (value := getattr(config, f.name)) != getattr(default, f.name)
+        f.name: value
+        for f in dataclasses.fields(config)
+        if (value := getattr(config, f.name)) != getattr(default, f.name)
     }
     stem = algorithm_name.rpartition(".")[2] if algorithm_name.startswith("rlx.") else Path(algorithm_name).stem
     console.print(f"{stem} on {env_name}, seed {seed}, {jax.devices()[0].device_kind}", highlight=False)
     for title, values in (("tuned settings", tuned), ("your settings", chosen)):
         if values:
-            console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}", highlight=False, soft_wrap=True)
+            console.print(
+                f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}", highlight=False, soft_wrap=True
+            )
     job = Job(algorithm, algorithm_name, config, env, env_name, env_options, seed, directory, tuned)
     status = execute(job, console, resume=resume is not None, num_eval_episodes=options.eval_episodes)
     if status:
@@ -211,7 +217,9 @@ def _check_resume(arguments: list[str], saved: Any, config: Any) -> None:
     ]
     fixed = [flag for flag in ("--env", "--env-options", "--seed", "--out") if _given(arguments, flag)]
     if changed or fixed:
-        raise ValueError(f"a resumed run keeps its settings (only --total-steps may change): {', '.join(changed + fixed)}")
+        raise ValueError(
+            f"a resumed run keeps its settings (only --total-steps may change): {', '.join(changed + fixed)}"
+        )
 
 
 def _eval(options: EvalOptions) -> None:
@@ -225,7 +233,9 @@ def _eval(options: EvalOptions) -> None:
     config, env = saved_config(algorithm, saved), make(saved["env"], saved["env_options"])
     like = jax.eval_shape(algorithm.init, config, env, jax.random.key(0))
     state = restore(options.run / "checkpoints", like)
-    job = Job(algorithm, saved["algorithm"], config, env, saved["env"], saved["env_options"], saved["seed"], options.run)
+    job = Job(
+        algorithm, saved["algorithm"], config, env, saved["env"], saved["env_options"], saved["seed"], options.run
+    )
     key = jax.random.fold_in(keys(saved["seed"])[1], options.seed + 1)
     report(job, state, key, options.num_episodes, Console(), deterministic=not options.stochastic)
 

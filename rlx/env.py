@@ -1,6 +1,5 @@
 """The environment contract, and `Env`: auto-reset, time limits, true successors, episode statistics."""
 
-
 from typing import Any, Protocol
 
 import jax

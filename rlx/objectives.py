@@ -16,9 +16,9 @@ def clipped_surrogate(log_ratio: jax.Array, advantage: jax.Array, clip: jax.Arra
 
 
 def clipped_value_loss(value: jax.Array, old_value: jax.Array, target: jax.Array, clip: jax.Array) -> jax.Array:
-    """`max((V - R)^2, (V_old + clip(V - V_old, -clip, clip) - R)^2) / 2`, any shape; an infinite clip leaves `(V - R)^2 / 2`.
+    """`max((V - R)^2, (V_old + clip(V - V_old, -clip, clip) - R)^2) / 2`, any shape.
 
-    Source: the PPO implementation of openai/baselines; not in the paper.
+    An infinite clip leaves `(V - R)^2 / 2`. Source: the PPO implementation of openai/baselines; not in the paper.
     """
     chex.assert_equal_shape([value, old_value, target])
     clipped = old_value + jnp.clip(value - old_value, -clip, clip)
@@ -34,6 +34,6 @@ def approx_kl(log_ratio: jax.Array) -> jax.Array:
 
 
 def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
-    """`1 - Var(target - value) / Var(target)`: 1 is a perfect critic, 0 is as good as a constant, NaN is a constant target."""
+    """`1 - Var(target - value) / Var(target)`: 1 for a perfect critic, 0 for a constant one, NaN without variance."""
     variance = jnp.var(target)
     return jnp.where(variance > 0, 1.0 - jnp.var(target - value) / variance, jnp.nan)

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+import matplotlib.pyplot as plt
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -51,7 +51,9 @@ def curve(runs: list[Path], path: Path) -> None:
             np.array([row[name] for row in logged], float) for name in ("step", "episode_return", "num_episodes")
         )
         label = f"seed {config['seed']}" if len(runs) == 1 else f"{run.name}"
-        (line,) = axes.plot(steps, smooth(returns, weights, max(1, len(logged) // 20)), label=f"training, {label}", lw=2)
+        (line,) = axes.plot(
+            steps, smooth(returns, weights, max(1, len(logged) // 20)), label=f"training, {label}", lw=2
+        )
         if len(runs) == 1:
             axes.plot(steps, returns, ".", color=line.get_color(), alpha=0.25, ms=3, zorder=1)
         if (run / "evaluation.json").exists():

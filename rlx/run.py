@@ -59,7 +59,7 @@ def keys(seed: int) -> tuple[jax.Array, jax.Array]:
 
 @partial(jax.jit, static_argnames=("algorithm", "length"), donate_argnames="state")
 def chunk(algorithm: ModuleType, config: Any, env: Env, state: Any, num: jax.Array, length: int) -> tuple[Any, Any]:
-    """`num <= length` updates, and their metrics in the first `num` places of `[length]`; one program for every `num`."""
+    """`num <= length` updates, and their metrics in the first `num` places of `[length]`: one program for any `num`."""
     shapes = jax.eval_shape(algorithm.update, config, env, state)[1]
     metrics = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
 
@@ -107,7 +107,8 @@ def execute(job: Job, console: Console, resume: bool = False, num_eval_episodes:
     rounded = updates * config.steps_per_update
     extra = f" (rounded up to whole updates from {config.total_steps:,})" if rounded != config.total_steps else ""
     console.print(
-        f"{rounded:,} steps{extra} in {updates:,} updates; traced and compiled in {compile_seconds:.1f} s", highlight=False
+        f"{rounded:,} steps{extra} in {updates:,} updates; traced and compiled in {compile_seconds:.1f} s",
+        highlight=False,
     )
 
     with open(job.directory / "metrics.jsonl", "a") as log, _Stop() as stop:
@@ -118,7 +119,7 @@ def execute(job: Job, console: Console, resume: bool = False, num_eval_episodes:
                 before = time.perf_counter()
                 num = min(size, updates - done)
                 state, metrics = step_updates(config, env, state, jnp.int32(num))
-                logger.add(done, jax.tree.map(lambda x, n=num: np.asarray(x)[:n], metrics), last=done + num == updates)
+                logger.add(done, jax.tree.map(lambda x, n=num: np.asarray(x)[:n], metrics))
                 done += num
                 display.show(done * config.steps_per_update, logger.episode_return)
                 now = time.perf_counter()
@@ -134,8 +135,8 @@ def execute(job: Job, console: Console, resume: bool = False, num_eval_episodes:
     if stop.asked:
         curve([job.directory], job.directory / "curve.png")
         console.print(
-            f"interrupted after {done * config.steps_per_update:,} of {rounded:,} steps; everything is in {job.directory}, "
-            f"go on with --resume {job.directory}",
+            f"interrupted after {done * config.steps_per_update:,} of {rounded:,} steps; "
+            f"everything is in {job.directory}, go on with --resume {job.directory}",
             highlight=False,
             soft_wrap=True,
         )
@@ -165,11 +166,14 @@ def report(
     }
     _write_json(job.directory / "evaluation.json", result)
     console.print(
-        f"evaluation: mean return {result['mean']:.1f}, standard deviation {result['std']:.1f}, {num_episodes} episodes",
+        f"evaluation: mean return {result['mean']:.1f}, standard deviation {result['std']:.1f}, "
+        f"{num_episodes} episodes",
         highlight=False,
     )
     if result["unfinished"]:
-        console.print(f"{result['unfinished']} episodes did not end within the evaluation's step limit and count in part")
+        console.print(
+            f"{result['unfinished']} episodes did not end within the evaluation's step limit and count in part"
+        )
     return result
 
 
@@ -210,7 +214,8 @@ class _Logger:
         self.file, self.every, self.config = file, every, config
         self.start, self.pending, self.episode_return = time.perf_counter() - seconds, [], None
 
-    def add(self, done: int, metrics: Any, last: bool) -> None:
+    def add(self, done: int, metrics: Any) -> None:
+        """Takes the metrics of the updates after the first `done`, leaves `[num]`."""
         names = list(metrics)
         for i in range(len(metrics[names[0]])):
             self.pending.append({name: metrics[name][i] for name in names})
@@ -236,7 +241,9 @@ class _Logger:
                 row[name] = _number((values[known] * episodes[known]).sum() / episodes.sum()) if known.any() else None
             else:
                 row[name] = _number(values.mean())
-        self.episode_return = row.get("episode_return") if row.get("episode_return") is not None else self.episode_return
+        self.episode_return = (
+            row.get("episode_return") if row.get("episode_return") is not None else self.episode_return
+        )
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         self.pending = []

@@ -15,7 +15,6 @@ from rlx.env import Env
 from rlx.pytree import pytree
 from rlx.rollout import reset
 
-
 EVALUATION = 0x65766C  # names the random stream of `evaluate`
 
 
@@ -45,7 +44,9 @@ def resume(
     """
     if num_updates is None:
         if isinstance(state.num_updates, jax.core.Tracer) or jnp.ndim(state.num_updates):
-            raise ValueError("resume cannot tell how many updates are left of a traced or stacked state: give num_updates=")
+            raise ValueError(
+                "resume cannot tell how many updates are left of a traced or stacked state: give num_updates="
+            )
         num_updates = total_updates(config) - int(state.num_updates)
         if num_updates <= 0:
             raise ValueError(
@@ -98,7 +99,9 @@ def evaluate(
     reset_key, steps_key = jax.random.split(jax.random.fold_in(key, EVALUATION))
     env_state = reset(env, reset_key, num_episodes)
     episodes = Episodes(
-        returns=jnp.zeros(num_episodes), lengths=jnp.zeros(num_episodes, jnp.int32), finished=jnp.zeros(num_episodes, bool)
+        returns=jnp.zeros(num_episodes),
+        lengths=jnp.zeros(num_episodes, jnp.int32),
+        finished=jnp.zeros(num_episodes, bool),
     )
 
     def running(carry):

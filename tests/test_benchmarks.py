@@ -155,10 +155,10 @@ def test_curve_weighs_seeds_equally_and_skips_stretches_without_episodes():
 
 def test_every_task_is_there_and_divides_its_settings():
     from returns import TASKS
-    from rlx.algos import ppo
-    from rlx.envs.registry import full_name
 
     import rlx
+    from rlx.algos import ppo
+    from rlx.envs.registry import full_name
     from rlx.presets import preset
 
     for task in TASKS.values():
@@ -193,8 +193,9 @@ def test_measured_returns_are_not_measured_again(tmp_path, monkeypatch):
 
 
 def test_speed_cases_are_whole_updates_of_one_configuration():
-    from rlx.algos import ppo
     from speed import CASES
+
+    from rlx.algos import ppo
 
     for settings in CASES.values():
         config = ppo.Config(**{k: v for k, v in settings.items() if k != "env"})

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rlx.envs import check
-from rlx.envs.contract import CLAUSES, ContractError
 
 from rlx.env import Env
+from rlx.envs import check
+from rlx.envs.contract import CLAUSES, ContractError
 from rlx.pytree import pytree
 from rlx.spaces import Box, Discrete
 

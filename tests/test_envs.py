@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 import rlx.envs
 from rlx.envs import check, from_brax, from_gymnax, probes, registry
-
 from rlx.pytree import stack
 
 FIXED_STARTS = {

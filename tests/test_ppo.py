@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from rlx.algos import ppo as module
 
 import rlx
 from rlx import Env, pytree, replace
 from rlx.advantages import standardize
+from rlx.algos import ppo as module
 from rlx.normalize import normalize
 from rlx.pytree import is_static
 from rlx.rollout import flatten, rollout

@@ -12,6 +12,7 @@ import rlx
 from rlx import Env, pytree, replace, stack
 from rlx.objectives import clipped_surrogate
 from rlx.spaces import Box, Discrete
+from rlx.train import EVALUATION
 
 
 def assert_equal(a, b):
@@ -247,7 +248,8 @@ def test_evaluate_matches_a_loop_over_single_steps(ppo, small, cartpole, trained
     state, key = trained[0], jax.random.key(3)
     env = replace(cartpole, max_steps=30)
     episodes = rlx.evaluate(ppo, small, env, state, key, num_episodes=4)
-    starts = rlx.rollout.reset(env, jax.random.split(key)[0], 4)
+    reset_key, _ = jax.random.split(jax.random.fold_in(key, EVALUATION))
+    starts = rlx.rollout.reset(env, reset_key, 4)
     act = lambda obs: ppo.act(small, env, state, obs[None], key, deterministic=True)[0][0]
     step = jax.jit(lambda env_state: env.advance(key, env_state, act(env_state.obs)))
     for i in range(4):

@@ -7,9 +7,9 @@ def program(settings):
     from functools import partial
 
     import jax
-    from rlx.algos import ppo
 
     import rlx
+    from rlx.algos import ppo
 
     settings = dict(settings, hidden_sizes=tuple(settings["hidden_sizes"]))
     env = rlx.envs.make(settings.pop("env"))
