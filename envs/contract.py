@@ -220,7 +220,8 @@ def _leak(seen):
 def _kept_tracer(environment):
     """A tracer that can be reached from the environment object, its class or its module's globals, or None."""
     cls = type(environment)
-    seen, todo = set(), [environment, *map(vars, cls.__mro__), vars(sys.modules[cls.__module__])]
+    module = getattr(sys.modules.get(cls.__module__), "__dict__", {})  # code that was typed in has none
+    seen, todo = set(), [environment, *map(vars, cls.__mro__), module]
     while todo:
         item = todo.pop()
         if isinstance(item, jax.core.Tracer):

@@ -24,7 +24,7 @@ import rlx.algos
 import rlx.envs
 from rlx.envs.registry import full_name
 from rlx.presets import configure, settings
-from rlx.run import Job, execute, keys, read_config, report
+from rlx.run import Job, evaluate_run, execute, keys, read_config
 
 COMMANDS = {
     "train": "train an agent:  rlx train ppo --env CartPole-v1",
@@ -151,7 +151,7 @@ def _train(arguments: list[str]) -> None:
 
 
 def _train_algorithm(algorithm: ModuleType, algorithm_name: str, arguments: list[str], prog: str) -> None:
-    console = Console()
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     resume = _option(arguments, "--resume")
     tuned: dict[str, Any] = {}
     if resume is not None:
@@ -187,12 +187,10 @@ def _train_algorithm(algorithm: ModuleType, algorithm_name: str, arguments: list
         if (value := getattr(config, f.name)) != getattr(default, f.name)
     }
     stem = algorithm_name.rpartition(".")[2] if algorithm_name.startswith("rlx.") else Path(algorithm_name).stem
-    console.print(f"{stem} on {env_name}, seed {seed}, {jax.devices()[0].device_kind}", highlight=False)
+    console.print(f"{stem} on {env_name}, seed {seed}, {jax.devices()[0].device_kind}")
     for title, values in (("tuned settings", tuned), ("your settings", chosen)):
         if values:
-            console.print(
-                f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}", highlight=False, soft_wrap=True
-            )
+            console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
     job = Job(algorithm, algorithm_name, config, env, env_name, env_options, seed, directory, tuned)
     status = execute(job, console, resume=resume is not None, num_eval_episodes=options.eval_episodes)
     if status:
@@ -237,7 +235,14 @@ def _eval(options: EvalOptions) -> None:
         algorithm, saved["algorithm"], config, env, saved["env"], saved["env_options"], saved["seed"], options.run
     )
     key = jax.random.fold_in(keys(saved["seed"])[1], options.seed + 1)
-    report(job, state, key, options.num_episodes, Console(), deterministic=not options.stochastic)
+    evaluate_run(
+        job,
+        state,
+        key,
+        options.num_episodes,
+        Console(highlight=False, markup=False, soft_wrap=True),
+        deterministic=not options.stochastic,
+    )
 
 
 def _plot(options: PlotOptions) -> None:

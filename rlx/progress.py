@@ -46,4 +46,4 @@ class Display:
         elif now - self.last_plain > PLAIN_SECONDS or steps >= self.total:
             self.last_plain = now
             left = (self.total - steps) / max(rate, 1e-9)
-            self.console.print(f"{100 * steps / self.total:3.0f} %  {text}  {left:.0f} s left", highlight=False)
+            self.console.print(f"{100 * steps / self.total:3.0f} %  {text}  {left:.0f} s left")

@@ -97,7 +97,7 @@ def execute(job: Job, console: Console, resume: bool = False, num_eval_episodes:
             raise ValueError(f"{job.directory} has done its {updates} updates: raise --total-steps to go on")
         seconds = _truncate(job.directory / "metrics.jsonl", done)
         (job.directory / "evaluation.json").unlink(missing_ok=True)
-        console.print(f"resuming after {done} of {updates} updates", highlight=False)
+        console.print(f"resuming after {done} of {updates} updates")
     else:
         state, done, seconds = init.compile()(config, env, train_key), 0, 0.0
     job.directory.mkdir(parents=True, exist_ok=True)
@@ -106,10 +106,7 @@ def execute(job: Job, console: Console, resume: bool = False, num_eval_episodes:
     compile_seconds = time.perf_counter() - started
     rounded = updates * config.steps_per_update
     extra = f" (rounded up to whole updates from {config.total_steps:,})" if rounded != config.total_steps else ""
-    console.print(
-        f"{rounded:,} steps{extra} in {updates:,} updates; traced and compiled in {compile_seconds:.1f} s",
-        highlight=False,
-    )
+    console.print(f"{rounded:,} steps{extra} in {updates:,} updates; traced and compiled in {compile_seconds:.1f} s")
 
     with open(job.directory / "metrics.jsonl", "a") as log, _Stop() as stop:
         logger = _Logger(log, every=math.ceil(updates / ROWS), config=config, seconds=seconds)
@@ -136,18 +133,16 @@ def execute(job: Job, console: Console, resume: bool = False, num_eval_episodes:
         curve([job.directory], job.directory / "curve.png")
         console.print(
             f"interrupted after {done * config.steps_per_update:,} of {rounded:,} steps; "
-            f"everything is in {job.directory}, go on with --resume {job.directory}",
-            highlight=False,
-            soft_wrap=True,
+            f"everything is in {job.directory}, go on with --resume {job.directory}"
         )
         return 130
-    report(job, state, evaluate_key, num_eval_episodes, console)
+    evaluate_run(job, state, evaluate_key, num_eval_episodes, console)
     curve([job.directory], job.directory / "curve.png")
-    console.print(f"curve: {job.directory / 'curve.png'}", highlight=False, soft_wrap=True)
+    console.print(f"curve: {job.directory / 'curve.png'}")
     return 0
 
 
-def report(
+def evaluate_run(
     job: Job, state: Any, key: jax.Array, num_episodes: int, console: Console, deterministic: bool = True
 ) -> dict[str, Any]:
     """Evaluates on whole episodes, prints the result and writes it to `evaluation.json`."""
@@ -166,9 +161,7 @@ def report(
     }
     _write_json(job.directory / "evaluation.json", result)
     console.print(
-        f"evaluation: mean return {result['mean']:.1f}, standard deviation {result['std']:.1f}, "
-        f"{num_episodes} episodes",
-        highlight=False,
+        f"evaluation: mean return {result['mean']:.1f}, standard deviation {result['std']:.1f}, {num_episodes} episodes"
     )
     if result["unfinished"]:
         console.print(
