@@ -90,6 +90,8 @@ class Torso(nn.Module):
     def __call__(self, obs: jax.Array) -> jax.Array:
         space, act = self.observation_space, activation(self.activation)
         if isinstance(space, Discrete):
+            if not jnp.issubdtype(obs.dtype, jnp.integer):
+                raise ValueError("categories (Discrete) cannot be normalised: leave normalize_obs off")
             obs = jax.nn.one_hot(obs, space.n)
         batch_shape = obs.shape[: obs.ndim - (len(space.shape) or 1)]
         x = obs.astype(jnp.float32)
@@ -120,6 +122,8 @@ class Actor(nn.Module):
         x = self.torso(obs)
         if isinstance(self.action_space, Discrete):
             return Categorical(nn.Dense(self.action_space.n, name="head")(x))
+        if len(self.action_space.shape) != 1:
+            raise ValueError(f"actions of shape {self.action_space.shape} are not supported: give the Box one axis")
         (num_actions,) = self.action_space.shape
         mean = nn.Dense(num_actions, name="head")(x)
         return Normal(mean, self.param("log_std", nn.initializers.zeros, (num_actions,)))

@@ -102,6 +102,8 @@ def execute(job: Job, console: Console, resume: bool = False, num_eval_episodes:
         state, done, seconds = init.compile()(config, env, train_key), 0, 0.0
     job.directory.mkdir(parents=True, exist_ok=True)
     _write_json(job.directory / "config.json", _describe(job))
+    if not resume:
+        _save(checkpoints, 0, state)  # a state that cannot be stored is known before it is trained
     step_updates = lowered.compile()
     compile_seconds = time.perf_counter() - started
     rounded = updates * config.steps_per_update

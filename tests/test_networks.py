@@ -136,6 +136,17 @@ def test_discrete_actions_get_a_categorical_that_starts_nearly_uniform():
     np.testing.assert_allclose(pi.entropy(), np.log(4), atol=1e-3)
 
 
+def test_normalised_categories_are_refused():
+    with pytest.raises(ValueError, match="leave normalize_obs off"):
+        Torso(Discrete(3)).init(jax.random.key(0), jnp.float32(1.0))
+
+
+def test_actions_with_more_than_one_axis_are_refused():
+    actor = Actor(Box(-1.0, 1.0, (2, 3)), Torso(Box(-1.0, 1.0, (4,))))
+    with pytest.raises(ValueError, match="give the Box one axis"):
+        actor.init(jax.random.key(0), jnp.zeros(4))
+
+
 def test_images_go_through_convolutions():
     actor, critic, params = actor_critic(IMAGE, Discrete(2), jnp.zeros((5, 6, 2)), conv_features=(4, 8))
     torso = params["critic"]["params"]["torso"]
