@@ -131,7 +131,10 @@ def execute(job: Job, console: Console, resume: bool = False, num_eval_episodes:
 
     from rlx.plot import curve
 
-    if stop.asked:
+    weights = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if any(bool(jnp.isnan(leaf).any()) for leaf in weights):
+        console.print("warning: the training state holds NaN; look where in metrics.jsonl, and lower the learning rate")
+    if stop.asked and done < updates:
         curve([job.directory], job.directory / "curve.png")
         console.print(
             f"interrupted after {done * config.steps_per_update:,} of {rounded:,} steps; "
@@ -259,6 +262,8 @@ def _truncate(log: Path, num_updates: int) -> float:
     """Drops rows that a checkpoint does not have. Returns the seconds of the last row kept."""
     from rlx.plot import rows
 
+    if not log.exists():  # interrupted before the first row
+        return 0.0
     kept = [row for row in rows(log.parent) if row["update"] <= num_updates]
     log.write_text("".join(json.dumps(row) + "\n" for row in kept))
     return kept[-1]["seconds"] if kept else 0.0

@@ -108,6 +108,25 @@ def test_resume_goes_beyond_the_end_when_total_steps_is_raised(run, tmp_path):
     assert [row["update"] for row in rows(tmp_path / "longer")] == list(range(1, 33))
 
 
+def test_a_run_that_was_stopped_before_its_first_row_can_be_resumed(run, tmp_path, monkeypatch):
+    def stop(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rlx.run._Stop.__enter__", stop)
+        assert rlx("train", "ppo", "--env", "CartPole-v1", "--out", tmp_path / "cut", *SMALL) == 130
+    (tmp_path / "cut" / "metrics.jsonl").unlink(missing_ok=True)
+    assert rlx("train", "--resume", tmp_path / "cut", "--no-compile-cache") == 0
+    assert [row["update"] for row in rows(tmp_path / "cut")] == list(range(1, 17))
+
+
+def test_a_run_that_diverges_says_so(tmp_path, capsys):
+    diverging = ["--learning-rate", "inf", *SMALL]
+    assert rlx("train", "ppo", "--env", "CartPole-v1", "--out", tmp_path / "run", *diverging) == 0
+    assert "holds NaN" in capsys.readouterr().out
+    assert rows(tmp_path / "run")[-1]["value_loss"] is None
+
+
 def test_eval_plot_and_envs_work_on_what_train_left(run, tmp_path, capsys):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
