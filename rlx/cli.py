@@ -24,7 +24,7 @@ import rlx.algos
 import rlx.envs
 from rlx.envs.registry import full_name
 from rlx.presets import configure, settings
-from rlx.run import Job, evaluate_run, execute, keys, read_config
+from rlx.run import Job, evaluate_run, execute, keys, read_config, short_name
 
 COMMANDS = {
     "train": "train an agent:  rlx train ppo --env CartPole-v1",
@@ -186,8 +186,7 @@ def _train_algorithm(algorithm: ModuleType, algorithm_name: str, arguments: list
         for f in dataclasses.fields(config)
         if (value := getattr(config, f.name)) != getattr(default, f.name)
     }
-    stem = algorithm_name.rpartition(".")[2] if algorithm_name.startswith("rlx.") else Path(algorithm_name).stem
-    console.print(f"{stem} on {env_name}, seed {seed}, {jax.devices()[0].device_kind}")
+    console.print(f"{short_name(algorithm_name)} on {env_name}, seed {seed}, {jax.devices()[0].device_kind}")
     for title, values in (("tuned settings", tuned), ("your settings", chosen)):
         if values:
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
@@ -289,8 +288,7 @@ def _preset_file(algorithm: ModuleType) -> Path:
 
 
 def _new_directory(algorithm_name: str, env_name: str, seed: int) -> Path:
-    stem = Path(algorithm_name.replace("rlx.algos.", "")).stem
-    name = f"{stem}-{env_name.replace('/', '-')}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{short_name(algorithm_name)}-{env_name.replace('/', '-')}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):
         directory = Path("runs") / (name + suffix)
         if not directory.exists():

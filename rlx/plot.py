@@ -42,7 +42,7 @@ def curve(runs: list[Path], path: Path) -> None:
     titles = set()
     for run in runs:
         config = json.loads((run / "config.json").read_text())
-        title = f"{Path(config['algorithm']).stem.rpartition('.')[2].upper()} on {config['env']}"
+        title = f"{short_name(config['algorithm']).upper()} on {config['env']}"
         titles.add(title)
         logged = [row for row in rows(run) if row.get("episode_return") is not None]
         if not logged:

@@ -175,6 +175,11 @@ def evaluate_run(
     return result
 
 
+def short_name(algorithm_name: str) -> str:
+    """`ppo` for `rlx.algos.ppo` and for `/somewhere/ppo.py`."""
+    return Path(algorithm_name.removeprefix("rlx.algos.")).stem
+
+
 def read_config(directory: Path) -> dict[str, Any]:
     """The `config.json` of a run directory.
 

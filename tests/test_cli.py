@@ -17,6 +17,7 @@ from rlx import cli
 from rlx.algos import ppo
 from rlx.checkpoint import restore
 from rlx.progress import Display
+from rlx.run import short_name
 
 SMALL = ["--total-steps", "2048", "--num-envs", "4", "--num-steps", "32", "--hidden-sizes", "8"]
 SMALL += ["--eval-episodes", "4", "--no-compile-cache"]
@@ -125,6 +126,11 @@ def test_a_run_that_diverges_says_so(tmp_path, capsys):
     assert rlx("train", "ppo", "--env", "CartPole-v1", "--out", tmp_path / "run", *diverging) == 0
     assert "holds NaN" in capsys.readouterr().out
     assert rows(tmp_path / "run")[-1]["value_loss"] is None
+
+
+@pytest.mark.parametrize("name", ["rlx.algos.ppo", "/somewhere/else/ppo.py"])
+def test_pictures_and_directories_call_the_algorithm_by_its_short_name(name):
+    assert short_name(name) == "ppo"
 
 
 def test_eval_plot_and_envs_work_on_what_train_left(run, tmp_path, capsys):
