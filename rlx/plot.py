@@ -10,6 +10,8 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from rlx.run import short_name
+
 
 def rows(run: Path) -> list[dict[str, Any]]:
     """The logged rows of a run directory. A last line that a crash cut short is left out."""
