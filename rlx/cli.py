@@ -126,9 +126,9 @@ def load_algorithm(name: str) -> ModuleType:
     path = Path(name)
     if path.suffix != ".py" or not path.exists():
         raise ValueError(_unknown("algorithm", name, algorithms()))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"rlx.loaded.{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(f"rlx.loaded.{path.stem}", module)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     missing = [part for part in ("Config", "init", "update", "act") if not hasattr(module, part)]
     if missing:
@@ -137,6 +137,10 @@ def load_algorithm(name: str) -> ModuleType:
 
 
 def _train(arguments: list[str]) -> None:
+    if arguments[:1] in (["-h"], ["--help"]):
+        print("usage: rlx train ALGORITHM --env NAME ...; `rlx train ppo --help` lists the options of ppo")
+        print(f"algorithms: {', '.join(algorithms())}")
+        sys.exit(0)
     if not arguments or arguments[0].startswith("-"):
         resume = _option(arguments, "--resume")
         if resume is None:
@@ -152,6 +156,7 @@ def _train(arguments: list[str]) -> None:
 
 def _train_algorithm(algorithm: ModuleType, algorithm_name: str, arguments: list[str], prog: str) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    arguments = [_dashed(argument) for argument in arguments]
     resume = _option(arguments, "--resume")
     tuned: dict[str, Any] = {}
     if resume is not None:
@@ -167,6 +172,7 @@ def _train_algorithm(algorithm: ModuleType, algorithm_name: str, arguments: list
     options, config = _parse_train(algorithm, default, arguments, prog)
     if not env_name:
         raise ValueError(f"{prog} needs an environment: --env NAME; `rlx envs` lists them")
+    _check_seed(options.seed)
     if options.eval_episodes < 1:
         raise ValueError(f"--eval-episodes {options.eval_episodes}: give at least 1")
     _configure_jax(options.compile_cache)
@@ -212,7 +218,11 @@ def _check_resume(arguments: list[str], saved: Any, config: Any) -> None:
         for f in dataclasses.fields(config)
         if f.name != "total_steps" and getattr(saved, f.name) != getattr(config, f.name)
     ]
-    fixed = [flag for flag in ("--env", "--env-options", "--seed", "--out") if _given(arguments, flag)]
+    fixed = [
+        flag
+        for flag in ("--env", "--env-options", "--seed", "--out", "--preset", "--no-preset")
+        if _given(arguments, flag)
+    ]
     if changed or fixed:
         raise ValueError(
             f"a resumed run keeps its settings (only --total-steps may change): {', '.join(changed + fixed)}"
@@ -223,6 +233,7 @@ def _eval(options: EvalOptions) -> None:
     from rlx.checkpoint import restore
 
     _configure_jax(options.compile_cache)
+    _check_seed(options.seed)
     if options.num_episodes < 1:
         raise ValueError(f"--num-episodes {options.num_episodes}: give at least 1")
     saved = read_config(options.run)
@@ -306,18 +317,32 @@ def _env_option(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"--seed {seed}: give a number from 0 to 2^31 - 1")
+
+
 def _given(arguments: list[str], flag: str) -> bool:
     return any(a == flag or a.startswith(f"{flag}=") for a in arguments)
 
 
 def _option(arguments: list[str], flag: str) -> str | None:
     """The value of a flag that decides how the others are read."""
+    found = None
     for i, argument in enumerate(arguments):
         if argument.startswith(f"{flag}="):
-            return argument.partition("=")[2]
-        if argument == flag and i + 1 < len(arguments):
-            return arguments[i + 1]
-    return None
+            found = argument.partition("=")[2]
+        elif argument == flag and i + 1 < len(arguments):
+            found = arguments[i + 1]
+    return found
+
+
+def _dashed(argument: str) -> str:
+    """`--num_envs=4` as `--num-envs=4`: both spellings are accepted, and read in one."""
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument.partition("=")
+    return flag.replace("_", "-") + equals + value
 
 
 def _parse(options: type, arguments: list[str], prog: str) -> Any:
@@ -355,7 +380,7 @@ def _errors():
     """Bad input is one line on stderr and exit status 2."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("RLX_TRACEBACK"):
             raise
         print(f"rlx: {' '.join(str(error).split())}", file=sys.stderr)

@@ -15,6 +15,8 @@ from rlx.run import short_name
 
 def rows(run: Path) -> list[dict[str, Any]]:
     """The logged rows of a run directory. A last line that a crash cut short is left out."""
+    if not (run / "metrics.jsonl").exists():  # stopped before its first update
+        return []
     lines = (run / "metrics.jsonl").read_text().splitlines()
     found = []
     for number, line in enumerate(lines):

@@ -33,6 +33,8 @@ def _check(self) -> None:
             least = field.metadata["at_least"]
             if type(field.default) is int and (type(value) is not int or value < least):
                 raise ValueError(f"{name}.{field.name} = {value!r}: give an integer of at least {least}")
+            if isinstance(value, tuple) and any(type(v) is int and v < least for v in value):
+                raise ValueError(f"{name}.{field.name} = {value!r}: give integers of at least {least}")
             continue
         if type(field.default) is float and type(value) is int:
             object.__setattr__(self, field.name, float(value))  # 1 and 1.0 are one program, not two

@@ -124,6 +124,7 @@ def execute(job: Job, console: Console, resume: bool = False, num_eval_episodes:
                 now = time.perf_counter()
                 size = max(1, min(length, int(num * CHUNK_SECONDS / (now - before)), 8 * num))
                 if now - last_checkpoint > CHECKPOINT_SECONDS and done < updates:
+                    logger.flush(done)  # the log has all that the checkpoint has
                     _save(checkpoints, done, state)
                     last_checkpoint = time.perf_counter()
         logger.flush(done)
@@ -270,7 +271,9 @@ def _truncate(log: Path, num_updates: int) -> float:
     if not log.exists():  # interrupted before the first row
         return 0.0
     kept = [row for row in rows(log.parent) if row["update"] <= num_updates]
-    log.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    temporary = log.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    temporary.replace(log)
     return kept[-1]["seconds"] if kept else 0.0
 
 

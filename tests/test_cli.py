@@ -164,6 +164,7 @@ BAD = {
     "train ppo --env CartPole-v1 --learning-rate x": "learning-rate",
     "train ppo --env CartPole-v1 --learning-rate nan": "learning_rate is NaN",
     "train ppo --env CartPole-v1 --num-envs 0": "num_envs = 0: give an integer of at least 1",
+    "train ppo --env CartPole-v1 --hidden-sizes 0": "give integers of at least 1",
     "train ppo --env CartPole-v1 --num-minibatches 3": "use 2 or 4",
     "train ppo --env CartPole-v1 --eval-episodes 0": "at least 1",
     "train ppo --env CartPole-v1 --activation sigmund": "use tanh",
@@ -172,6 +173,8 @@ BAD = {
     "train ppo --env CartPole-v1 --env-options gravity": "name=value",
     "train ppo --env CartPole-v1 --env-options gravity=3": "does not take",
     "train ppo --env brax/hopper --env-options backend=bullet": "spring",
+    "train ppo --env CartPole-v1 --seed -1": "give a number from 0",
+    "train ppo --env CartPole-v1 --seed 5000000000": "give a number from 0",
     "eval nowhere": "not a run directory",
     "plot": "at least one run",
     "plot nowhere": "not a run directory",
@@ -201,6 +204,8 @@ def test_resume_refuses_other_settings(run, capsys):
     assert rlx("train", "--resume", run, "--learning-rate", "1") == 2
     assert "learning_rate = 0.00025 -> 1.0" in capsys.readouterr().err
     assert rlx("train", "--resume", run, "--seed", "3") == 2
+    assert rlx("train", "--resume", run, "--no_preset") == 2
+    assert "--no-preset" in capsys.readouterr().err
     assert rlx("train", "--resume", run) == 2
     assert "raise --total-steps" in capsys.readouterr().err
 
