@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +26,7 @@ from rich.console import Console
 from rlx.env import Env
 from rlx.progress import Display
 from rlx.pytree import is_static
-from rlx.train import evaluate, total_updates
+from rlx.train import advance, evaluate, total_updates
 
 ROWS = 1000
 CHUNK_SECONDS = 0.5
@@ -57,22 +56,11 @@ def keys(seed: int) -> tuple[jax.Array, jax.Array]:
     return train_key, evaluate_key
 
 
-@partial(jax.jit, static_argnames=("algorithm", "length"), donate_argnames="state")
-def chunk(algorithm: ModuleType, config: Any, env: Env, state: Any, num: jax.Array, length: int) -> tuple[Any, Any]:
-    """`num <= length` updates, and their metrics in the first `num` places of `[length]`: one program for any `num`."""
-    shapes = jax.eval_shape(algorithm.update, config, env, state)[1]
-    metrics = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
-
-    def body(i, carry):
-        state, metrics = carry
-        state, new = algorithm.update(config, env, state)
-        return state, jax.tree.map(lambda all_, x: all_.at[i].set(x), metrics, new)
-
-    return jax.lax.fori_loop(0, num, body, (state, metrics))
+chunk = jax.jit(advance, static_argnames=("algorithm", "length"), donate_argnames="state")
 
 
 def execute(job: Job, console: Console, resume: bool = False, num_eval_episodes: int = 32) -> int:
-    """Runs or resumes the job. Returns the exit status: 0, or 130 when it was interrupted.
+    """Runs or resumes the job. Returns the exit status: 0, 130 when it was interrupted, or 1 when it died of NaN.
 
     Ctrl-C (and SIGTERM) end the run at the next border between chunks, with a checkpoint; a second one ends it at once.
 
@@ -85,7 +73,9 @@ def execute(job: Job, console: Console, resume: bool = False, num_eval_episodes:
     init = jax.jit(lambda config, env, key: algorithm.init(config, env, key)).lower(config, env, train_key)
     like = jax.eval_shape(algorithm.init, config, env, train_key)
     length = min(updates, CHUNK_UPDATES)
-    lowered = chunk.lower(algorithm, config, env, like, jnp.int32(1), length)  # every error of tracing comes here
+    lowered = chunk.lower(
+        algorithm, config, env, like, jnp.int32(0), jnp.int32(1), length
+    )  # every error of tracing comes here
 
     checkpoints = job.directory / "checkpoints"
     if resume:
@@ -112,29 +102,28 @@ def execute(job: Job, console: Console, resume: bool = False, num_eval_episodes:
 
     with open(job.directory / "metrics.jsonl", "a") as log, _Stop() as stop:
         logger = _Logger(log, every=math.ceil(updates / ROWS), config=config, seconds=seconds)
-        last_checkpoint, size = time.perf_counter(), 1
+        last_checkpoint, size, alive = time.perf_counter(), 1, True
         with Display(console, rounded, done * config.steps_per_update) as display:
-            while done < updates and not stop.asked:
+            while done < updates and alive and not stop.asked:
                 before = time.perf_counter()
                 num = min(size, updates - done)
-                state, metrics = step_updates(config, env, state, jnp.int32(num))
+                state, metrics = step_updates(config, env, state, jnp.int32(done), jnp.int32(num))
                 logger.add(done, jax.tree.map(lambda x, n=num: np.asarray(x)[:n], metrics))
                 done += num
+                alive = int(state.num_updates) == done
                 display.show(done * config.steps_per_update, logger.episode_return)
                 now = time.perf_counter()
                 size = max(1, min(length, int(num * CHUNK_SECONDS / (now - before)), 8 * num))
-                if now - last_checkpoint > CHECKPOINT_SECONDS and done < updates:
+                if now - last_checkpoint > CHECKPOINT_SECONDS and alive and done < updates:
                     logger.flush(done)  # the log has all that the checkpoint has
                     _save(checkpoints, done, state)
                     last_checkpoint = time.perf_counter()
+        done = int(state.num_updates)
         logger.flush(done)
         _save(checkpoints, done, state)
 
     from rlx.plot import curve
 
-    weights = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    if any(bool(jnp.isnan(leaf).any()) for leaf in weights):
-        console.print("warning: the training state holds NaN; look where in metrics.jsonl, and lower the learning rate")
     if stop.asked and done < updates:
         curve([job.directory], job.directory / "curve.png")
         console.print(
@@ -142,10 +131,15 @@ def execute(job: Job, console: Console, resume: bool = False, num_eval_episodes:
             f"everything is in {job.directory}, go on with --resume {job.directory}"
         )
         return 130
+    if not alive:
+        console.print(
+            f"update {done + 1} turned the training state into NaN or infinity: it ends with the last finite one; "
+            "look at metrics.jsonl, and lower the learning rate"
+        )
     evaluate_run(job, state, evaluate_key, num_eval_episodes, console)
     curve([job.directory], job.directory / "curve.png")
     console.print(f"curve: {job.directory / 'curve.png'}")
-    return 0
+    return 0 if alive else 1
 
 
 def evaluate_run(

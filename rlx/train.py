@@ -69,6 +69,39 @@ def _resume(algorithm, config, env, state, num_updates, kwargs):
     return jax.lax.scan(update, state, length=num_updates)
 
 
+def advance(
+    algorithm: Any, config: Any, env: Env, state: Any, done: jax.Array, num: jax.Array, length: int
+) -> tuple[Any, Any]:
+    """`num` updates of a run that has done `done`, for drivers that look at a run between its updates.
+
+    Returns the State and the metrics `[length]`, of which the first `num <= length` are filled; `done` and `num` are
+    traced, so one program serves any. A run is frozen by the first update that turns a finite number of its State into
+    NaN or infinity: that update is undone and later ones change nothing, so `state.num_updates < done + num` tells
+    which runs died and after how many updates. Metrics are NaN (0 episodes) from there on.
+    """
+    shapes = jax.eval_shape(algorithm.update, config, env, state)[1]
+    blank = lambda x: jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)
+    metrics = jax.tree.map(lambda x: jnp.broadcast_to(blank(x), (length, *x.shape)), shapes)
+
+    def body(i, carry):
+        state, alive, metrics = carry
+        new, new_metrics = algorithm.update(config, env, state)
+        alive &= _sound(state, new)
+        state = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, state)
+        metrics = jax.tree.map(lambda all_, x: all_.at[i].set(jnp.where(alive, x, blank(x))), metrics, new_metrics)
+        return state, alive, metrics
+
+    state, _, metrics = jax.lax.fori_loop(0, num, body, (state, state.num_updates == done, metrics))
+    return state, metrics
+
+
+def _sound(old: Any, new: Any) -> jax.Array:
+    """Whether no number that was finite has become NaN or infinite."""
+    pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+    worse = [jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)) for a, b in pairs if jnp.issubdtype(b.dtype, jnp.floating)]
+    return ~jnp.any(jnp.array(worse)) if worse else jnp.bool_(True)
+
+
 @pytree
 class Episodes:
     """One whole episode each: what `evaluate` returns."""

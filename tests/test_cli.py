@@ -121,11 +121,13 @@ def test_a_run_that_was_stopped_before_its_first_row_can_be_resumed(run, tmp_pat
     assert [row["update"] for row in rows(tmp_path / "cut")] == list(range(1, 17))
 
 
-def test_a_run_that_diverges_says_so(tmp_path, capsys):
+def test_a_run_that_diverges_ends_with_its_last_finite_state(tmp_path, capsys):
     diverging = ["--learning-rate", "inf", *SMALL]
-    assert rlx("train", "ppo", "--env", "CartPole-v1", "--out", tmp_path / "run", *diverging) == 0
-    assert "holds NaN" in capsys.readouterr().out
-    assert rows(tmp_path / "run")[-1]["value_loss"] is None
+    assert rlx("train", "ppo", "--env", "CartPole-v1", "--out", tmp_path / "run", *diverging) == 1
+    assert "update 1 turned the training state into NaN or infinity" in capsys.readouterr().out
+    state = state_of(tmp_path / "run")
+    assert int(state.num_updates) == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
 @pytest.mark.parametrize("name", ["rlx.algos.ppo", "/somewhere/else/ppo.py"])

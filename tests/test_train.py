@@ -12,7 +12,7 @@ import rlx
 from rlx import Env, pytree, replace, stack
 from rlx.objectives import clipped_surrogate
 from rlx.spaces import Box, Discrete
-from rlx.train import EVALUATION
+from rlx.train import EVALUATION, advance
 
 
 def assert_equal(a, b):
@@ -51,6 +51,51 @@ def test_resume_is_bitwise(ppo, small, cartpole, init, trained):
     state, rest = rlx.resume(ppo, small, cartpole, state)
     assert rest["policy_loss"].shape == (1,)
     assert_equal((state, jax.tree.map(lambda *x: jnp.concatenate(x), first, rest)), trained)
+
+
+def test_advance_is_the_same_run(ppo, small, cartpole, init, trained):
+    chunk = jax.jit(advance, static_argnames=("algorithm", "length"))
+    state, first = chunk(ppo, small, cartpole, init(small, cartpole, jax.random.key(0)), 0, 1, 5)
+    state, rest = chunk(ppo, small, cartpole, state, 1, 2, 5)
+    # Another program of the same operations: they may be fused differently.
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4), state.params, trained[0].params)
+    np.testing.assert_allclose(first["policy_loss"][0], trained[1]["policy_loss"][0], rtol=1e-4, atol=1e-6)
+    assert np.isnan(first["policy_loss"][1:]).all()
+    np.testing.assert_array_equal(first["num_episodes"][1:], 0)
+    np.testing.assert_allclose(rest["entropy"][:2], trained[1]["entropy"][1:], rtol=1e-4)
+
+
+class Explodes:
+    """An algorithm whose state becomes NaN in its third update; one number of it is infinite from the start."""
+
+    @pytree
+    class State:
+        value: jax.Array
+        bound: jax.Array
+        num_updates: jax.Array
+        key: jax.Array
+
+    @staticmethod
+    def update(config, env, state):
+        value = jnp.where(state.num_updates == 2, jnp.nan, state.value + 1)
+        new = Explodes.State(value, state.bound, state.num_updates + 1, jax.random.split(state.key)[0])
+        return new, {"value": value, "num_episodes": jnp.int32(1)}
+
+
+@pytest.mark.parametrize("cuts", [[5], [1, 1, 1, 1, 1], [3, 2]])
+def test_advance_freezes_a_run_at_its_last_finite_state(cuts):
+    state = Explodes.State(jnp.float32(0), jnp.float32(jnp.inf), jnp.int32(0), jax.random.key(0))
+    done, values, episodes = 0, [], []
+    for num in cuts:
+        state, metrics = advance(Explodes, None, None, state, done, num, 5)
+        done += num
+        values += metrics["value"][:num].tolist()
+        episodes += metrics["num_episodes"][:num].tolist()
+    assert (int(state.num_updates), float(state.value)) == (2, 2.0)
+    np.testing.assert_array_equal(values, [1, 2, np.nan, np.nan, np.nan])
+    assert episodes == [1, 1, 0, 0, 0]
+    twice = jax.random.split(jax.random.split(jax.random.key(0))[0])[0]
+    assert (jax.random.key_data(state.key) == jax.random.key_data(twice)).all()
 
 
 def test_resume_refuses_a_run_that_is_done(ppo, small, cartpole, trained):
