@@ -14,7 +14,7 @@ class Display:
 
     def __init__(self, console: Console, total_steps: int, done_steps: int = 0):
         self.console, self.total, self.first, self.start = console, total_steps, done_steps, time.perf_counter()
-        self.last_plain = self.start
+        self.done, self.last_plain = done_steps, self.start
         self.bar = None
         if console.is_terminal:
             self.bar = Progress(
@@ -35,9 +35,24 @@ class Display:
         if self.bar:
             self.bar.stop()
 
+    def add(self, steps: int, episode_return: float | None) -> None:
+        """Brings the display on by `steps` environment steps."""
+        self.show(self.done + steps, episode_return)
+
+    def skip(self, steps: int) -> None:
+        """Counts `steps` environment steps that were done before, and starts the clock here."""
+        self.first = self.done = self.done + steps
+        self.start = time.perf_counter()
+
+    def expect(self, total_steps: int) -> None:
+        """Changes how many environment steps there will be in all."""
+        self.total = total_steps
+        if self.bar:
+            self.bar.update(self.task, total=total_steps)
+
     def show(self, steps: int, episode_return: float | None) -> None:
         """Brings the display to `steps` environment steps."""
-        now = time.perf_counter()
+        now, self.done = time.perf_counter(), steps
         rate = (steps - self.first) / max(now - self.start, 1e-9)
         result = "return -" if episode_return is None else f"return {episode_return:.1f}"
         text = f"{steps:,} steps  {rate:,.0f} steps/s  {result}"

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
+jax.config.update("jax_num_cpu_devices", 2)  # lanes are spread over devices here too
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
