@@ -1,6 +1,7 @@
-"""Learning curves as pictures."""
+"""Runs as pictures: learning curves, and how the final return depends on hyperparameters."""
 
-import json
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,20 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
+from rlx import report
+from rlx.report import decimals, interval, iqm, read_json, read_lines, setting_text
 from rlx.run import short_name
+
+COLOURS = matplotlib.color_sequences["petroff10"]  # told apart by colour-blind eyes: Petroff 2021, arXiv:2107.02270
+GREY = "0.65"
+DPI = 130
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
     """The logged rows of a run directory. A last line that a crash cut short is left out."""
-    if not (run / "metrics.jsonl").exists():  # stopped before its first update
-        return []
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    found = []
-    for number, line in enumerate(lines):
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number != len(lines) - 1:
-                raise
-    return found
+    return read_lines(run / "metrics.jsonl")  # none when it stopped before its first update
 
 
 def smooth(values: np.ndarray, weights: np.ndarray, width: int) -> np.ndarray:
@@ -41,19 +39,18 @@ def curve(runs: list[Path], path: Path) -> None:
 
     Dots are logged rows (means over the episodes that ended within them), lines their moving average over 5 % of the
     run weighted by episodes, the diamond with a bar the final evaluation: mean and standard deviation over episodes.
+
+    Raises:
+        ValueError: when the runs are on several environments.
     """
+    configs = [read_json(run / "config.json") for run in runs]
+    _one(sorted({config["env"] for config in configs}), "environments")
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    titles = set()
-    for run in runs:
-        config = json.loads((run / "config.json").read_text())
-        title = f"{short_name(config['algorithm']).upper()} on {config['env']}"
-        titles.add(title)
+    for run, config in zip(runs, configs, strict=True):
         logged = [row for row in rows(run) if row.get("episode_return") is not None]
         if not logged:
             continue
-        steps, returns, weights = (
-            np.array([row[name] for row in logged], float) for name in ("step", "episode_return", "num_episodes")
-        )
+        steps, returns, weights = _series(logged)
         label = f"seed {config['seed']}" if len(runs) == 1 else f"{run.name}"
         (line,) = axes.plot(
             steps, smooth(returns, weights, max(1, len(logged) // 20)), label=f"training, {label}", lw=2
@@ -61,7 +58,7 @@ def curve(runs: list[Path], path: Path) -> None:
         if len(runs) == 1:
             axes.plot(steps, returns, ".", color=line.get_color(), alpha=0.25, ms=3, zorder=1)
         if (run / "evaluation.json").exists():
-            evaluation = json.loads((run / "evaluation.json").read_text())
+            evaluation = read_json(run / "evaluation.json")
             text = f"final evaluation, {evaluation['mean']:.1f} ± {evaluation['std']:.1f}"
             axes.errorbar(
                 evaluation["step"],
@@ -73,13 +70,342 @@ def curve(runs: list[Path], path: Path) -> None:
                 capsize=4,
                 clip_on=False,
             )
-    axes.set_xlabel("environment steps")
-    axes.set_ylabel("episode return")
-    axes.set_title(", ".join(sorted(titles)))
-    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
-    axes.grid(alpha=0.25)
+    axes.set(xlabel="environment steps", ylabel="episode return")
+    axes.set_title(", ".join(sorted({f"{short_name(c['algorithm']).upper()} on {c['env']}" for c in configs})))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _tidy(axes)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best", fontsize=8)
+    _save(figure, path)
+
+
+def learning_curves(runs: Sequence[dict[str, Any]], path: Path, max_lines: int = 10) -> None:
+    """Draws the training return of groups of runs against environment steps into `path`, a panel a task.
+
+    A line is the interquartile mean over the runs of a group with its 95 % interval, as `rlx.report.curve` has it: a
+    point is over the episodes that ended in the 2 % of the run before it, nothing after it enters. A run that died of
+    NaN stays at its last return to the end. Runs in which no episode ended are left out, and counted in the legend.
+
+    Args:
+        runs: of run directories, from `rlx.report.runs`.
+        path: of the picture.
+        max_lines: groups in colour, those that end highest; the others are grey.
+
+    Raises:
+        ValueError: no runs, runs without a log (lanes of a sweep), or none with an ended episode.
+    """
+    curves = {}
+    for (task, group), members in _by(runs, "task", "group").items():
+        series = [s for s in map(_logged, members) if (s[2] > 0).any()]
+        count = f"{len(series)} of {len(members)}" if len(series) < len(members) else f"{len(members)}"
+        text = f"{group}  ({count} run{'s' * (len(members) > 1)})"
+        if series:
+            curves.setdefault(task, {})[text] = report.curve(*zip(*series, strict=True))
+    if not curves:
+        raise ValueError(f"no episode ended in any of these {len(runs)} runs: there is nothing to draw")
+
+    figure, panels = _panels(len(curves), 4.6, 3.4)
+    ends = {}
+    for task in curves.values():
+        order = sorted(task, key=lambda text: task[text].value[-1])
+        for place, text in enumerate(order):
+            ends.setdefault(text, []).append(place / len(order))
+    best = sorted(ends, key=lambda text: -np.mean(ends[text]))[:max_lines]
+    for axes, (task, lines) in zip(panels, curves.items(), strict=True):
+        for text, line in lines.items():
+            coloured = text in best
+            colour = COLOURS[best.index(text) % len(COLOURS)] if coloured else GREY
+            above = len(best) - best.index(text) if coloured else 0
+            label = text if coloured else None
+            axes.plot(line.steps, line.value, color=colour, lw=1.8 if coloured else 0.8, zorder=3 + above, label=label)
+            if coloured and line.low is not None:
+                axes.fill_between(line.steps, line.low, line.high, color=colour, alpha=0.15, lw=0, zorder=2)
+        axes.set_title(task, fontsize=10)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlim(left=0)
+        axes.set_xlabel("environment steps")
+        _tidy(axes)
+    panels[0].set_ylabel("training return, IQM")
+    handles = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    labels = [text for text in best if text in handles]
+    handles = [handles[text] for text in labels]
+    if rest := len(ends) - len(best):
+        handles.append(matplotlib.lines.Line2D([], [], color=GREY, lw=0.8))
+        labels.append(f"{rest} more groups, which end lower")
+    if any(line.low is not None for task in curves.values() for line in task.values()):
+        handles.append(matplotlib.patches.Patch(color=GREY, alpha=0.4, lw=0))
+        labels.append("95 % interval over runs, of each point")
+    figure.legend(handles, labels, loc="outside lower left", ncols=max(1, 2 * len(panels[:3]) // 2), fontsize=8)
+    _save(figure, path)
+
+
+def sensitivity(lanes: Sequence[dict[str, Any]], path: Path, names: Sequence[str] | None = None) -> None:
+    """Draws the final evaluation return of every run against each hyperparameter into `path`, a panel each.
+
+    Where configurations share values (a grid), the line is the interquartile mean per value over seeds and all other
+    settings, its bar the 95 % bootstrap interval over seeds, stratified by configuration: it has none where a
+    configuration has one seed. Where every configuration has its own value (random draws), the line is the median of
+    the fifth of the runs around it and the band their quartiles, which is a spread and no interval. Runs that died are
+    crosses at the bottom, besides their last finite score; runs stopped early are grey and in no line.
+
+    Args:
+        lanes: runs of one algorithm on one task, from `rlx.report.runs`.
+        path: of the picture.
+        names: the hyperparameters; all that were varied when None.
+
+    Raises:
+        ValueError: no runs with a score, several tasks or algorithms, or a hyperparameter that was not varied.
+    """
+    varied = _varied(lanes)
+    names = list(varied) if names is None else list(names)
+    for name in names:
+        _check_name(name, varied)
+    figure, panels = _panels(len(names), 3.6, 3.0, sharey=True)
+    for axes, name in zip(panels, names, strict=True):
+        _sensitivity_panel(axes, name, [lane for lane in lanes if name in lane["varied"]])
+    for axes in panels[:: min(3, len(panels))]:
+        axes.set_ylabel("final evaluation return")
+    handles = {}
+    for axes in panels:
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=min(3, len(panels)), fontsize=8)
+    figure.suptitle(f"{_title(lanes)}: {len(lanes)} runs", fontsize=11)
+    _save(figure, path)
+
+
+def heatmap(lanes: Sequence[dict[str, Any]], x: str, y: str, path: Path, most: int = 20) -> None:
+    """Draws the interquartile mean of the final evaluation return for every pair of values of `x` and `y` into `path`.
+
+    A cell is over the seeds and over all other settings that were varied, as the title says. Runs that died are in it
+    with their last finite score, and counted; runs stopped early are not in it.
+
+    Args:
+        lanes: runs of one algorithm on one task, from `rlx.report.runs`.
+        x, y: two hyperparameters that were varied on a grid.
+        path: of the picture.
+        most: values of a hyperparameter up to which it counts as a grid.
+
+    Raises:
+        ValueError: as `sensitivity`, and for `x` equal to `y` or more values than a grid has.
+    """
+    varied = _varied(lanes)
+    for name in (x, y):
+        _check_name(name, varied)
+        if len(varied[name]) > most:
+            raise ValueError(f"{name} has {len(varied[name])} values: a heatmap needs a grid; draw its sensitivity")
+    if x == y:
+        raise ValueError(f"x and y are both {x}: give two hyperparameters of {', '.join(varied)}")
+    columns, lines = varied[x], varied[y]
+    cells = {}
+    for lane in lanes:
+        if x in lane["varied"] and y in lane["varied"]:
+            place = lines.index(lane["varied"][y]), columns.index(lane["varied"][x])
+            cells.setdefault(place, []).append(lane)
+    values = np.full((len(lines), len(columns)), np.nan)
+    texts, sizes = {}, set()
+    for place, members in cells.items():
+        whole = [lane for lane in members if lane["dropped_at"] is None]
+        scores = [lane["score"] for lane in whole if lane["score"] is not None]
+        sizes.add(len(scores))
+        values[place] = iqm(np.array(scores)) if scores else np.nan
+        died = sum(lane["died_at"] is not None for lane in members)
+        early = len(members) - len(whole)
+        texts[place] = [f"{early} stopped"] * (early > 0) + [f"{died} died"] * (died > 0)
+    if np.isnan(values).all():
+        raise ValueError("every run was stopped early: there is no return at the end to draw")
+
+    figure, axes = plt.subplots(figsize=(2.4 + 0.75 * len(columns), 2.0 + 0.55 * len(lines)), layout="constrained")
+    axes.set_facecolor("0.93")
+    image = axes.pcolormesh(values, cmap="cividis", edgecolors="white", lw=1.5)
+    digits = decimals(values[~np.isnan(values)])
+    for row, column in np.ndindex(values.shape):
+        value = values[row, column]
+        number = "-" if np.isnan(value) else f"{value:.{digits}f}"
+        dark = not np.isnan(value) and image.norm(value) < 0.55
+        text = "\n".join([number, *texts.get((row, column), [])])
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color="white" if dark else "0.1")
+    axes.set_xticks(np.arange(len(columns)) + 0.5, [setting_text(value) for value in columns])
+    axes.set_yticks(np.arange(len(lines)) + 0.5, [setting_text(value) for value in lines])
+    axes.set(xlabel=x, ylabel=y)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="final evaluation return, IQM")
+    others = [f"{len(varied[name])} values of {name}" for name in varied if name not in (x, y)]
+    size = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else f"{max(sizes)}"
+    over = ", ".join(["over seeds", *others])
+    axes.set_title(f"{_title(lanes)}\n{over}: {size} runs a cell", fontsize=9)
+    _save(figure, path)
+
+
+def _sensitivity_panel(axes: Any, name: str, lanes: list[dict[str, Any]]) -> None:
+    values = _distinct(lane["varied"][name] for lane in lanes)
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    log = numbers and _log_spaced(values)
+    shared = len(values) < len({lane["group"] for lane in lanes}) or (
+        len(lanes[0]["varied"]) == 1 and len(values) <= 20
+    )
+    if log:
+        axes.set_xscale("log")
+
+    def at(lane: dict[str, Any]) -> float:
+        value = lane["varied"][name]
+        return (math.log10(value) if log else value) if numbers else values.index(value)
+
+    places = np.array([at(lane) for lane in lanes], float)
+    width = np.ptp(places) or 1.0
+    jitter = np.random.default_rng(0).uniform(-0.012, 0.012, len(lanes)) * width if shared else 0.0
+    x = 10 ** (places + jitter) if log else places + jitter
+    score = np.array([np.nan if lane["score"] is None else lane["score"] for lane in lanes])
+    early = np.array([lane["dropped_at"] is not None for lane in lanes])
+    died = np.array([lane["died_at"] is not None for lane in lanes])
+    dots = {"marker": "o", "s": 11, "lw": 0.7}
+    for chosen, style, label in (
+        (~early & ~died, {"color": COLOURS[0], "alpha": 0.45, "lw": 0}, "a run"),
+        (early, {"color": GREY, "alpha": 0.6, "lw": 0}, "a run stopped early, its return then"),
+        (died & ~early, {"facecolors": "none", "edgecolors": COLOURS[2]}, "a run that died, its last finite state"),
+    ):
+        if (chosen & ~np.isnan(score)).any():
+            axes.scatter(x[chosen], score[chosen], **(dots | style), label=label)
+    if died.any():
+        bottom = axes.get_xaxis_transform()  # x in data, y in the panel
+        axes.scatter(x[died], np.full(died.sum(), 0.025), marker="x", s=18, lw=1, color=COLOURS[2], transform=bottom)
+
+    whole = [lane for lane in lanes if lane["dropped_at"] is None and lane["score"] is not None]
+    line = {"color": "black", "zorder": 5, "lw": 1.4}
+    if shared:
+        estimates = {}
+        for place, members in sorted(_by_place(whole, at).items()):
+            strata = [np.array([lane["score"] for lane in same]) for same in _by(members, "group").values()]
+            estimates[10**place if log else place] = interval(strata, iqm)
+        ends = [
+            (e["value"], *((e["low"], e["high"]) if e["low"] is not None else 2 * (e["value"],)))
+            for e in estimates.values()
+        ]
+        value, low, high = np.array(ends).T
+        barred = any(e["low"] is not None for e in estimates.values())
+        label = "IQM per value" + (", 95 % interval over seeds" if barred else "; one seed, so no interval")
+        style = "o-" if numbers else "o"
+        axes.errorbar(
+            list(estimates), value, yerr=[value - low, high - value], fmt=style, ms=3, capsize=2.5, label=label, **line
+        )
+    elif len(whole) >= 5:
+        count = max(5, math.ceil(len(whole) / 5))
+        order = sorted(whole, key=at)
+        windows = np.lib.stride_tricks.sliding_window_view
+        middle = np.median(windows([at(lane) for lane in order], count), axis=-1)
+        low, median, high = np.quantile(windows([lane["score"] for lane in order], count), (0.25, 0.5, 0.75), axis=-1)
+        middle = 10**middle if log else middle
+        axes.plot(middle, median, label=f"median of the {count} nearest runs, their quartiles", **line)
+        axes.fill_between(middle, low, high, color="black", alpha=0.12, lw=0, zorder=1)
+
+    if not numbers:
+        axes.set_xlim(-0.5, len(values) - 0.5)
+    if not numbers or (shared and len(values) <= 8):
+        axes.xaxis.set_major_locator(FixedLocator(values if numbers else range(len(values))))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticklabels([setting_text(value) for value in values])
+    axes.set_xlabel(name)
+    _tidy(axes)
+
+
+def _varied(lanes: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The values that every varied setting takes, sorted; after a check that the runs belong in one picture."""
+    if not len(lanes):
+        raise ValueError("there are no runs to draw")
+    _one(sorted({lane["task"] for lane in lanes}), "tasks")
+    _one(sorted({short_name(lane["algorithm"]) for lane in lanes}), "algorithms")
+    if all(lane["score"] is None for lane in lanes):
+        raise ValueError(f"none of these {len(lanes)} runs was evaluated: there is nothing to draw")
+    names = dict.fromkeys(name for lane in lanes for name in lane["varied"])
+    if not names:
+        raise ValueError("these runs differ in nothing but their seed: there is no hyperparameter to draw")
+    return {name: _distinct(lane["varied"][name] for lane in lanes if name in lane["varied"]) for name in names}
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    found = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    try:
+        return sorted(found)
+    except TypeError:  # None among numbers, or the like
+        return sorted(found, key=str)
+
+
+def _check_name(name: str, varied: dict[str, list[Any]]) -> None:
+    if name not in varied:
+        raise ValueError(f"{name} was not varied in these runs: there are {', '.join(varied)}")
+
+
+def _one(values: list[str], what: str) -> None:
+    if len(values) > 1:
+        raise ValueError(
+            f"one picture cannot compare returns of several {what}: {', '.join(values)}; draw one at a time"
+        )
+
+
+def _log_spaced(values: list[float]) -> bool:
+    """Whether the middle value is nearer to the geometric than to the arithmetic mean of the ends, or they are far."""
+    low, middle, high = values[0], float(np.median(values)), values[-1]
+    if low <= 0:
+        return False
+    return high >= 100 * low or (high > low and abs(middle - math.sqrt(low * high)) < abs(middle - (low + high) / 2))
+
+
+def _by(runs: Sequence[dict[str, Any]], *keys: str) -> dict[Any, list[dict[str, Any]]]:
+    found = {}
+    for run in runs:
+        found.setdefault(tuple(run[key] for key in keys), []).append(run)
+    return found
+
+
+def _by_place(lanes, at):
+    found = {}
+    for lane in lanes:
+        found.setdefault(at(lane), []).append(lane)
+    return found
+
+
+def _title(lanes: Sequence[dict[str, Any]]) -> str:
+    return f"{short_name(lanes[0]['algorithm']).upper()} on {lanes[0]['task']}"
+
+
+def _series(logged: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, returns (NaN where no episode ended) and episodes of logged rows."""
+    return tuple(np.array([row[name] for row in logged], float) for name in ("step", "episode_return", "num_episodes"))
+
+
+def _logged(run: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The series of a run; one that died goes on to its planned end without episodes."""
+    directory = Path(run["path"])
+    if not (directory / "config.json").exists():
+        raise ValueError(f"{directory} is a sweep: it has no learning curves; draw its sensitivity")
+    steps, returns, weights = _series(rows(directory))
+    if run["died_at"] is not None:
+        steps = np.append(steps, read_json(directory / "config.json")["steps"])
+        returns, weights = np.append(returns, np.nan), np.append(weights, 0.0)
+    return steps, returns, weights
+
+
+def _panels(count: int, width: float, height: float, **options: Any) -> tuple[Any, list[Any]]:
+    """A figure with `count` panels, three a row."""
+    columns, lines = min(3, count), math.ceil(count / 3)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(width * columns, height * lines), layout="constrained", squeeze=False, **options
+    )
+    for unused in axes.flat[count:]:
+        unused.remove()
+    return figure, list(axes.flat[:count])
+
+
+def _tidy(axes: Any) -> None:
+    axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=DPI)
     plt.close(figure)
