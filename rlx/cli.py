@@ -7,6 +7,7 @@ import difflib
 import importlib
 import importlib.util
 import io
+import json
 import os
 import pkgutil
 import re
@@ -24,7 +25,20 @@ import rlx.algos
 import rlx.envs
 from rlx.envs.registry import full_name
 from rlx.presets import configure, settings
-from rlx.run import Job, evaluate_run, execute, keys, read_config, short_name
+from rlx.run import (
+    CHECKPOINT_SECONDS,
+    Job,
+    best,
+    evaluate_run,
+    execute,
+    identity,
+    keys,
+    read_config,
+    read_rows,
+    short_name,
+    strict,
+    write_json,
+)
 
 COMMANDS = {
     "train": "train an agent:  rlx train ppo --env CartPole-v1",
@@ -35,33 +49,49 @@ COMMANDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """Train an agent, with tuned settings where the algorithm ships some for the environment."""
+class Sources:
+    """Where the defaults of all other options come from."""
 
     env: str = ""
     """environment, `namespace/Name` or an unambiguous `Name`; `rlx envs` lists them"""
+    resume: Path | None = None
+    """run directory to go on with; only --total-steps and what follows --out may be changed"""
+    preset: bool = True
+    """start from the tuned settings"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(Sources):
+    """Train an agent, with tuned settings where the algorithm ships some for the environment."""
+
     env_options: tuple[str, ...] = ()
     """options of the environment as name=value, such as backend=mjx or max_steps=200"""
     seed: int = 0
     """of everything random"""
     out: Path | None = None
     """run directory; default: a new one under runs/"""
-    resume: Path | None = None
-    """run directory to go on with; only --total-steps may be changed"""
-    preset: bool = True
-    """start from the tuned settings"""
+    from_update: int | None = None
+    """resume from the checkpoint of this update; newer ones are set aside"""
+    num_evaluations: int = 1
+    """evaluations during training, evenly spread, the last one at its end"""
     eval_episodes: int = 32
-    """episodes of the final evaluation"""
+    """episodes of each evaluation"""
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    """how often to write a checkpoint; evaluations and the end come with one"""
     compile_cache: bool = True
     """keep compiled programs on disk for the next start"""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
-    """Evaluate the newest checkpoint of a run."""
+    """Evaluate a checkpoint of a run, the newest one where no other is asked for."""
 
     run: tyro.conf.Positional[Path]
     """run directory"""
+    best: bool = False
+    """the weights that did best in the evaluations during training"""
+    from_update: int | None = None
+    """the weights after this update"""
     num_episodes: int = 32
     """whole episodes"""
     seed: int = 0
@@ -106,7 +136,9 @@ def main(arguments: list[str] | None = None) -> None:
 def run_file(path: str) -> None:
     """The command line of an algorithm file that is run as a script; `path` is its `__file__`."""
     with _errors():
-        _train_algorithm(sys.modules["__main__"], str(Path(path).resolve()), sys.argv[1:], f"python {sys.argv[0]}")
+        prog = f"python {sys.argv[0]}"
+        sources, rest = _sources(sys.argv[1:], prog)
+        _train_algorithm(sys.modules["__main__"], str(Path(path).resolve()), sources, rest, prog)
 
 
 def algorithms() -> list[str]:
@@ -141,92 +173,115 @@ def _train(arguments: list[str]) -> None:
         print("usage: rlx train ALGORITHM --env NAME ...; `rlx train ppo --help` lists the options of ppo")
         print(f"algorithms: {', '.join(algorithms())}")
         sys.exit(0)
-    if not arguments or arguments[0].startswith("-"):
-        resume = _option(arguments, "--resume")
-        if resume is None:
-            raise ValueError(
-                f"rlx train needs an algorithm: rlx train ppo --env NAME; there are {', '.join(algorithms())}"
-            )
-        arguments = [read_config(Path(resume))["algorithm"], *arguments]
-    algorithm = load_algorithm(arguments[0])
+    named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
+    prog = " ".join(["rlx train", *named])
+    sources, rest = _sources(arguments[len(named) :], prog)
+    if not named and sources.resume is None:
+        raise ValueError(f"rlx train needs an algorithm: rlx train ppo --env NAME; there are {', '.join(algorithms())}")
+    name = named[0] if named else read_config(sources.resume)["algorithm"]
+    algorithm = load_algorithm(name)
     shipped = algorithm.__name__.startswith("rlx.algos.")
-    name = algorithm.__name__ if shipped else str(Path(arguments[0]).resolve())
-    _train_algorithm(algorithm, name, arguments[1:], f"rlx train {arguments[0]}")
+    _train_algorithm(algorithm, algorithm.__name__ if shipped else str(Path(name).resolve()), sources, rest, prog)
 
 
-def _train_algorithm(algorithm: ModuleType, algorithm_name: str, arguments: list[str], prog: str) -> None:
+def _sources(arguments: list[str], prog: str) -> tuple[Sources, list[str]]:
+    """The options that the defaults of the others depend on, and the arguments without them."""
+    return _parse(Sources, arguments, prog, return_unknown_args=True, add_help=False)
+
+
+def _train_algorithm(
+    algorithm: ModuleType, algorithm_name: str, sources: Sources, arguments: list[str], prog: str
+) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    arguments = [_dashed(argument) for argument in arguments]
-    resume = _option(arguments, "--resume")
-    tuned: dict[str, Any] = {}
-    if resume is not None:
-        saved = read_config(Path(resume))
-        env_name, default = saved["env"], saved_config(algorithm, saved)
+    env_name = full_name(sources.env) if sources.env else ""
+    if sources.resume is None:
+        saved, tuned = None, settings(_preset_file(algorithm), env_name) if env_name and sources.preset else {}
+        defaults = {"config": configure(algorithm.Config, tuned)}
     else:
-        env_name = _option(arguments, "--env") or ""
-        preset = "--no-preset" not in arguments
-        if env_name:
-            env_name = full_name(env_name)
-            tuned = settings(_preset_file(algorithm), env_name) if preset else {}
-        default = configure(algorithm.Config, tuned)
-    options, config = _parse_train(algorithm, default, arguments, prog)
+        saved = read_config(sources.resume)
+        tuned, env_name = saved["preset"], env_name or saved["env"]
+        defaults = {"config": saved_config(algorithm, saved), "seed": saved["seed"]}
+        defaults |= {name: saved[name] for name in ("num_evaluations", "eval_episodes") if name in saved}
+    options = _parse_train(algorithm, prog, arguments, vars(sources) | defaults)
+    config, default = options.config, defaults["config"]
     if not env_name:
         raise ValueError(f"{prog} needs an environment: --env NAME; `rlx envs` lists them")
     _check_seed(options.seed)
-    if options.eval_episodes < 1:
-        raise ValueError(f"--eval-episodes {options.eval_episodes}: give at least 1")
+    for flag, number in (("eval-episodes", options.eval_episodes), ("num-evaluations", options.num_evaluations)):
+        if number < 1:
+            raise ValueError(f"--{flag} {number}: give at least 1")
+    if not options.checkpoint_seconds >= 0:
+        raise ValueError(f"--checkpoint-seconds {options.checkpoint_seconds}: give 0 or more")
     _configure_jax(options.compile_cache)
-    if resume is None:
-        env_options = dict(_env_option(text) for text in options.env_options)
+    env_options = dict(_env_option(text) for text in options.env_options)
+    if saved is None:
         directory = options.out or _new_directory(algorithm_name, env_name, options.seed)
-        if directory.exists() and any(directory.iterdir()):
+        if options.from_update is not None:
+            raise ValueError("--from-update says where to go on: it needs --resume RUN")
+        # A file under a temporary name is what a process left that was killed before it had written anything.
+        if directory.exists() and any(path.suffix != ".tmp" for path in directory.iterdir()):
             hint = f"go on with it by --resume {directory}, or " if (directory / "config.json").exists() else ""
             raise ValueError(f"{directory} is not empty: {hint}give another --out")
-        seed = options.seed
     else:
-        directory, env_options, seed, tuned = options.resume, saved["env_options"], saved["seed"], saved["preset"]
-        _check_resume(arguments, default, config)
+        directory, env_options = sources.resume, env_options or saved["env_options"]
+        _check_resume(saved, default, options, algorithm_name, env_name, env_options)
     env = make(env_name, env_options)
     chosen = {
         f.name: value
         for f in dataclasses.fields(config)
         if (value := getattr(config, f.name)) != getattr(default, f.name)
     }
-    console.print(f"{short_name(algorithm_name)} on {env_name}, seed {seed}, {jax.devices()[0].device_kind}")
+    console.print(f"{short_name(algorithm_name)} on {env_name}, seed {options.seed}, {jax.devices()[0].device_kind}")
     for title, values in (("tuned settings", tuned), ("your settings", chosen)):
         if values:
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
-    job = Job(algorithm, algorithm_name, config, env, env_name, env_options, seed, directory, tuned)
-    status = execute(job, console, resume=resume is not None, num_eval_episodes=options.eval_episodes)
+    job = Job(
+        algorithm,
+        algorithm_name,
+        config,
+        env,
+        env_name,
+        env_options,
+        options.seed,
+        directory,
+        tuned,
+        num_evaluations=options.num_evaluations,
+        eval_episodes=options.eval_episodes,
+        checkpoint_seconds=options.checkpoint_seconds,
+    )
+    status = execute(job, console, resume=saved is not None, from_update=options.from_update)
     if status:
         sys.exit(status)
 
 
-def _parse_train(algorithm, default, arguments, prog):
-    config_type = tyro.conf.OmitArgPrefixes[algorithm.Config]
-    both = dataclasses.make_dataclass(
-        "Options", [("config", config_type, dataclasses.field(default=default))], bases=(TrainOptions,), frozen=True
-    )
+def _parse_train(algorithm, prog, arguments, defaults):
+    config = ("config", tyro.conf.OmitArgPrefixes[algorithm.Config], dataclasses.field(default=defaults["config"]))
+    both = dataclasses.make_dataclass("Options", [config], bases=(TrainOptions,), frozen=True)
     both.__doc__ = TrainOptions.__doc__
-    options = _parse(both, arguments, prog)
-    return options, options.config
+    return _parse(both, arguments, prog, default=both(**defaults))
 
 
-def _check_resume(arguments: list[str], saved: Any, config: Any) -> None:
-    changed = [
-        f"{f.name} = {getattr(saved, f.name)} -> {getattr(config, f.name)}"
-        for f in dataclasses.fields(config)
-        if f.name != "total_steps" and getattr(saved, f.name) != getattr(config, f.name)
-    ]
-    fixed = [
-        flag
-        for flag in ("--env", "--env-options", "--seed", "--out", "--preset", "--no-preset")
-        if _given(arguments, flag)
-    ]
-    if changed or fixed:
-        raise ValueError(
-            f"a resumed run keeps its settings (only --total-steps may change): {', '.join(changed + fixed)}"
-        )
+def _check_resume(
+    saved: dict[str, Any],
+    default: Any,
+    options: Any,
+    algorithm_name: str,
+    env_name: str,
+    env_options: dict[str, Any],
+) -> None:
+    """Raises ValueError where a resumed run would become another one."""
+    now = {"env": env_name, "env_options": json.loads(json.dumps(strict(env_options))), "seed": options.seed}
+    now["algorithm"] = short_name(algorithm_name)
+    before = {name: saved[name] for name in now} | {"algorithm": short_name(saved["algorithm"])}
+    before |= {"out": str(options.resume)}
+    now |= {"out": str(options.out or options.resume)}
+    for f in dataclasses.fields(default):
+        if f.name != "total_steps":
+            before[f.name], now[f.name] = getattr(default, f.name), getattr(options.config, f.name)
+    changed = [f"{name} = {before[name]} -> {value}" for name, value in now.items() if value != before[name]]
+    changed += [] if options.preset else ["--no-preset"]
+    if changed:
+        raise ValueError(f"a resumed run keeps its settings (only --total-steps may change): {', '.join(changed)}")
 
 
 def _eval(options: EvalOptions) -> None:
@@ -236,23 +291,25 @@ def _eval(options: EvalOptions) -> None:
     _check_seed(options.seed)
     if options.num_episodes < 1:
         raise ValueError(f"--num-episodes {options.num_episodes}: give at least 1")
-    saved = read_config(options.run)
+    saved, update = read_config(options.run), options.from_update
+    if options.best:
+        if update is not None:
+            raise ValueError("--best and --from-update are two checkpoints: give one of them")
+        top = best(read_rows(options.run / "evaluations.jsonl"))
+        if top is None:
+            raise ValueError(f"{options.run} has no evaluation yet to tell which weights are best")
+        update = top["update"]
     algorithm = load_algorithm(saved["algorithm"])
     config, env = saved_config(algorithm, saved), make(saved["env"], saved["env_options"])
-    like = jax.eval_shape(algorithm.init, config, env, jax.random.key(0))
-    state = restore(options.run / "checkpoints", like)
     job = Job(
         algorithm, saved["algorithm"], config, env, saved["env"], saved["env_options"], saved["seed"], options.run
     )
+    like = jax.eval_shape(algorithm.init, config, env, jax.random.key(0))
+    state = restore(options.run / "checkpoints", like, update, {"run": identity(job)})
     key = jax.random.fold_in(keys(saved["seed"])[1], options.seed + 1)
-    evaluate_run(
-        job,
-        state,
-        key,
-        options.num_episodes,
-        Console(highlight=False, markup=False, soft_wrap=True),
-        deterministic=not options.stochastic,
-    )
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    result = evaluate_run(job, state, key, options.num_episodes, console, deterministic=not options.stochastic)
+    write_json(options.run / "evaluation.json", result)
 
 
 def _plot(options: PlotOptions) -> None:
@@ -322,35 +379,12 @@ def _check_seed(seed: int) -> None:
         raise ValueError(f"--seed {seed}: give a number from 0 to 2^31 - 1")
 
 
-def _given(arguments: list[str], flag: str) -> bool:
-    return any(a == flag or a.startswith(f"{flag}=") for a in arguments)
-
-
-def _option(arguments: list[str], flag: str) -> str | None:
-    """The value of a flag that decides how the others are read."""
-    found = None
-    for i, argument in enumerate(arguments):
-        if argument.startswith(f"{flag}="):
-            found = argument.partition("=")[2]
-        elif argument == flag and i + 1 < len(arguments):
-            found = arguments[i + 1]
-    return found
-
-
-def _dashed(argument: str) -> str:
-    """`--num_envs=4` as `--num-envs=4`: both spellings are accepted, and read in one."""
-    if not argument.startswith("--"):
-        return argument
-    flag, equals, value = argument.partition("=")
-    return flag.replace("_", "-") + equals + value
-
-
-def _parse(options: type, arguments: list[str], prog: str) -> Any:
+def _parse(options: type, arguments: list[str], prog: str, **how: Any) -> Any:
     """tyro's result; its errors as one line."""
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            return tyro.cli(options, args=arguments, prog=prog)
+            return tyro.cli(options, args=arguments, prog=prog, **how)
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -1,7 +1,9 @@
-"""A run from the host: compiled chunks of updates, and logs, checkpoints and pictures between them.
+"""A run from the host: compiled chunks of updates, and logs, evaluations, checkpoints and pictures between them.
 
 A run directory holds `config.json` (what ran, on what), `metrics.jsonl` (a row a line, at most about 1000),
-`checkpoints/` (the whole State), `evaluation.json` and `curve.png`.
+`evaluations.jsonl` (a row for each evaluation during training), `checkpoints/` (the whole State, see rlx.checkpoint),
+`evaluation.json` (the last evaluation) and `curve.png`. It can be killed at any moment: what is written later says less
+than what is written before it, and resuming drops what the newest checkpoint does not know.
 """
 
 import datetime
@@ -32,6 +34,7 @@ ROWS = 1000
 CHUNK_SECONDS = 0.5
 CHUNK_UPDATES = 256
 CHECKPOINT_SECONDS = 60.0
+NO_LOG = {"seconds": 0.0, "count": 0, "sums": {}}
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "gymnax", "brax", "mujoco", "mujoco-mjx")
 
 
@@ -48,6 +51,9 @@ class Job:
     seed: int
     directory: Path
     preset: dict[str, Any] = field(default_factory=dict)
+    num_evaluations: int = 1
+    eval_episodes: int = 32
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -59,93 +65,125 @@ def keys(seed: int) -> tuple[jax.Array, jax.Array]:
 chunk = jax.jit(advance, static_argnames=("algorithm", "length"), donate_argnames="state")
 
 
-def execute(job: Job, console: Console, resume: bool = False, num_eval_episodes: int = 32) -> int:
-    """Runs or resumes the job. Returns the exit status: 0, 130 when it was interrupted, or 1 when it died of NaN.
+def execute(job: Job, console: Console, resume: bool = False, from_update: int | None = None) -> int:
+    """Runs the job, or goes on with what is in its directory: from the newest checkpoint, or that of `from_update`.
 
-    Ctrl-C (and SIGTERM) end the run at the next border between chunks, with a checkpoint; a second one ends it at once.
+    Ctrl-C and SIGTERM end the run at the next border between chunks, with a checkpoint; a second one ends it at once.
+
+    Returns the exit status: 0, 1 when training died of NaN, 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
-        ValueError: for settings that do not fit the environment, before anything is written.
+        ValueError: for settings that do not fit the environment, or a checkpoint that does not fit them, before
+            anything on disk has changed.
     """
-    config, env, algorithm = job.config, job.env, job.algorithm
+    config, env, algorithm, directory = job.config, job.env, job.algorithm, job.directory
     train_key, evaluate_key = keys(job.seed)
     updates, started = total_updates(config), time.perf_counter()
     init = jax.jit(lambda config, env, key: algorithm.init(config, env, key)).lower(config, env, train_key)
     like = jax.eval_shape(algorithm.init, config, env, train_key)
     length = min(updates, CHUNK_UPDATES)
-    lowered = chunk.lower(
-        algorithm, config, env, like, jnp.int32(0), jnp.int32(1), length
-    )  # every error of tracing comes here
+    # Every error of tracing comes here.
+    lowered = chunk.lower(algorithm, config, env, like, jnp.int32(0), jnp.int32(1), length)
+    evaluate.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True)
 
-    checkpoints = job.directory / "checkpoints"
-    if resume:
-        from rlx.checkpoint import restore
+    from rlx import checkpoint
 
-        state = restore(checkpoints, like)
+    checkpoints, log = directory / "checkpoints", directory / "metrics.jsonl"
+    state, done, logged, evaluations = None, 0, NO_LOG, []
+    if resume and (from_update is not None or checkpoint.numbers(checkpoints) or read_rows(log)):
+        state = checkpoint.restore(checkpoints, like, from_update, {"run": identity(job)})
         done = int(state.num_updates)
-        if done >= updates:
-            raise ValueError(f"{job.directory} has done its {updates} updates: raise --total-steps to go on")
-        seconds = _truncate(job.directory / "metrics.jsonl", done)
-        (job.directory / "evaluation.json").unlink(missing_ok=True)
+        logged = checkpoint.read(checkpoints, done)["log"]
+        evaluations = [row for row in read_rows(directory / "evaluations.jsonl") if row["update"] <= done]
+        _check_unfinished(directory, done, updates, evaluations)
+    if resume:
         console.print(f"resuming after {done} of {updates} updates")
-    else:
-        state, done, seconds = init.compile()(config, env, train_key), 0, 0.0
-    job.directory.mkdir(parents=True, exist_ok=True)
-    _write_json(job.directory / "config.json", _describe(job))
-    if not resume:
-        _save(checkpoints, 0, state)  # a state that cannot be stored is known before it is trained
+        _warn_of_schedules(directory, done * config.steps_per_update, updates * config.steps_per_update, console)
     step_updates = lowered.compile()
+    state = init.compile()(config, env, train_key) if state is None else state
+
+    # Everything that can fail early has succeeded: only from here on is anything written or deleted.
+    directory.mkdir(parents=True, exist_ok=True)
+    if resume:
+        checkpoint.set_aside(checkpoints, done)
+        _keep(log, done - logged["count"])
+        _keep(directory / "evaluations.jsonl", done)
+        for stale in ("evaluation.json", "curve.png"):
+            (directory / stale).unlink(missing_ok=True)
+    write_json(directory / "config.json", _describe(job))
     compile_seconds = time.perf_counter() - started
     rounded = updates * config.steps_per_update
     extra = f" (rounded up to whole updates from {config.total_steps:,})" if rounded != config.total_steps else ""
     console.print(f"{rounded:,} steps{extra} in {updates:,} updates; traced and compiled in {compile_seconds:.1f} s")
 
-    with open(job.directory / "metrics.jsonl", "a") as log, _Stop() as stop:
-        logger = _Logger(log, every=math.ceil(updates / ROWS), config=config, seconds=seconds)
+    points = evaluation_points(updates, job.num_evaluations)
+    with open(log, "a") as file, Stop() as stop:
+        logger = Logger(file, math.ceil(updates / ROWS), config.steps_per_update, logged)
+
+        def save():
+            about = {"run": identity(job), "log": logger.saved()}
+            keep = [] if (top := best(evaluations)) is None else [top["update"]]
+            checkpoint.save(checkpoints, done, state, about, keep)
+
+        save()  # a state that cannot be stored is known before it is trained
         last_checkpoint, size, alive = time.perf_counter(), 1, True
         with Display(console, rounded, done * config.steps_per_update) as display:
-            while done < updates and alive and not stop.asked:
+            while not stop.asked:
+                if (done in points or not alive) and all(row["update"] != done for row in evaluations):
+                    save()  # the best checkpoint holds exactly what was evaluated
+                    evaluations.append(evaluate_run(job, state, evaluate_key, job.eval_episodes, console))
+                    with open(directory / "evaluations.jsonl", "a") as rows:
+                        rows.write(json.dumps(evaluations[-1], allow_nan=False) + "\n")
+                if done >= updates or not alive:
+                    break
                 before = time.perf_counter()
-                num = min(size, updates - done)
+                num = min(size, next(point for point in points if point > done) - done)
                 state, metrics = step_updates(config, env, state, jnp.int32(done), jnp.int32(num))
-                logger.add(done, jax.tree.map(lambda x, n=num: np.asarray(x)[:n], metrics))
-                done += num
-                alive = int(state.num_updates) == done
+                survived = int(state.num_updates) - done
+                logger.add(done, {name: np.asarray(x)[:survived].tolist() for name, x in metrics.items()})
+                done, alive = done + survived, survived == num
                 display.show(done * config.steps_per_update, logger.episode_return)
                 now = time.perf_counter()
                 size = max(1, min(length, int(num * CHUNK_SECONDS / (now - before)), 8 * num))
-                if now - last_checkpoint > CHECKPOINT_SECONDS and alive and done < updates:
-                    logger.flush(done)  # the log has all that the checkpoint has
-                    _save(checkpoints, done, state)
+                if now - last_checkpoint > job.checkpoint_seconds:
+                    save()
                     last_checkpoint = time.perf_counter()
-        done = int(state.num_updates)
+        save()
         logger.flush(done)
-        _save(checkpoints, done, state)
 
-    from rlx.plot import curve
-
-    if stop.asked and done < updates:
-        curve([job.directory], job.directory / "curve.png")
+    complete = (done >= updates or not alive) and any(row["update"] == done for row in evaluations)
+    if complete:
+        write_json(directory / "evaluation.json", evaluations[-1])
+    _draw(directory)
+    if not complete:
         console.print(
             f"interrupted after {done * config.steps_per_update:,} of {rounded:,} steps; "
-            f"everything is in {job.directory}, go on with --resume {job.directory}"
+            f"everything is in {directory}, go on with --resume {directory}"
         )
-        return 130
+        return 128 + stop.asked
     if not alive:
         console.print(
             f"update {done + 1} turned the training state into NaN or infinity: it ends with the last finite one; "
             "look at metrics.jsonl, and lower the learning rate"
         )
-    evaluate_run(job, state, evaluate_key, num_eval_episodes, console)
-    curve([job.directory], job.directory / "curve.png")
-    console.print(f"curve: {job.directory / 'curve.png'}")
+    if (top := best(evaluations))["update"] != done:
+        console.print(
+            f"best evaluation: mean return {top['mean']:.1f} after {top['step']:,} steps; "
+            f"rlx eval {directory} --best plays other episodes with it"
+        )
+    console.print(f"curve: {directory / 'curve.png'}")
     return 0 if alive else 1
+
+
+def evaluation_points(num_updates: int, num_evaluations: int) -> list[int]:
+    """After which updates to evaluate: `num_evaluations` of them, evenly spread, the last one at the end."""
+    return sorted({-(-num_updates * i // num_evaluations) for i in range(1, num_evaluations + 1)})
 
 
 def evaluate_run(
     job: Job, state: Any, key: jax.Array, num_episodes: int, console: Console, deterministic: bool = True
 ) -> dict[str, Any]:
-    """Evaluates on whole episodes, prints the result and writes it to `evaluation.json`."""
+    """Evaluates on whole episodes and prints the result. Returns it as strict JSON."""
     episodes = evaluate(job.algorithm, job.config, job.env, state, key, num_episodes, deterministic)
     returns = np.asarray(episodes.returns, np.float64)
     result = {
@@ -159,15 +197,33 @@ def evaluate_run(
         "step": int(state.num_updates) * job.config.steps_per_update,
         "returns": returns.tolist(),
     }
-    _write_json(job.directory / "evaluation.json", result)
     console.print(
-        f"evaluation: mean return {result['mean']:.1f}, standard deviation {result['std']:.1f}, {num_episodes} episodes"
+        f"evaluation after {result['step']:,} steps: mean return {result['mean']:.1f}, "
+        f"standard deviation {result['std']:.1f}, {num_episodes} episodes"
     )
     if result["unfinished"]:
         console.print(
             f"{result['unfinished']} episodes did not end within the evaluation's step limit and count in part"
         )
-    return result
+    return strict(result)
+
+
+def best(evaluations: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The evaluation with the highest mean return, of equal ones the last; None where there is none."""
+    rank = lambda row: (float(row["mean"]) if row["mean"] != "nan" else -math.inf, row["update"])
+    return max(evaluations, key=rank, default=None)
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What a run may not change when it goes on, as strict JSON: everything but how long it lasts."""
+    values = {
+        "algorithm": short_name(job.algorithm_name),
+        "env": job.env_name,
+        "env_options": job.env_options,
+        "seed": job.seed,
+        "config": {name: value for name, value in asdict(job.config).items() if name != "total_steps"},
+    }
+    return json.loads(json.dumps(strict(values)))
 
 
 def short_name(algorithm_name: str) -> str:
@@ -179,25 +235,61 @@ def read_config(directory: Path) -> dict[str, Any]:
     """The `config.json` of a run directory.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: when there is none, or it cannot be read.
     """
     path = directory / "config.json"
     if not path.exists():
         raise ValueError(f"{directory} is not a run directory: it has no config.json")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
-class _Stop:
-    """Turns the first Ctrl-C or SIGTERM into `asked`; the second one has its usual effect."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; none where there is no file. A last line that a crash cut short is left out.
+
+    Raises:
+        ValueError: when another line cannot be read.
+    """
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(f"{path} is damaged in line {number}: {error}") from error
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces the file in one step by `value` as strict JSON, see `strict`."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(strict(value), indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def strict(value: Any) -> Any:
+    """The value with the numbers that JSON does not have as `"inf"`, `"-inf"` and `"nan"`; `float` reads these."""
+    if isinstance(value, dict):
+        return {name: strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Stop:
+    """Turns the first Ctrl-C or SIGTERM into `asked`, its number; the second one has its usual effect."""
 
     def __enter__(self):
-        self.asked, self.previous = False, {}
+        self.asked, self.previous = 0, {}
         for number in (signal.SIGINT, signal.SIGTERM):
             self.previous[number] = signal.signal(number, self._ask)
         return self
 
     def _ask(self, number, frame):
-        self.asked = True
+        self.asked = number
         signal.signal(number, self.previous[number])
 
     def __exit__(self, *_):
@@ -205,46 +297,54 @@ class _Stop:
             signal.signal(number, handler)
 
 
-class _Logger:
-    """Averages the metrics of `every` updates into a row. Episode statistics are weighted by their episodes."""
+class Logger:
+    """Averages the metrics of `every` updates into a row of `file`. Episode statistics are weighted by their episodes.
 
-    def __init__(self, file, every: int, config: Any, seconds: float):
-        self.file, self.every, self.config = file, every, config
-        self.start, self.pending, self.episode_return = time.perf_counter() - seconds, [], None
+    `saved()` is what a checkpoint has to keep of it, so that a resumed run writes the rows of one never stopped.
+    """
 
-    def add(self, done: int, metrics: Any) -> None:
-        """Takes the metrics of the updates after the first `done`, leaves `[num]`."""
-        names = list(metrics)
-        for i in range(len(metrics[names[0]])):
-            self.pending.append({name: metrics[name][i] for name in names})
+    def __init__(self, file, every: int, steps_per_update: int, saved: dict[str, Any] = NO_LOG):
+        self.file, self.every, self.steps_per_update = file, every, steps_per_update
+        self.start, self.count = time.perf_counter() - saved["seconds"], saved["count"]
+        self.sums = {name: float(total) for name, total in saved["sums"].items()}
+        self.episode_return = None  # the latest
+
+    def saved(self) -> dict[str, Any]:
+        """The row under way, as strict JSON."""
+        return {"seconds": self._seconds(), "count": self.count, "sums": strict(self.sums)}
+
+    def add(self, done: int, metrics: dict[str, list[float]]) -> None:
+        """Takes the metrics of the updates after the first `done`."""
+        for i, episodes in enumerate(metrics["num_episodes"]):
+            for name, values in metrics.items():
+                weight = episodes if name.startswith("episode_") else 1
+                term = weight * values[i] if weight else 0.0  # the statistic of no episodes is NaN
+                self.sums[name] = self.sums.get(name, 0.0) + term
+            self.count += 1
             if (done + i + 1) % self.every == 0:
                 self.flush(done + i + 1)
 
     def flush(self, num_updates: int) -> None:
         """Writes what is pending as one row, after `num_updates` updates."""
-        if not self.pending:
+        if not self.count:
             return
-        row = {
-            "update": num_updates,
-            "step": num_updates * self.config.steps_per_update,
-            "seconds": round(time.perf_counter() - self.start, 3),
-        }
-        episodes = np.array([m["num_episodes"] for m in self.pending], np.float64)
-        for name in self.pending[0]:
-            values = np.array([m[name] for m in self.pending], np.float64)
+        row = {"update": num_updates, "step": num_updates * self.steps_per_update, "seconds": self._seconds()}
+        episodes = int(self.sums["num_episodes"])
+        for name, total in self.sums.items():
             if name == "num_episodes":
-                row[name] = int(episodes.sum())
+                row[name] = episodes
             elif name.startswith("episode_"):
-                known = episodes > 0
-                row[name] = _number((values[known] * episodes[known]).sum() / episodes.sum()) if known.any() else None
+                row[name] = _number(total / episodes) if episodes else None
             else:
-                row[name] = _number(values.mean())
-        self.episode_return = (
-            row.get("episode_return") if row.get("episode_return") is not None else self.episode_return
-        )
+                row[name] = _number(total / self.count)
+        if row.get("episode_return") is not None:
+            self.episode_return = row["episode_return"]
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
-        self.pending = []
+        self.count, self.sums = 0, {}
+
+    def _seconds(self) -> float:
+        return round(time.perf_counter() - self.start, 3)
 
 
 def _number(x: float) -> float | None:
@@ -252,29 +352,38 @@ def _number(x: float) -> float | None:
     return float(f"{x:.6g}") if math.isfinite(x) else None
 
 
-def _save(directory: Path, num_updates: int, state: Any) -> None:
-    from rlx.checkpoint import save
-
-    save(directory, num_updates, state)
-
-
-def _truncate(log: Path, num_updates: int) -> float:
-    """Drops rows that a checkpoint does not have. Returns the seconds of the last row kept."""
-    from rlx.plot import rows
-
-    if not log.exists():  # interrupted before the first row
-        return 0.0
-    kept = [row for row in rows(log.parent) if row["update"] <= num_updates]
-    temporary = log.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    temporary.replace(log)
-    return kept[-1]["seconds"] if kept else 0.0
+def _check_unfinished(directory: Path, done: int, updates: int, evaluations: list[dict[str, Any]]) -> None:
+    """Raises ValueError where nothing is left to do: not even to evaluate and to draw."""
+    written = all((directory / name).exists() for name in ("evaluation.json", "curve.png"))
+    if done > updates or (done == updates and written and any(row["update"] == done for row in evaluations)):
+        raise ValueError(f"{directory} has done its {done} updates: raise --total-steps to go on")
 
 
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
+def _warn_of_schedules(directory: Path, done: int, steps: int, console: Console) -> None:
+    """Says so where a resumed run lasts for another number of steps than before."""
+    before = read_config(directory)["steps"]
+    if steps != before:
+        console.print(
+            f"{steps:,} steps instead of {before:,}: after {done:,} the run is {done / steps:.0%} done instead of "
+            f"{done / before:.0%}, and what is scheduled over it, such as a learning rate that falls, jumps there"
+        )
+
+
+def _keep(log: Path, num_updates: int) -> None:
+    """Drops the rows after `num_updates` updates."""
+    if log.exists():
+        kept = [row for row in read_rows(log) if row["update"] <= num_updates]
+        temporary = log.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.replace(log)
+
+
+def _draw(directory: Path) -> None:
+    from rlx.plot import curve
+
+    temporary = directory / "curve.tmp.png"
+    curve([directory], temporary)
+    temporary.replace(directory / "curve.png")
 
 
 def _describe(job: Job) -> dict[str, Any]:
@@ -284,6 +393,8 @@ def _describe(job: Job) -> dict[str, Any]:
         "env": job.env_name,
         "env_options": job.env_options,
         "seed": job.seed,
+        "num_evaluations": job.num_evaluations,
+        "eval_episodes": job.eval_episodes,
         "config": asdict(job.config),
         "static": [f for f, spec in type(job.config).__dataclass_fields__.items() if is_static(spec)],
         "preset": job.preset,

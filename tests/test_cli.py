@@ -114,7 +114,7 @@ def test_a_run_that_was_stopped_before_its_first_row_can_be_resumed(run, tmp_pat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("rlx.run._Stop.__enter__", stop)
+        patch.setattr("rlx.run.Stop.__enter__", stop)
         assert rlx("train", "ppo", "--env", "CartPole-v1", "--out", tmp_path / "cut", *SMALL) == 130
     (tmp_path / "cut" / "metrics.jsonl").unlink(missing_ok=True)
     assert rlx("train", "--resume", tmp_path / "cut", "--no-compile-cache") == 0
