@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from rlx.env import Env, EnvState, Transition
-from rlx.pytree import pytree, replace, stack, static
+from rlx.pytree import pytree, replace, stack, static, traced
+from rlx.sweep import sweep
 from rlx.train import Episodes, evaluate, resume, total_updates, train
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ __all__ = [
     "resume",
     "stack",
     "static",
+    "sweep",
     "total_updates",
+    "traced",
     "train",
 ]
 

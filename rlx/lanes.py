@@ -242,8 +242,8 @@ def fit(build: Callable[[int], Program], num_lanes: int, num_devices: int, memor
             return program
         if lanes == num_devices:
             raise ValueError(
-                f"one lane on each of {num_devices} devices needs {program.bytes / MIB:,.0f} MiB and the bound is "
-                f"{memory / MIB:,.0f} MiB: raise it (--memory), or make num_envs, num_steps or the networks smaller"
+                f"one lane on each of {num_devices} devices needs {program.bytes / MIB:,.1f} MiB and the bound is "
+                f"{memory / MIB:,.1f} MiB: raise it (--memory), or make num_envs, num_steps or the networks smaller"
             )
         batches = max(batches + 1, math.ceil(batches * program.bytes / memory))
         batches = min(batches, math.ceil(num_lanes / num_devices))

@@ -239,6 +239,35 @@ def heatmap(lanes: Sequence[dict[str, Any]], x: str, y: str, path: Path, most: i
     _save(figure, path)
 
 
+def population(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws what population-based training did into `path`: the return and every setting that varied, over the steps.
+
+    A line is a member; it jumps where the member copied another one. The member that ends best is in colour.
+
+    Args:
+        rows: of the population's log, lists over its members.
+        path: of the picture.
+    """
+    steps = [row["step"] for row in rows]
+    names = [name for name in rows[0] if name.startswith("varied.")]
+    series = {"training return": "episode_return"} | {name.removeprefix("varied."): name for name in names}
+    values = {label: np.array([row[name] for row in rows], float) for label, name in series.items()}
+    last = np.nan_to_num(values["training return"][-1], nan=-np.inf)
+    figure, panels = _panels(len(series), 3.6, 3.0)
+    for axes, (label, columns) in zip(panels, values.items(), strict=True):
+        for member in np.argsort(last):
+            best = member == last.argmax()
+            style = {"color": COLOURS[0], "lw": 2.0} if best else {"color": GREY, "lw": 0.8}
+            axes.step(steps, columns[:, member], where="post", **style)
+        if label != "training return" and _log_spaced(_distinct(columns[0].tolist())):
+            axes.set_yscale("log")
+        axes.set_title(label, fontsize=10)
+        axes.set_xlabel("environment steps")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        _tidy(axes)
+    _save(figure, path)
+
+
 def _sensitivity_panel(axes: Any, name: str, lanes: list[dict[str, Any]]) -> None:
     values = _distinct(lane["varied"][name] for lane in lanes)
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
@@ -380,13 +409,14 @@ def _series(logged: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.nd
 
 def _logged(run: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The series of a run; one that died goes on to its planned end without episodes."""
-    directory = Path(run["path"])
-    if not (directory / "config.json").exists():
-        raise ValueError(f"{directory} is a sweep: it has no learning curves; draw its sensitivity")
-    steps, returns, weights = _series(rows(directory))
+    if "curve" in run:
+        columns = (run["curve"][name] for name in ("step", "episode_return", "num_episodes"))
+        (steps, returns, weights), end = (np.array(column, float) for column in columns), run["planned_steps"]
+    else:
+        directory = Path(run["path"])
+        (steps, returns, weights), end = _series(rows(directory)), read_json(directory / "config.json")["steps"]
     if run["died_at"] is not None:
-        steps = np.append(steps, read_json(directory / "config.json")["steps"])
-        returns, weights = np.append(returns, np.nan), np.append(weights, 0.0)
+        steps, returns, weights = np.append(steps, end), np.append(returns, np.nan), np.append(weights, 0.0)
     return steps, returns, weights
 
 

@@ -185,7 +185,7 @@ def runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
     A run is `name`, `algorithm`, `task` (environment and its options), `seed`, `group`, `varied` (its values of the
     settings that differ between the groups), `config`, `steps` it took, `score` (None where nothing was evaluated),
-    `died_at` (updates done when its state turned into NaN, else None; the score is that of its last finite state),
+    `died_at` (the update that turned its state into NaN, else None; the score is that of its last finite state),
     `dropped_at` (updates after which it was stopped early, else None; its score is of that point), `path`, and for
     lanes of a sweep `num_seeds`, as planned.
 
@@ -388,7 +388,7 @@ def _run(path):
         "settings": saved["config"],
         "steps": evaluation["step"],
         "score": _score(evaluation["mean"]),
-        "died_at": evaluation["update"] if died else None,
+        "died_at": evaluation["update"] + 1 if died else None,
         "dropped_at": evaluation["update"] if short and not died else None,
         "path": str(path),
     }
@@ -401,18 +401,22 @@ def _lane(path, sweep, lane):
         "task": _task(sweep["env"], sweep.get("env_options") or {}),
         "seed": lane["seed"],
         "config": lane["config"],
-        "settings": lane["config"] | lane["varied"],
+        "settings": {"lane": lane["lane"]} if sweep.get("pbt") else lane["config"] | lane["varied"],
         "steps": lane["steps"],
         "score": _score(lane["return_mean"]),
         "died_at": lane["died_at"],
         "dropped_at": lane["dropped_at"],
         "path": str(path),
+        "curve": lane["curve"],
+        "planned_steps": lane["planned_steps"],
         "num_seeds": sweep["num_seeds"],
     }
 
 
 def _task(env, options):
-    return " ".join([env, *(f"{name}={setting_text(value)}" for name, value in options.items())])
+    return " ".join(
+        [env or "unnamed environment", *(f"{name}={setting_text(value)}" for name, value in options.items())]
+    )
 
 
 def _score(value):

@@ -28,12 +28,13 @@ from rich.console import Console
 from rlx.env import Env
 from rlx.progress import Display
 from rlx.pytree import is_static
-from rlx.train import advance, evaluate, total_updates
+from rlx.train import Episodes, advance, evaluate, total_updates
 
 ROWS = 1000
 CHUNK_SECONDS = 0.5
 CHUNK_UPDATES = 256
 CHECKPOINT_SECONDS = 60.0
+OPTIONS = ("num_evaluations", "eval_episodes")
 NO_LOG = {"seconds": 0.0, "count": 0, "sums": {}}
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "gymnax", "brax", "mujoco", "mujoco-mjx")
 
@@ -50,6 +51,7 @@ class Job:
     env_options: dict[str, Any]
     seed: int
     directory: Path
+    env_params: dict[str, Any] = field(default_factory=dict)  # what `env` has other than the default parameters
     preset: dict[str, Any] = field(default_factory=dict)
     num_evaluations: int = 1
     eval_episodes: int = 32
@@ -106,11 +108,11 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
     directory.mkdir(parents=True, exist_ok=True)
     if resume:
         checkpoint.set_aside(checkpoints, done)
-        _keep(log, done - logged["count"])
-        _keep(directory / "evaluations.jsonl", done)
+        keep_rows(log, done - logged["count"])
+        keep_rows(directory / "evaluations.jsonl", done)
         for stale in ("evaluation.json", "curve.png"):
             (directory / stale).unlink(missing_ok=True)
-    write_json(directory / "config.json", _describe(job))
+    write_json(directory / "config.json", describe(job, *OPTIONS))
     compile_seconds = time.perf_counter() - started
     rounded = updates * config.steps_per_update
     extra = f" (rounded up to whole updates from {config.total_steps:,})" if rounded != config.total_steps else ""
@@ -140,7 +142,7 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
                 num = min(size, next(point for point in points if point > done) - done)
                 state, metrics = step_updates(config, env, state, jnp.int32(done), jnp.int32(num))
                 survived = int(state.num_updates) - done
-                logger.add(done, {name: np.asarray(x)[:survived].tolist() for name, x in metrics.items()})
+                logger.add(done, {name: np.asarray(x)[:survived] for name, x in metrics.items()})
                 done, alive = done + survived, survived == num
                 display.show(done * config.steps_per_update, logger.episode_return)
                 now = time.perf_counter()
@@ -154,7 +156,7 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
     complete = (done >= updates or not alive) and any(row["update"] == done for row in evaluations)
     if complete:
         write_json(directory / "evaluation.json", evaluations[-1])
-    _draw(directory)
+    draw(directory)
     if not complete:
         console.print(
             f"interrupted after {done * config.steps_per_update:,} of {rounded:,} steps; "
@@ -185,18 +187,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluates on whole episodes and prints the result. Returns it as strict JSON."""
     episodes = evaluate(job.algorithm, job.config, job.env, state, key, num_episodes, deterministic)
-    returns = np.asarray(episodes.returns, np.float64)
-    result = {
-        "mean": float(returns.mean()),
-        "std": float(returns.std()),
-        "num_episodes": num_episodes,
-        "mean_length": float(np.mean(episodes.lengths)),
-        "unfinished": int((~np.asarray(episodes.finished)).sum()),
-        "deterministic": deterministic,
-        "update": int(state.num_updates),
-        "step": int(state.num_updates) * job.config.steps_per_update,
-        "returns": returns.tolist(),
-    }
+    result = evaluation(episodes, int(state.num_updates), job.config, deterministic)
     console.print(
         f"evaluation after {result['step']:,} steps: mean return {result['mean']:.1f}, "
         f"standard deviation {result['std']:.1f}, {num_episodes} episodes"
@@ -205,7 +196,24 @@ def evaluate_run(
         console.print(
             f"{result['unfinished']} episodes did not end within the evaluation's step limit and count in part"
         )
-    return strict(result)
+    return result
+
+
+def evaluation(episodes: Episodes, num_updates: int, config: Any, deterministic: bool = True) -> dict[str, Any]:
+    """What is kept of an evaluation after `num_updates` updates, as strict JSON."""
+    returns = np.asarray(episodes.returns, np.float64)
+    found = {
+        "mean": float(returns.mean()),
+        "std": float(returns.std()),
+        "num_episodes": len(returns),
+        "mean_length": float(np.mean(episodes.lengths)),
+        "unfinished": int((~np.asarray(episodes.finished)).sum()),
+        "deterministic": deterministic,
+        "update": num_updates,
+        "step": num_updates * config.steps_per_update,
+        "returns": returns.tolist(),
+    }
+    return strict(found)
 
 
 def best(evaluations: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -220,6 +228,7 @@ def identity(job: Job) -> dict[str, Any]:
         "algorithm": short_name(job.algorithm_name),
         "env": job.env_name,
         "env_options": job.env_options,
+        "env_params": job.env_params,
         "seed": job.seed,
         "config": {name: value for name, value in asdict(job.config).items() if name != "total_steps"},
     }
@@ -231,15 +240,17 @@ def short_name(algorithm_name: str) -> str:
     return Path(algorithm_name.removeprefix("rlx.algos.")).stem
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """The `config.json` of a run directory.
+def read_config(directory: Path, file: str = "config.json") -> dict[str, Any]:
+    """The `config.json` of a run directory, or the `sweep.json` of a sweep directory.
 
     Raises:
         ValueError: when there is none, or it cannot be read.
     """
-    path = directory / "config.json"
+    path = directory / file
     if not path.exists():
-        raise ValueError(f"{directory} is not a run directory: it has no config.json")
+        raise ValueError(
+            f"{directory} is not a {'run' if file == 'config.json' else 'sweep'} directory: it has no {file}"
+        )
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -279,6 +290,13 @@ def strict(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def loose(value: Any) -> Any:
+    """What a setting was before JSON: tuples for lists, numbers for what `strict` wrote as text."""
+    if isinstance(value, list):
+        return tuple(loose(item) for item in value)
+    return float(value) if value in ("inf", "-inf", "nan") else value
+
+
 class Stop:
     """Turns the first Ctrl-C or SIGTERM into `asked`, its number; the second one has its usual effect."""
 
@@ -300,46 +318,49 @@ class Stop:
 class Logger:
     """Averages the metrics of `every` updates into a row of `file`. Episode statistics are weighted by their episodes.
 
+    Metrics are those of a run, `[num]`, or of several, `[L, num]`, whose rows have lists in place of numbers.
     `saved()` is what a checkpoint has to keep of it, so that a resumed run writes the rows of one never stopped.
     """
 
     def __init__(self, file, every: int, steps_per_update: int, saved: dict[str, Any] = NO_LOG):
         self.file, self.every, self.steps_per_update = file, every, steps_per_update
         self.start, self.count = time.perf_counter() - saved["seconds"], saved["count"]
-        self.sums = {name: float(total) for name, total in saved["sums"].items()}
+        self.sums = {name: np.array(total, np.float64) for name, total in saved["sums"].items()}
         self.episode_return = None  # the latest
 
     def saved(self) -> dict[str, Any]:
         """The row under way, as strict JSON."""
-        return {"seconds": self._seconds(), "count": self.count, "sums": strict(self.sums)}
+        sums = {name: strict(total.tolist()) for name, total in self.sums.items()}
+        return {"seconds": self._seconds(), "count": self.count, "sums": sums}
 
-    def add(self, done: int, metrics: dict[str, list[float]]) -> None:
-        """Takes the metrics of the updates after the first `done`."""
-        for i, episodes in enumerate(metrics["num_episodes"]):
-            for name, values in metrics.items():
-                weight = episodes if name.startswith("episode_") else 1
-                term = weight * values[i] if weight else 0.0  # the statistic of no episodes is NaN
-                self.sums[name] = self.sums.get(name, 0.0) + term
+    def add(self, done: int, metrics: dict[str, np.ndarray], extra: dict[str, Any] | None = None) -> None:
+        """Takes the metrics of the updates after the first `done`; `extra` goes into their rows as it is."""
+        episodes = metrics["num_episodes"]
+        values = {}
+        for name, x in metrics.items():
+            of_episodes = name.startswith("episode_")  # the statistic of no episodes is NaN
+            values[name] = np.where(episodes > 0, episodes * x, 0.0) if of_episodes else np.asarray(x, np.float64)
+        for i in range(episodes.shape[-1]):
+            for name, x in values.items():  # one after another: the sums do not depend on where chunks are cut
+                self.sums[name] = self.sums.get(name, 0.0) + x[..., i]
             self.count += 1
             if (done + i + 1) % self.every == 0:
-                self.flush(done + i + 1)
+                self.flush(done + i + 1, extra)
 
-    def flush(self, num_updates: int) -> None:
+    def flush(self, num_updates: int, extra: dict[str, Any] | None = None) -> None:
         """Writes what is pending as one row, after `num_updates` updates."""
         if not self.count:
             return
         row = {"update": num_updates, "step": num_updates * self.steps_per_update, "seconds": self._seconds()}
-        episodes = int(self.sums["num_episodes"])
+        episodes = self.sums["num_episodes"]
         for name, total in self.sums.items():
             if name == "num_episodes":
-                row[name] = episodes
-            elif name.startswith("episode_"):
-                row[name] = _number(total / episodes) if episodes else None
+                row[name] = episodes.astype(int).tolist()
             else:
-                row[name] = _number(total / self.count)
-        if row.get("episode_return") is not None:
-            self.episode_return = row["episode_return"]
-        self.file.write(json.dumps(row) + "\n")
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    row[name] = _numbers((total / (episodes if name.startswith("episode_") else self.count)).tolist())
+        self.episode_return = _latest(row["episode_return"], self.episode_return)
+        self.file.write(json.dumps(row | (extra or {})) + "\n")
         self.file.flush()
         self.count, self.sums = 0, {}
 
@@ -347,9 +368,18 @@ class Logger:
         return round(time.perf_counter() - self.start, 3)
 
 
-def _number(x: float) -> float | None:
-    """JSON has no NaN or infinity: null."""
+def _numbers(x: float | list[float]) -> float | list[float | None] | None:
+    """Numbers to six digits. JSON has no NaN or infinity: null."""
+    if isinstance(x, list):
+        return [_numbers(item) for item in x]
     return float(f"{x:.6g}") if math.isfinite(x) else None
+
+
+def _latest(new: Any, old: Any) -> Any:
+    """`new` where it is known, else `old`."""
+    if isinstance(new, list):
+        return [_latest(*pair) for pair in zip(new, old or [None] * len(new), strict=True)]
+    return old if new is None else new
 
 
 def _check_unfinished(directory: Path, done: int, updates: int, evaluations: list[dict[str, Any]]) -> None:
@@ -369,7 +399,7 @@ def _warn_of_schedules(directory: Path, done: int, steps: int, console: Console)
         )
 
 
-def _keep(log: Path, num_updates: int) -> None:
+def keep_rows(log: Path, num_updates: int) -> None:
     """Drops the rows after `num_updates` updates."""
     if log.exists():
         kept = [row for row in read_rows(log) if row["update"] <= num_updates]
@@ -378,7 +408,7 @@ def _keep(log: Path, num_updates: int) -> None:
         temporary.replace(log)
 
 
-def _draw(directory: Path) -> None:
+def draw(directory: Path) -> None:
     from rlx.plot import curve
 
     temporary = directory / "curve.tmp.png"
@@ -386,15 +416,16 @@ def _draw(directory: Path) -> None:
     temporary.replace(directory / "curve.png")
 
 
-def _describe(job: Job) -> dict[str, Any]:
+def describe(job: Any, *names: str) -> dict[str, Any]:
+    """What a run or a sweep is, on what it ran, and those of the job's fields that are named."""
     device = jax.devices()[0]
     return {
         "algorithm": job.algorithm_name,
         "env": job.env_name,
         "env_options": job.env_options,
+        "env_params": job.env_params,
         "seed": job.seed,
-        "num_evaluations": job.num_evaluations,
-        "eval_episodes": job.eval_episodes,
+        **{name: getattr(job, name) for name in names},
         "config": asdict(job.config),
         "static": [f for f, spec in type(job.config).__dataclass_fields__.items() if is_static(spec)],
         "preset": job.preset,

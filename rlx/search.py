@@ -6,6 +6,7 @@ are drawn from. `points` turns it into a list of dictionaries with one value a n
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,25 +16,28 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Uniform:
-    """A number between `low` and `high`, every one as likely."""
+    """A number between `low` and `high`, every one as likely; rounded if `whole`."""
 
     low: float
     high: float
+    whole: bool = False
 
     def __post_init__(self):
         if not -math.inf < self.low < self.high < math.inf:
             raise ValueError(f"uniform from {self.low} to {self.high}: give two numbers, the lower one first")
 
     def draw(self, rng: np.random.Generator) -> float:
-        return float(rng.uniform(self.low, self.high))
+        value = rng.uniform(self.low, self.high)
+        return round(value) if self.whole else float(value)
 
 
 @dataclass(frozen=True)
 class LogUniform:
-    """A positive number between `low` and `high`, every order of magnitude as likely."""
+    """A positive number between `low` and `high`, every order of magnitude as likely; rounded if `whole`."""
 
     low: float
     high: float
+    whole: bool = False
 
     def __post_init__(self):
         if not 0 < self.low < self.high < math.inf:
@@ -42,7 +46,8 @@ class LogUniform:
             )
 
     def draw(self, rng: np.random.Generator) -> float:
-        return float(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+        value = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+        return round(value) if self.whole else value
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,14 @@ def parse(text: str) -> list[str] | Uniform | LogUniform | Choice:
         except ValueError:
             raise ValueError(f"{text}: give {kind}:LOW:HIGH") from None
         return {"log": LogUniform, "uniform": Uniform}[kind](low, high)
-    values = [value.strip() for value in text.split(",")]
+    values = [value.strip() for value in re.split(r",(?![^\[]*\])", text)]  # not at commas within brackets
     if not all(values):
         raise ValueError(f"{text!r} has an empty value: separate values by single commas")
     return values
+
+
+def split(point: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A point's values of Config fields, and those of environment parameters without the `env.` of their names."""
+    own = {name: value for name, value in point.items() if not name.startswith("env.")}
+    params = {name.removeprefix("env."): value for name, value in point.items() if name.startswith("env.")}
+    return own, params

@@ -13,7 +13,7 @@ PACKAGES = ("rlx", "rejax", "jax", "jaxlib", "flax", "optax", "distrax", "tfp-ni
 
 
 def measure(program: Callable, settings: dict, num_runs: int) -> dict:
-    """Import, trace and compile seconds, steps per second of the compiled program, and peak memory.
+    """Import, trace and compile seconds, steps per second of the compiled program, cores that it used, and peak memory.
 
     Args:
         program: `settings -> (function, arguments, steps)`: imports the library and builds a whole run as a jitted
@@ -24,22 +24,26 @@ def measure(program: Callable, settings: dict, num_runs: int) -> dict:
     Raises:
         RuntimeError: when the program took another number of steps than the settings ask for.
     """
-    (function, arguments, steps), import_seconds = timed(program, settings)
+    asked = settings["total_steps"] * settings.get("num_lanes", 1)
+    (function, arguments, steps), import_seconds = timed(program, dict(settings))
     import jax
 
     keys = jax.block_until_ready(jax.random.split(jax.random.key(0), 1 + num_runs))  # starts the backend, untimed
     traced, trace_seconds = timed(function.trace, *arguments(keys[0]))
     compiled, compile_seconds = timed(lambda: traced.lower().compile())
     taken = int(steps(jax.block_until_ready(compiled(*arguments(keys[0])))))
-    if taken != settings["total_steps"]:
-        raise RuntimeError(f"the program took {taken} steps where {settings['total_steps']} were asked for")
+    if taken != asked:
+        raise RuntimeError(f"the program took {taken} steps where {asked} were asked for")
+    cpu = time.process_time()
     run_seconds = [timed(lambda key: jax.block_until_ready(compiled(*arguments(key))), key)[1] for key in keys[1:]]
+    cpu = time.process_time() - cpu
     speeds = [taken / seconds for seconds in run_seconds]
     return {
         "import_seconds": import_seconds,
         "trace_seconds": trace_seconds,
         "compile_seconds": compile_seconds,
         "run_seconds": run_seconds,
+        "cores_used": cpu / sum(run_seconds),
         "steps": taken,
         "steps_per_second": {"median": median(speeds), "min": min(speeds), "max": max(speeds)},
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,378 @@
+"""The commands about many runs: `rlx sweep`, `rlx export`, `rlx report`, `rlx plot`."""
+
+import ast
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from rlx.cli import (
+    Sources,
+    _algorithm,
+    _assignments,
+    _check_seed,
+    _configure_jax,
+    _new_directory,
+    _parse,
+    _preset_file,
+    _unknown,
+    load_algorithm,
+    make,
+    saved_config,
+)
+from rlx.envs.registry import full_name
+from rlx.lanes import use_all_cores
+from rlx.presets import configure, settings
+from rlx.pytree import replace
+from rlx.run import CHECKPOINT_SECONDS, loose, read_config, read_rows, short_name
+from rlx.search import Choice, LogUniform, Uniform, parse, points, split
+from rlx.sweep import Job, Sweep, apply, execute, plan
+
+UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions(Sources):
+    """Train many configurations and seeds as lanes of few compiled programs.
+
+    Every field of the algorithm's Config takes values separated by commas, which make a grid, or draws: log:LOW:HIGH,
+    uniform:LOW:HIGH, choice:A:B:C. A field with one value is set for all.
+    """
+
+    env_options: tuple[str, ...] = ()
+    """options of the environment as name=value, such as backend=mjx or max_steps=200"""
+    env_params: tuple[str, ...] = ()
+    """the environment's parameters as name=VALUES, such as gravity=9.8,12 or length=log:0.3:1"""
+    configs: Path | None = None
+    """file with a configuration a line, each a JSON object of fields, in place of a grid"""
+    num_seeds: int = 1
+    """lanes of each configuration"""
+    seed: int = 0
+    """of the first lane of each configuration, the others count on; and of the draws"""
+    num_samples: int | None = None
+    """how many draws, for each point of the grid"""
+    halving: int | None = None
+    """successive halving: one in this many configurations goes on, at 1 / n, 1 / n^2, ... of the run"""
+    pbt: int | None = None
+    """population-based training with this many generations: the worst lanes copy the best and change what varies"""
+    memory: str = ""
+    """bound, such as 4GB, above which lanes run in batches; default: half of it, 80 % on an accelerator"""
+    out: Path | None = None
+    """sweep directory; default: a new one under runs/"""
+    eval_episodes: int = 32
+    """episodes of each lane's evaluation"""
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    """how often to write a checkpoint"""
+    dry_run: bool = False
+    """say what would run, and stop"""
+    compile_cache: bool = True
+    """keep compiled programs on disk for the next start"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Write a lane of a sweep as a run directory, to be evaluated and gone on with."""
+
+    sweep: tyro.conf.Positional[Path]
+    """sweep directory"""
+    lane: tyro.conf.Positional[int]
+    """number of the lane, as in results.csv"""
+    out: Path
+    """run directory"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """Compare groups of runs: means, interquartile means, intervals, and who beats whom."""
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """run directories and sweep directories; runs that differ only in their seed are a group"""
+    target: float | None = None
+    """return that the optimality gap is measured to"""
+    bounds: tuple[str, ...] = ()
+    """returns that count as 0 and 1 of each environment, NAME=LOW:HIGH, to compare across environments"""
+    confidence: float = 0.95
+    """of the intervals"""
+    limit: int = 20
+    """rows of a table"""
+    json: Path | None = None
+    """file to write all of it to"""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlotOptions:
+    """Draw runs and sweeps: learning curves with intervals over seeds, or the return against what was varied."""
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """run directories and sweep directories"""
+    output: Path = Path("curves.png")
+    """picture to write"""
+    sensitivity: tuple[str, ...] | None = None
+    """draw the final return against these settings, or with none given against all that were varied"""
+    heatmap: tuple[str, str] | None = None
+    """draw the final return against two settings of a grid"""
+
+
+def sweep(arguments: list[str]) -> None:
+    """`rlx sweep`."""
+    algorithm, name, sources, rest, prog = _algorithm("sweep", arguments)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    default = SweepOptions(**vars(sources))
+    options, given = _parse(SweepOptions, rest, prog, default=default, return_unknown_args=True)
+    if not options.checkpoint_seconds >= 0:
+        raise ValueError(f"--checkpoint-seconds {options.checkpoint_seconds}: give 0 or more")
+    _configure_jax(options.compile_cache)
+    use_all_cores()
+    if sources.resume is None:
+        job = _new_job(algorithm, name, options, given, prog)
+    else:
+        free = ("checkpoint_seconds", "dry_run", "compile_cache")
+        changed = [n for n, value in vars(options).items() if n not in free and value != getattr(default, n)]
+        if changed or given:
+            raise ValueError(f"a resumed sweep keeps its settings: remove {' '.join([*changed, *given])}")
+        job = saved_job(sources.resume, options.checkpoint_seconds)
+    if options.dry_run:
+        console.print(f"{short_name(name)} on {job.env_name}, {plan(job)}")
+        return
+    console.print(f"{short_name(name)} on {job.env_name}")
+    status, found = execute(job, console, resume=sources.resume is not None)
+    if found is None:
+        sys.exit(status)
+    _print_report(ReportOptions((job.directory,), limit=10), console)
+    best = found.lanes[found.best]
+    console.print(f"best lane {best['lane']}, mean return {best['return_mean']:.1f}: {job.directory / 'best'}")
+    for picture in sorted(job.directory.glob("*.png")):
+        console.print(f"picture: {picture}")
+
+
+def saved_job(directory: Path, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> Job:
+    """The sweep that a directory was made by.
+
+    Raises:
+        ValueError: when it is none, or was made in Python with an environment that has no name.
+    """
+    saved = read_config(directory, "sweep.json")
+    if saved["env"] is None:
+        raise ValueError(f"{directory} was made in Python: call rlx.sweep again, as it was called, to go on with it")
+    algorithm = load_algorithm(saved["algorithm"])
+    names = (
+        "env_options",
+        "env_params",
+        "num_seeds",
+        "seed",
+        "eval_episodes",
+        "halving",
+        "pbt",
+        "memory",
+        "preset",
+    )
+    return Job(
+        algorithm=algorithm,
+        algorithm_name=saved["algorithm"],
+        config=saved_config(algorithm, saved),
+        env=make(saved["env"], saved["env_options"], saved["env_params"]),
+        env_name=saved["env"],
+        points=[{name: loose(value) for name, value in point.items()} for point in saved["points"]],
+        directory=directory,
+        checkpoint_seconds=checkpoint_seconds,
+        **{name: saved[name] for name in names},
+    )
+
+
+def _new_job(algorithm: ModuleType, algorithm_name: str, options: SweepOptions, given: list[str], prog: str) -> Job:
+    if not options.env:
+        raise ValueError(f"{prog} needs an environment: --env NAME; `rlx envs` lists them")
+    for flag, number, least in (
+        ("eval-episodes", options.eval_episodes, 1),
+        ("num-seeds", options.num_seeds, 1),
+        ("halving", options.halving, 2),
+        ("pbt", options.pbt, 2),
+    ):
+        if number is not None and number < least:
+            raise ValueError(f"--{flag} {number}: give at least {least}")
+    _check_seed(options.seed)
+    _check_seed(options.seed + options.num_seeds - 1)
+    if options.halving and options.pbt:
+        raise ValueError("--halving and --pbt are two ways to search: give one of them")
+    env_name = full_name(options.env)
+    tuned = settings(_preset_file(algorithm), env_name) if options.preset else {}
+    config = configure(algorithm.Config, tuned)
+    env_options = _assignments("--env-options", options.env_options)
+    space = {name: _values(config, name, text, prog) for name, text in _flags(given, prog).items()}
+    for text in options.env_params:
+        name, equals, values = text.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--env-params {text}: give name=VALUES")
+        space[f"env.{name}"] = _numbers(text, parse(values))
+    single = {key: values[0] for key, values in space.items() if isinstance(values, list) and len(values) == 1}
+    space = {key: values for key, values in space.items() if key not in single}
+    own, env_params = split(single)
+    config, env = replace(config, **own), make(env_name, env_options, env_params)
+    if options.configs is None:
+        found = points(space, options.num_samples, options.seed)
+    elif space:
+        raise ValueError(f"--configs lists the configurations: remove {', '.join(space)}")
+    else:
+        found = [{name: loose(value) for name, value in row.items()} for row in read_rows(options.configs)]
+        if not found:
+            raise ValueError(f"{options.configs} lists no configuration")
+    for point in found:  # bounds of fields and names of parameters, before anything else
+        apply(config, env, point)
+    directory = options.out or _new_directory(f"sweep-{short_name(algorithm_name)}", env_name, options.seed)
+    if directory.exists() and any(path.suffix != ".tmp" for path in directory.iterdir()):
+        hint = f"go on with it by --resume {directory}, or " if (directory / "sweep.json").exists() else ""
+        raise ValueError(f"{directory} is not empty: {hint}give another --out")
+    return Job(
+        algorithm=algorithm,
+        algorithm_name=algorithm_name,
+        config=config,
+        env=env,
+        env_name=env_name,
+        env_options=env_options,
+        env_params=env_params,
+        points=found,
+        num_seeds=options.num_seeds,
+        seed=options.seed,
+        directory=directory,
+        eval_episodes=options.eval_episodes,
+        halving=options.halving,
+        pbt=options.pbt,
+        memory=_bytes(options.memory),
+        checkpoint_seconds=options.checkpoint_seconds,
+        preset=tuned,
+    )
+
+
+def load_sweep(directory: Path) -> Sweep:
+    """A sweep that has come to its end, from its directory.
+
+    Raises:
+        ValueError: when it is none, or has not ended.
+    """
+    job = saved_job(directory)
+    rows = read_rows(directory / "lanes.jsonl")
+    if len(rows) < len(job.points) * job.num_seeds:
+        raise ValueError(f"{directory} has not ended: go on with it by rlx sweep --resume {directory}")
+    return Sweep(job, rows)
+
+
+def _bytes(text: str) -> int | None:
+    """`4GB` and `512 MiB` as numbers; None where nothing is said."""
+    if not text:
+        return None
+    number, unit = re.fullmatch(r"([\d.]*)\s*(\w*)", text.strip()).groups() if text.strip() else ("", "")
+    try:
+        return int(float(number) * UNITS[unit.lower()])
+    except (ValueError, KeyError):
+        raise ValueError(f"--memory {text}: give a size such as 4GB or 512MiB") from None
+
+
+def _flags(arguments: list[str], prog: str) -> dict[str, str]:
+    """`--clip 0.1,0.2 --hidden-sizes 64 64` as names and texts."""
+    found: dict[str, list[str]] = {}
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag, equals, value = argument.partition("=")
+            name = flag[2:].replace("-", "_")
+            if name in found:
+                raise ValueError(f"{flag} is given twice: separate its values by commas")
+            found[name] = [value] if equals else []
+        elif found:
+            found[name].append(argument)
+        else:
+            raise ValueError(f"{prog} does not understand {argument!r}: settings are --name VALUES")
+    return {name: " ".join(words) for name, words in found.items()}
+
+
+def _values(config: Any, name: str, text: str, prog: str) -> Any:
+    """The values of a Config field, each read as `rlx train` reads it; or its distribution."""
+    known = [f.name for f in dataclasses.fields(config)]
+    if name not in known:
+        raise ValueError(
+            _unknown("setting", f"--{name.replace('_', '-')}", [f"--{k.replace('_', '-')}" for k in known])
+        )
+    if not text:
+        raise ValueError(f"--{name.replace('_', '-')} needs values")
+    found, kind = parse(text), type(getattr(config, name))
+    if isinstance(found, Uniform | LogUniform):
+        if kind not in (int, float):
+            raise ValueError(f"--{name.replace('_', '-')} {text}: only numbers can be drawn from a range")
+        return dataclasses.replace(found, whole=kind is int)
+
+    def read(value):
+        flag = f"--{name.replace('_', '-')}"
+        whole = tyro.conf.FlagConversionOff[type(config)]
+        return getattr(_parse(whole, [flag, *value.split()], prog, default=config), name)
+
+    if isinstance(found, Choice):
+        return Choice([read(value) for value in found.values])
+    return [read(value) for value in found]
+
+
+def _numbers(text: str, found: Any) -> Any:
+    """Values of an environment parameter: numbers, or nested lists of them."""
+    try:
+        if isinstance(found, Choice):
+            return Choice([ast.literal_eval(value) for value in found.values])
+        return [ast.literal_eval(value) for value in found] if isinstance(found, list) else found
+    except (ValueError, SyntaxError):
+        raise ValueError(f"--env-params {text}: parameters are numbers, or lists of them") from None
+
+
+def export(arguments: list[str]) -> None:
+    """`rlx export`."""
+    options = _parse(ExportOptions, arguments, "rlx export")
+    found = load_sweep(options.sweep)
+    if not 0 <= options.lane < len(found.lanes):
+        raise ValueError(f"{options.sweep} has lanes 0 to {len(found.lanes) - 1}, not {options.lane}")
+    found.export(options.lane, options.out)
+    print(f"lane {options.lane}: {options.out}; go on with rlx train --resume {options.out} --total-steps N")
+
+
+def report(arguments: list[str]) -> None:
+    """`rlx report`."""
+    options = _parse(ReportOptions, arguments, "rlx report")
+    _print_report(options, Console())
+
+
+def _print_report(options: ReportOptions, console: Console) -> None:
+    from rlx import report
+
+    bounds = {}
+    for text in options.bounds:
+        name, _, ends = text.rpartition("=")
+        try:
+            low, high = map(float, ends.split(":"))
+        except ValueError:
+            raise ValueError(f"--bounds {text}: give NAME=LOW:HIGH") from None
+        bounds[full_name(name)] = low, high
+    if not 0 < options.confidence < 1:
+        raise ValueError(f"--confidence {options.confidence}: give a number between 0 and 1")
+    found = report.report(report.runs(options.paths), options.target, bounds or None, options.confidence)
+    console.print(report.tables(found, options.limit))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def plot(arguments: list[str]) -> None:
+    """`rlx plot`."""
+    from rlx import plot
+    from rlx.report import runs
+
+    options = _parse(PlotOptions, arguments, "rlx plot")
+    found = runs(options.paths)
+    if options.heatmap is not None:
+        plot.heatmap(found, *options.heatmap, options.output)
+    elif options.sensitivity is not None:
+        plot.sensitivity(found, options.output, options.sensitivity or None)
+    elif len(found) == 1 and "curve" not in found[0]:
+        plot.curve(list(options.paths), options.output)
+    else:
+        plot.learning_curves(found, options.output)
+    print(f"picture: {options.output}")
