@@ -17,8 +17,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
 from rlx import report
-from rlx.report import decimals, interval, iqm, read_json, read_lines, setting_text
-from rlx.run import short_name
+from rlx.report import decimals, interval, iqm, read_json, setting_text
+from rlx.run import read_rows, short_name
 
 # Told apart by colour-blind eyes: Petroff 2021, arXiv:2107.02270; without its two greys.
 COLOURS = [colour for i, colour in enumerate(matplotlib.color_sequences["petroff10"]) if i not in (3, 8)]
@@ -26,11 +26,6 @@ GREY = "0.65"
 MAX_BANDS = 4  # intervals that can overlap and be told apart
 LINE = {"color": "black", "lw": 1.4, "zorder": 5}
 DPI = 130
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    """The logged rows of a run directory. A last line that a crash cut short is left out."""
-    return read_lines(run / "metrics.jsonl")  # none when it stopped before its first update
 
 
 def smooth(values: np.ndarray, weights: np.ndarray, width: int) -> np.ndarray:
@@ -53,8 +48,9 @@ def curve(runs: list[Path], path: Path) -> None:
     configs = [read_json(run / "config.json") for run in runs]
     _one(sorted({config["env"] for config in configs}), "environments")
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    axes.set_prop_cycle(color=COLOURS)
     for run, config in zip(runs, configs, strict=True):
-        logged = [row for row in rows(run) if row.get("episode_return") is not None]
+        logged = [row for row in read_rows(run / "metrics.jsonl") if row.get("episode_return") is not None]
         if not logged:
             continue
         steps, returns, weights = _series(logged)
@@ -66,11 +62,12 @@ def curve(runs: list[Path], path: Path) -> None:
             axes.plot(steps, returns, ".", color=line.get_color(), alpha=0.25, ms=3, zorder=1)
         if (run / "evaluation.json").exists():
             evaluation = read_json(run / "evaluation.json")
-            text = f"final evaluation, {evaluation['mean']:.1f} ± {evaluation['std']:.1f}"
+            mean, std = float(evaluation["mean"]), float(evaluation["std"])  # may be "nan"
+            text = f"final evaluation, {mean:.1f} ± {std:.1f}"
             axes.errorbar(
                 evaluation["step"],
-                evaluation["mean"],
-                yerr=evaluation["std"],
+                mean,
+                yerr=std,
                 fmt="D",
                 color=line.get_color() if len(runs) > 1 else "black",
                 label=text if len(runs) == 1 else None,
@@ -95,14 +92,14 @@ def learning_curves(runs: Sequence[dict[str, Any]], path: Path, max_lines: int =
     last return to the end. Runs in which no episode ended are left out, and counted in the legend.
 
     Args:
-        runs: of run directories, from `rlx.report.runs`.
+        runs: from `rlx.report.runs`.
         path: of the picture.
-        max_lines: groups in colour, those that end highest; the others are grey.
+        max_lines: groups in colour, those that end highest, stopped ones last; the others are grey.
 
     Raises:
-        ValueError: no runs, runs without a log (lanes of a sweep), or none with an ended episode.
+        ValueError: no runs, or none with an ended episode.
     """
-    curves, counts, places = {}, {}, {}
+    curves, counts, places, stopped = {}, {}, {}, set()
     for (task, group), members in _by(runs, "task", "group").items():
         series = [s for s in map(_logged, members) if (s[2] > 0).any()]
         if series:
@@ -112,11 +109,14 @@ def learning_curves(runs: Sequence[dict[str, Any]], path: Path, max_lines: int =
         ) + f"{len(members)} run{'s' * (len(members) > 1)}"
         if len({s[0][-1] for s in series}) > 1:
             count += ", to the end of the shortest"
+        if any(run["dropped_at"] is not None for run in members):
+            count += ", stopped early"
+            stopped.add(group)
         counts.setdefault(group, {})[count] = None
     if not curves:
         raise ValueError(f"no episode ended in any of these {len(runs)} runs: there is nothing to draw")
     for lines in curves.values():
-        for place, group in enumerate(sorted(lines, key=lambda group: -lines[group].value[-1])):
+        for place, group in enumerate(sorted(lines, key=lambda group: (group in stopped, -lines[group].value[-1]))):
             places.setdefault(group, []).append(place / len(lines))
     best = sorted(places, key=lambda group: np.mean(places[group]))[:max_lines]  # of several tasks: by mean place
     bands = len(best) <= MAX_BANDS
@@ -146,8 +146,9 @@ def learning_curves(runs: Sequence[dict[str, Any]], path: Path, max_lines: int =
     for place, group in enumerate(best):
         handle = Line2D([], [], color=COLOURS[place % len(COLOURS)], lw=1.8)
         legend.append((handle, f"{group}  ({' and '.join(counts[group])})"))
+    early = " or stopped early" * any(group in stopped for group in places if group not in best)
     if rest := len(places) - len(best):
-        legend.append((Line2D([], [], color=GREY, lw=0.7), f"{rest} more group{'s' * (rest > 1)}, ending lower"))
+        legend.append((Line2D([], [], color=GREY, lw=0.7), f"{rest} more group{'s' * (rest > 1)}, ending lower{early}"))
     if silent := [group for group in counts if group not in places]:
         names = ", ".join(silent) if len(silent) < 3 else f"{len(silent)} groups"
         legend.append((Line2D([], [], lw=0), f"{names}: no line, no episode ended"))
@@ -255,9 +256,8 @@ def heatmap(lanes: Sequence[dict[str, Any]], x: str, y: str, path: Path, most: i
     figure.colorbar(image, ax=axes, label="final evaluation return, IQM")
     over = [f"{len(varied[name])} values of {name}" for name in varied if name not in (x, y)]
     size = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else f"{max(sizes)}"
-    text = f"averaged (IQM) over seeds{''.join(f' and {other}' for other in over)}; {size} runs a cell"
-    wrapped = textwrap.fill(text, int(15 * figure.get_size_inches()[0]))
-    figure.suptitle(f"{_title(lanes)}\n{wrapped}", fontsize=9)
+    text = textwrap.fill("IQM over " + " and ".join(["seeds", *over]), int(14 * figure.get_size_inches()[0]))
+    figure.suptitle(f"{_title(lanes)}\n{text}\n{size} runs a cell", fontsize=9)
     _save(figure, path)
 
 
@@ -298,7 +298,7 @@ def _sensitivity_panel(axes: Any, name: str, lanes: list[dict[str, Any]]) -> Non
 
     whole = [lane for lane in lanes if lane["dropped_at"] is None and lane["score"] is not None]
     back = (lambda place: 10.0**place) if log else (lambda place: place)
-    if shared:
+    if shared and whole:
         _line_per_value(axes, name, whole, lambda lane: back(at(lane)), "o-" if numbers else "o")
     elif len(whole) >= 5:
         _running_median(axes, sorted(whole, key=at), at, back)
@@ -408,13 +408,15 @@ def _series(logged: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.nd
 
 def _logged(run: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The series of a run; one that died goes on to its planned end without episodes."""
-    directory = Path(run["path"])
-    if not (directory / "config.json").exists():
-        raise ValueError(f"{directory} is a sweep: it has no learning curves; draw its sensitivity")
-    steps, returns, weights = _series(rows(directory))
+    if "curve" in run:
+        columns = (run["curve"][name] for name in ("step", "episode_return", "num_episodes"))
+        (steps, returns, weights), end = (np.array(column, float) for column in columns), run["planned_steps"]
+    else:
+        directory = Path(run["path"])
+        steps, returns, weights = _series(read_rows(directory / "metrics.jsonl"))
+        end = read_json(directory / "config.json")["steps"]
     if run["died_at"] is not None:
-        steps = np.append(steps, read_json(directory / "config.json")["steps"])
-        returns, weights = np.append(returns, np.nan), np.append(weights, 0.0)
+        steps, returns, weights = np.append(steps, end), np.append(returns, np.nan), np.append(weights, 0.0)
     return steps, returns, weights
 
 
