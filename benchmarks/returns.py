@@ -22,10 +22,10 @@ from jax.sharding import PartitionSpec as P
 from provenance import RESULTS, ROOT, commit, machine, versions
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from scipy.stats import bootstrap, trim_mean
 
 import rlx
 from rlx.presets import preset, settings
+from rlx.report import interval, iqm
 
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "gymnax", "brax", "mujoco-mjx", "numpy", "scipy")
 
@@ -47,17 +47,6 @@ TASKS = {
     "Breakout-MinAtar": Task("gymnax/Breakout-MinAtar", 1_000_000, at_least=15),
     "hopper": Task("brax/hopper", 2_000_000, {"backend": "spring"}),
 }
-
-
-def iqm(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Interquartile mean: without the lowest and the highest quarter (of ten, two each)."""
-    return trim_mean(x, 0.25, axis=axis)
-
-
-def interval(x: np.ndarray, statistic=np.mean) -> dict[str, float]:
-    """The statistic and its 95 % percentile bootstrap interval over the elements of `x`."""
-    ends = bootstrap((x,), statistic, confidence_level=0.95, method="percentile", rng=0).confidence_interval
-    return {"value": float(statistic(x)), "low": float(ends.low), "high": float(ends.high)}
 
 
 def bar(task: Task, returns: np.ndarray) -> dict[str, Any] | None:
@@ -128,8 +117,8 @@ def measure(task: Task, algorithm_name: str = "ppo", num_seeds: int = 10, num_ep
         "episodes_per_seed": num_episodes,
         "all_finished": bool(episodes.finished.all()),
         "returns": returns.tolist(),
-        "mean": interval(returns),
-        "iqm": interval(returns, iqm),
+        "mean": interval([returns]),
+        "iqm": interval([returns], iqm),
         "bar": bar(task, returns),
         "curve": curve(metrics["episode_return"], metrics["num_episodes"], config.steps_per_update),
         "seconds": {"compile": compiled - start, "run": done - compiled},

@@ -1,6 +1,8 @@
 """Runs as pictures: learning curves, and how the final return depends on hyperparameters."""
 
+import json
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,20 +12,20 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
 from rlx import report
-from rlx.report import decimals, interval, iqm, read_json, read_lines, setting_text
-from rlx.run import short_name
+from rlx.report import decimals, interval, iqm, read_json, setting_text
+from rlx.run import read_rows, short_name
 
-COLOURS = matplotlib.color_sequences["petroff10"]  # told apart by colour-blind eyes: Petroff 2021, arXiv:2107.02270
+# Told apart by colour-blind eyes: Petroff 2021, arXiv:2107.02270; without its two greys.
+COLOURS = [colour for i, colour in enumerate(matplotlib.color_sequences["petroff10"]) if i not in (3, 8)]
 GREY = "0.65"
+MAX_BANDS = 4  # intervals that can overlap and be told apart
+LINE = {"color": "black", "lw": 1.4, "zorder": 5}
 DPI = 130
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    """The logged rows of a run directory. A last line that a crash cut short is left out."""
-    return read_lines(run / "metrics.jsonl")  # none when it stopped before its first update
 
 
 def smooth(values: np.ndarray, weights: np.ndarray, width: int) -> np.ndarray:
@@ -46,8 +48,9 @@ def curve(runs: list[Path], path: Path) -> None:
     configs = [read_json(run / "config.json") for run in runs]
     _one(sorted({config["env"] for config in configs}), "environments")
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    axes.set_prop_cycle(color=COLOURS)
     for run, config in zip(runs, configs, strict=True):
-        logged = [row for row in rows(run) if row.get("episode_return") is not None]
+        logged = [row for row in read_rows(run / "metrics.jsonl") if row.get("episode_return") is not None]
         if not logged:
             continue
         steps, returns, weights = _series(logged)
@@ -59,11 +62,12 @@ def curve(runs: list[Path], path: Path) -> None:
             axes.plot(steps, returns, ".", color=line.get_color(), alpha=0.25, ms=3, zorder=1)
         if (run / "evaluation.json").exists():
             evaluation = read_json(run / "evaluation.json")
-            text = f"final evaluation, {evaluation['mean']:.1f} ± {evaluation['std']:.1f}"
+            mean, std = float(evaluation["mean"]), float(evaluation["std"])  # may be "nan"
+            text = f"final evaluation, {mean:.1f} ± {std:.1f}"
             axes.errorbar(
                 evaluation["step"],
-                evaluation["mean"],
-                yerr=evaluation["std"],
+                mean,
+                yerr=std,
                 fmt="D",
                 color=line.get_color() if len(runs) > 1 else "black",
                 label=text if len(runs) == 1 else None,
@@ -79,65 +83,79 @@ def curve(runs: list[Path], path: Path) -> None:
     _save(figure, path)
 
 
-def learning_curves(runs: Sequence[dict[str, Any]], path: Path, max_lines: int = 10) -> None:
+def learning_curves(runs: Sequence[dict[str, Any]], path: Path, max_lines: int = len(COLOURS)) -> None:
     """Draws the training return of groups of runs against environment steps into `path`, a panel a task.
 
     A line is the interquartile mean over the runs of a group with its 95 % interval, as `rlx.report.curve` has it: a
-    point is over the episodes that ended in the 2 % of the run before it, nothing after it enters. A run that died of
-    NaN stays at its last return to the end. Runs in which no episode ended are left out, and counted in the legend.
+    point is over the episodes that ended in the 2 % of the run before it, nothing after it enters. Intervals are bands
+    around up to four lines; with more they are bars beside the ends of the lines. A run that died of NaN stays at its
+    last return to the end. Runs in which no episode ended are left out, and counted in the legend.
 
     Args:
-        runs: of run directories, from `rlx.report.runs`.
+        runs: from `rlx.report.runs`.
         path: of the picture.
-        max_lines: groups in colour, those that end highest; the others are grey.
+        max_lines: groups in colour, those that end highest, stopped ones last; the others are grey.
 
     Raises:
-        ValueError: no runs, runs without a log (lanes of a sweep), or none with an ended episode.
+        ValueError: no runs, or none with an ended episode.
     """
-    curves = {}
+    curves, counts, places, stopped = {}, {}, {}, set()
     for (task, group), members in _by(runs, "task", "group").items():
         series = [s for s in map(_logged, members) if (s[2] > 0).any()]
-        count = f"{len(series)} of {len(members)}" if len(series) < len(members) else f"{len(members)}"
-        text = f"{group}  ({count} run{'s' * (len(members) > 1)})"
         if series:
-            curves.setdefault(task, {})[text] = report.curve(*zip(*series, strict=True))
+            curves.setdefault(task, {})[group] = report.curve(*zip(*series, strict=True))
+        count = (
+            f"{len(series)} of " if len(series) < len(members) else ""
+        ) + f"{len(members)} run{'s' * (len(members) > 1)}"
+        if len({s[0][-1] for s in series}) > 1:
+            count += ", to the end of the shortest"
+        if any(run["dropped_at"] is not None for run in members):
+            count += ", stopped early"
+            stopped.add(group)
+        counts.setdefault(group, {})[count] = None
     if not curves:
         raise ValueError(f"no episode ended in any of these {len(runs)} runs: there is nothing to draw")
+    for lines in curves.values():
+        for place, group in enumerate(sorted(lines, key=lambda group: (group in stopped, -lines[group].value[-1]))):
+            places.setdefault(group, []).append(place / len(lines))
+    best = sorted(places, key=lambda group: np.mean(places[group]))[:max_lines]  # of several tasks: by mean place
+    bands = len(best) <= MAX_BANDS
 
-    figure, panels = _panels(len(curves), 4.6, 3.4)
-    ends = {}
-    for task in curves.values():
-        order = sorted(task, key=lambda text: task[text].value[-1])
-        for place, text in enumerate(order):
-            ends.setdefault(text, []).append(place / len(order))
-    best = sorted(ends, key=lambda text: -np.mean(ends[text]))[:max_lines]
+    figure, panels = _panels(len(curves), 6.5 if len(curves) == 1 else 4.6, 3.4)
     for axes, (task, lines) in zip(panels, curves.items(), strict=True):
-        for text, line in lines.items():
-            coloured = text in best
-            colour = COLOURS[best.index(text) % len(COLOURS)] if coloured else GREY
-            above = len(best) - best.index(text) if coloured else 0
-            label = text if coloured else None
-            axes.plot(line.steps, line.value, color=colour, lw=1.8 if coloured else 0.8, zorder=3 + above, label=label)
-            if coloured and line.low is not None:
-                axes.fill_between(line.steps, line.low, line.high, color=colour, alpha=0.15, lw=0, zorder=2)
+        for group, line in lines.items():
+            if group not in best:
+                axes.plot(line.steps, line.value, color=GREY, lw=0.7, zorder=1)
+                continue
+            place = best.index(group)
+            style = {"color": COLOURS[place % len(COLOURS)], "zorder": 3 + len(best) - place}
+            axes.plot(line.steps, line.value, lw=1.8, **style)
+            if line.low is not None and bands:
+                axes.fill_between(line.steps, line.low, line.high, alpha=0.15, lw=0, color=style["color"])
+            elif line.low is not None:
+                beside = line.steps[-1] * (1.02 + 0.018 * place)
+                axes.plot([beside, beside], [line.low[-1], line.high[-1]], lw=3, solid_capstyle="butt", **style)
+                axes.plot(beside, line.value[-1], "_", color="white", ms=4, zorder=20)
         axes.set_title(task, fontsize=10)
+        axes.set(xlabel="environment steps", xlim=(0, None))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_xlim(left=0)
-        axes.set_xlabel("environment steps")
         _tidy(axes)
     panels[0].set_ylabel("training return, IQM")
-    handles = {
-        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    labels = [text for text in best if text in handles]
-    handles = [handles[text] for text in labels]
-    if rest := len(ends) - len(best):
-        handles.append(matplotlib.lines.Line2D([], [], color=GREY, lw=0.8))
-        labels.append(f"{rest} more groups, which end lower")
-    if any(line.low is not None for task in curves.values() for line in task.values()):
-        handles.append(matplotlib.patches.Patch(color=GREY, alpha=0.4, lw=0))
-        labels.append("95 % interval over runs, of each point")
-    figure.legend(handles, labels, loc="outside lower left", ncols=max(1, 2 * len(panels[:3]) // 2), fontsize=8)
+
+    legend = []
+    for place, group in enumerate(best):
+        handle = Line2D([], [], color=COLOURS[place % len(COLOURS)], lw=1.8)
+        legend.append((handle, f"{group}  ({' and '.join(counts[group])})"))
+    early = " or stopped early" * any(group in stopped for group in places if group not in best)
+    if rest := len(places) - len(best):
+        legend.append((Line2D([], [], color=GREY, lw=0.7), f"{rest} more group{'s' * (rest > 1)}, ending lower{early}"))
+    if silent := [group for group in counts if group not in places]:
+        names = ", ".join(silent) if len(silent) < 3 else f"{len(silent)} groups"
+        legend.append((Line2D([], [], lw=0), f"{names}: no line, no episode ended"))
+    if any(line.low is not None for lines in curves.values() for line in lines.values()):
+        text = "95 % interval over runs, " + ("of each point" if bands else "at the end")
+        legend.append((Patch(color=GREY, alpha=0.4, lw=0), text))
+    _legend(figure, *zip(*legend, strict=True))
     _save(figure, path)
 
 
@@ -145,9 +163,10 @@ def sensitivity(lanes: Sequence[dict[str, Any]], path: Path, names: Sequence[str
     """Draws the final evaluation return of every run against each hyperparameter into `path`, a panel each.
 
     Where configurations share values (a grid), the line is the interquartile mean per value over seeds and all other
-    settings, its bar the 95 % bootstrap interval over seeds, stratified by configuration: it has none where a
-    configuration has one seed. Where every configuration has its own value (random draws), the line is the median of
-    the fifth of the runs around it and the band their quartiles, which is a spread and no interval. Runs that died are
+    settings. Its bar is the 95 % bootstrap interval over seeds, stratified by configuration, where every value was
+    tried with the same other settings (none where a configuration has one seed), else over configurations, by the
+    means over their seeds. Where every configuration has its own value (random draws), the line is the median of the
+    fifth of the runs around it and the band their quartiles, which is a spread and no interval. Runs that died are
     crosses at the bottom, besides their last finite score; runs stopped early are grey and in no line.
 
     Args:
@@ -167,10 +186,13 @@ def sensitivity(lanes: Sequence[dict[str, Any]], path: Path, names: Sequence[str
         _sensitivity_panel(axes, name, [lane for lane in lanes if name in lane["varied"]])
     for axes in panels[:: min(3, len(panels))]:
         axes.set_ylabel("final evaluation return")
+    if any(lane["died_at"] is not None for lane in lanes):
+        low, high = panels[0].get_ylim()
+        panels[0].set_ylim(low - 0.05 * (high - low), high)  # room for the crosses
     handles = {}
     for axes in panels:
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=min(3, len(panels)), fontsize=8)
+    _legend(figure, handles.values(), handles.keys())
     figure.suptitle(f"{_title(lanes)}: {len(lanes)} runs", fontsize=11)
     _save(figure, path)
 
@@ -232,10 +254,10 @@ def heatmap(lanes: Sequence[dict[str, Any]], x: str, y: str, path: Path, most: i
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="final evaluation return, IQM")
-    others = [f"{len(varied[name])} values of {name}" for name in varied if name not in (x, y)]
+    over = [f"{len(varied[name])} values of {name}" for name in varied if name not in (x, y)]
     size = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else f"{max(sizes)}"
-    over = ", ".join(["over seeds", *others])
-    axes.set_title(f"{_title(lanes)}\n{over}: {size} runs a cell", fontsize=9)
+    text = textwrap.fill("IQM over " + " and ".join(["seeds", *over]), int(14 * figure.get_size_inches()[0]))
+    figure.suptitle(f"{_title(lanes)}\n{text}\n{size} runs a cell", fontsize=9)
     _save(figure, path)
 
 
@@ -259,7 +281,7 @@ def population(rows: Sequence[dict[str, Any]], path: Path) -> None:
             best = member == last.argmax()
             style = {"color": COLOURS[0], "lw": 2.0} if best else {"color": GREY, "lw": 0.8}
             axes.step(steps, columns[:, member], where="post", **style)
-        if label != "training return" and _log_spaced(_distinct(columns[0].tolist())):
+        if label != "training return" and 0 < 10 * columns.min() < columns.max():
             axes.set_yscale("log")
         axes.set_title(label, fontsize=10)
         axes.set_xlabel("environment steps")
@@ -284,7 +306,7 @@ def _sensitivity_panel(axes: Any, name: str, lanes: list[dict[str, Any]]) -> Non
 
     places = np.array([at(lane) for lane in lanes], float)
     width = np.ptp(places) or 1.0
-    jitter = np.random.default_rng(0).uniform(-0.012, 0.012, len(lanes)) * width if shared else 0.0
+    jitter = np.random.default_rng(0).uniform(-0.025, 0.025, len(lanes)) * width if shared else 0.0
     x = 10 ** (places + jitter) if log else places + jitter
     score = np.array([np.nan if lane["score"] is None else lane["score"] for lane in lanes])
     early = np.array([lane["dropped_at"] is not None for lane in lanes])
@@ -292,42 +314,23 @@ def _sensitivity_panel(axes: Any, name: str, lanes: list[dict[str, Any]]) -> Non
     dots = {"marker": "o", "s": 11, "lw": 0.7}
     for chosen, style, label in (
         (~early & ~died, {"color": COLOURS[0], "alpha": 0.45, "lw": 0}, "a run"),
-        (early, {"color": GREY, "alpha": 0.6, "lw": 0}, "a run stopped early, its return then"),
-        (died & ~early, {"facecolors": "none", "edgecolors": COLOURS[2]}, "a run that died, its last finite state"),
+        (early, {"color": GREY, "alpha": 0.6, "lw": 0}, "stopped early, return then; in no line"),
+        (died & ~early, {"facecolors": "none", "edgecolors": COLOURS[2]}, None),
     ):
         if (chosen & ~np.isnan(score)).any():
             axes.scatter(x[chosen], score[chosen], **(dots | style), label=label)
     if died.any():
         bottom = axes.get_xaxis_transform()  # x in data, y in the panel
-        axes.scatter(x[died], np.full(died.sum(), 0.025), marker="x", s=18, lw=1, color=COLOURS[2], transform=bottom)
+        style = {"marker": "x", "s": 18, "lw": 1, "color": COLOURS[2], "transform": bottom}
+        label = "died of NaN; circle: last finite state"
+        axes.scatter(x[died], np.full(died.sum(), 0.02), label=label, **style)
 
     whole = [lane for lane in lanes if lane["dropped_at"] is None and lane["score"] is not None]
-    line = {"color": "black", "zorder": 5, "lw": 1.4}
-    if shared:
-        estimates = {}
-        for place, members in sorted(_by_place(whole, at).items()):
-            strata = [np.array([lane["score"] for lane in same]) for same in _by(members, "group").values()]
-            estimates[10**place if log else place] = interval(strata, iqm)
-        ends = [
-            (e["value"], *((e["low"], e["high"]) if e["low"] is not None else 2 * (e["value"],)))
-            for e in estimates.values()
-        ]
-        value, low, high = np.array(ends).T
-        barred = any(e["low"] is not None for e in estimates.values())
-        label = "IQM per value" + (", 95 % interval over seeds" if barred else "; one seed, so no interval")
-        style = "o-" if numbers else "o"
-        axes.errorbar(
-            list(estimates), value, yerr=[value - low, high - value], fmt=style, ms=3, capsize=2.5, label=label, **line
-        )
+    back = (lambda place: 10.0**place) if log else (lambda place: place)
+    if shared and whole:
+        _line_per_value(axes, name, whole, lambda lane: back(at(lane)), "o-" if numbers else "o")
     elif len(whole) >= 5:
-        count = max(5, math.ceil(len(whole) / 5))
-        order = sorted(whole, key=at)
-        windows = np.lib.stride_tricks.sliding_window_view
-        middle = np.median(windows([at(lane) for lane in order], count), axis=-1)
-        low, median, high = np.quantile(windows([lane["score"] for lane in order], count), (0.25, 0.5, 0.75), axis=-1)
-        middle = 10**middle if log else middle
-        axes.plot(middle, median, label=f"median of the {count} nearest runs, their quartiles", **line)
-        axes.fill_between(middle, low, high, color="black", alpha=0.12, lw=0, zorder=1)
+        _running_median(axes, sorted(whole, key=at), at, back)
 
     if not numbers:
         axes.set_xlim(-0.5, len(values) - 0.5)
@@ -337,6 +340,38 @@ def _sensitivity_panel(axes: Any, name: str, lanes: list[dict[str, Any]]) -> Non
         axes.set_xticklabels([setting_text(value) for value in values])
     axes.set_xlabel(name)
     _tidy(axes)
+
+
+def _line_per_value(axes, name, lanes, at, style):
+    groups = {}
+    for lane in sorted(lanes, key=at):
+        groups.setdefault(at(lane), {}).setdefault(lane["group"], []).append(lane)
+    others = [{_others(members[0], name) for members in value.values()} for value in groups.values()]
+    balanced = all(other == others[0] for other in others)
+    estimates = []
+    for value in groups.values():
+        strata = [np.array([lane["score"] for lane in members]) for members in value.values()]
+        estimates.append(interval(strata if balanced else [np.array([s.mean() for s in strata])], iqm))
+    values = np.array([e["value"] for e in estimates])
+    ends = np.array([[e["value"] if e[end] is None else e[end] for e in estimates] for end in ("low", "high")])
+    if all(e["low"] is None for e in estimates):
+        axes.plot(list(groups), values, style, ms=3, label="IQM per value; one seed, no interval", **LINE)
+        return
+    label = f"IQM per value, 95 % interval over {'seeds' if balanced else 'settings'}"
+    axes.errorbar(list(groups), values, np.abs(ends - values), fmt=style, ms=3, capsize=2.5, label=label, **LINE)
+
+
+def _running_median(axes, lanes, at, back):
+    count = max(5, math.ceil(len(lanes) / 5))
+    windows = np.lib.stride_tricks.sliding_window_view
+    middle = back(np.median(windows([at(lane) for lane in lanes], count), axis=-1))
+    low, median, high = np.quantile(windows([lane["score"] for lane in lanes], count), (0.25, 0.5, 0.75), axis=-1)
+    axes.plot(middle, median, label=f"median of {count} nearest runs, and quartiles", **LINE)
+    axes.fill_between(middle, low, high, color="black", alpha=0.12, lw=0, zorder=1)
+
+
+def _others(lane, name):
+    return json.dumps({field: value for field, value in lane["varied"].items() if field != name}, sort_keys=True)
 
 
 def _varied(lanes: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -391,13 +426,6 @@ def _by(runs: Sequence[dict[str, Any]], *keys: str) -> dict[Any, list[dict[str, 
     return found
 
 
-def _by_place(lanes, at):
-    found = {}
-    for lane in lanes:
-        found.setdefault(at(lane), []).append(lane)
-    return found
-
-
 def _title(lanes: Sequence[dict[str, Any]]) -> str:
     return f"{short_name(lanes[0]['algorithm']).upper()} on {lanes[0]['task']}"
 
@@ -414,7 +442,8 @@ def _logged(run: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         (steps, returns, weights), end = (np.array(column, float) for column in columns), run["planned_steps"]
     else:
         directory = Path(run["path"])
-        (steps, returns, weights), end = _series(rows(directory)), read_json(directory / "config.json")["steps"]
+        steps, returns, weights = _series(read_rows(directory / "metrics.jsonl"))
+        end = read_json(directory / "config.json")["steps"]
     if run["died_at"] is not None:
         steps, returns, weights = np.append(steps, end), np.append(returns, np.nan), np.append(weights, 0.0)
     return steps, returns, weights
@@ -429,6 +458,15 @@ def _panels(count: int, width: float, height: float, **options: Any) -> tuple[An
     for unused in axes.flat[count:]:
         unused.remove()
     return figure, list(axes.flat[:count])
+
+
+def _legend(figure: Any, handles: Iterable[Any], labels: Iterable[str]) -> None:
+    """A legend below the panels, for which the figure grows, in as many columns as its longest text leaves room for."""
+    labels = list(labels)
+    width, height = figure.get_size_inches()
+    columns = max(1, min(len(labels), int(width / (0.6 + 0.068 * max(map(len, labels))))))
+    figure.set_size_inches(width, height + 0.2 + 0.17 * math.ceil(len(labels) / columns))
+    figure.legend(list(handles), labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def _tidy(axes: Any) -> None:

@@ -16,7 +16,7 @@ from rich.console import Group
 from rich.table import Table
 from scipy.stats import bootstrap, rankdata, trim_mean
 
-from rlx.run import short_name
+from rlx.run import evaluation_points, read_rows, short_name
 
 BATCH = 2**22  # numbers that are resampled at once; bounds the memory of a bootstrap
 FEW = 10  # runs below which an interval is too narrow to be read without a warning
@@ -186,8 +186,8 @@ def runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     A run is `name`, `algorithm`, `task` (environment and its options), `seed`, `group`, `varied` (its values of the
     settings that differ between the groups), `config`, `steps` it took, `score` (None where nothing was evaluated),
     `died_at` (the update that turned its state into NaN, else None; the score is that of its last finite state),
-    `dropped_at` (updates after which it was stopped early, else None; its score is of that point), `path`, and for
-    lanes of a sweep `num_seeds`, as planned.
+    `dropped_at` (updates after which it was stopped or evaluated early, else None; its score is of that point), `path`,
+    and for lanes of a sweep `curve` (columns of its log), `planned_steps` and `num_seeds`.
 
     Runs of one algorithm on one task with equal settings are a group, whatever their seeds. It is called by what
     differs between groups of the same algorithm on the same task and by what a sweep varied, `learning_rate=1e-04
@@ -205,7 +205,7 @@ def runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
             if (path / "sweep.json").exists():
                 sweep = read_json(path / "sweep.json")
                 declared.setdefault(sweep["algorithm"], []).extend(sweep["varied"])
-                found += [_lane(path, sweep, lane) for lane in read_lines(path / "lanes.jsonl")]
+                found += [_lane(path, sweep, lane) for lane in read_rows(path / "lanes.jsonl")]
             elif (path / "config.json").exists():
                 found.append(_run(path))
             else:
@@ -237,25 +237,6 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not readable as JSON: {error}") from None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file with one JSON object a line; none where there is no file. A last line that a crash cut short
-    is left out.
-
-    Raises:
-        ValueError: when an earlier line is not JSON.
-    """
-    if not path.exists():
-        return []
-    lines, found = path.read_text().splitlines(), []
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number != len(lines):
-                raise ValueError(f"{path} is not readable as JSON in line {number} of {len(lines)}") from None
-    return found
-
-
 def report(
     runs: Sequence[dict[str, Any]],
     target: float | None = None,
@@ -279,7 +260,7 @@ def report(
     Args:
         runs: with `group`, `task`, `score`, `steps`, `died_at`; further keys are used where they are there.
         target: the return that the optimality gap is measured to, of one task. With `bounds` it is their `high`.
-        bounds: `(low, high)` of every task: the returns that are normalised to 0 and 1.
+        bounds: `(low, high)` of every task, by its name or that of its environment: returns normalised to 0 and 1.
         confidence: of all intervals.
 
     Raises:
@@ -291,7 +272,7 @@ def report(
         raise ValueError(f"none of these {len(runs)} runs was evaluated: rlx eval RUN evaluates one")
     tasks = sorted({run["task"] for run in runs})
     if bounds:
-        _check_bounds(bounds, tasks)
+        bounds = _bounds(bounds, tasks)
     if target is not None and (bounds or len(tasks) > 1):
         raise ValueError(
             f"target = {target:g} is a return of one task: for {', '.join(tasks)} give low and high of each"
@@ -325,7 +306,7 @@ def tables(report: dict[str, Any], limit: int = 20) -> Group:
     for part in report["tasks"]:
         gap = None if part["target"] is None else f"gap to {part['target']:g} [{percent}]"
         parts += _table(f"{part['task']}: return of the final evaluation", part["groups"], gap, percent, limit)
-        parts += _table(f"{part['task']}: return of runs stopped early", part["stopped"], gap, percent, limit)
+        parts += _table(f"{part['task']}: return after fewer steps than planned", part["stopped"], gap, percent, limit)
     if overall := report["overall"]:
         title, gap = f"{len(report['tasks'])} tasks", None
         if overall["normalised"]:
@@ -373,35 +354,44 @@ def _run(path):
     saved = read_json(path / "config.json")
     file = path / "evaluation.json"
     evaluation = read_json(file) if file.exists() else {"mean": None, "step": 0, "update": 0}
-    died, short = False, evaluation["mean"] is not None and evaluation["step"] < saved["steps"]
-    if short:
-        counters = ("update", "step", "seconds", "num_episodes")
-        last = (read_lines(path / "metrics.jsonl") or [{}])[-1]
-        metrics = [value for name, value in last.items() if name not in counters and not name.startswith("episode_")]
-        died = last.get("update", 0) > evaluation["update"] and all(value is None for value in metrics)
+    update = evaluation["update"]
+    early = evaluation["mean"] is not None and evaluation["step"] < saved["steps"]
+    died = early and _died(path, update, saved)
     return {
         "name": path.name,
         "algorithm": saved["algorithm"],
         "task": _task(saved["env"], saved["env_options"]),
         "seed": saved["seed"],
         "config": saved["config"],
-        "settings": saved["config"],
+        "settings": saved["config"] | _prefixed(saved.get("env_params")),
         "steps": evaluation["step"],
         "score": _score(evaluation["mean"]),
-        "died_at": evaluation["update"] + 1 if died else None,
-        "dropped_at": evaluation["update"] if short and not died else None,
+        "died_at": update + 1 if died else None,
+        "dropped_at": update if early and not died else None,
         "path": str(path),
     }
 
 
+def _died(path, update, saved):
+    """Whether training itself evaluated after `update`, where no evaluation was due: it only does when it died."""
+    rows = read_rows(path / "evaluations.jsonl")
+    if all(row["update"] != update for row in rows):
+        return False  # evaluated later, by hand
+    if not update:
+        return True
+    steps_per_update = next(row["step"] for row in rows if row["update"] == update) // update
+    return update not in evaluation_points(saved["steps"] // steps_per_update, saved["num_evaluations"])
+
+
 def _lane(path, sweep, lane):
+    own = lane["config"] | _prefixed(sweep.get("env_params")) | lane["varied"]
     return {
         "name": f"{path.name}, lane {lane['lane']}",
         "algorithm": sweep["algorithm"],
-        "task": _task(sweep["env"], sweep.get("env_options") or {}),
+        "task": _task(sweep["env"], sweep.get("env_options")),
         "seed": lane["seed"],
         "config": lane["config"],
-        "settings": {"lane": lane["lane"]} if sweep.get("pbt") else lane["config"] | lane["varied"],
+        "settings": {"lane": lane["lane"]} if sweep.get("pbt") else own,
         "steps": lane["steps"],
         "score": _score(lane["return_mean"]),
         "died_at": lane["died_at"],
@@ -414,13 +404,17 @@ def _lane(path, sweep, lane):
 
 
 def _task(env, options):
-    return " ".join(
-        [env or "unnamed environment", *(f"{name}={setting_text(value)}" for name, value in options.items())]
-    )
+    named = env or "unnamed environment"
+    return " ".join([named, *(f"{name}={setting_text(value)}" for name, value in (options or {}).items())])
+
+
+def _prefixed(env_params):
+    return {f"env.{name}": value for name, value in (env_params or {}).items()}
 
 
 def _score(value):
-    return None if value is None or not np.isfinite(value) else float(value)
+    """A number, None where there is none; `"nan"` stands for one in strict JSON."""
+    return float(value) if value is not None and np.isfinite(float(value)) else None
 
 
 def _name_groups(found, declared):
@@ -525,13 +519,17 @@ def _rows(groups, target, confidence):
     return rows
 
 
-def _check_bounds(bounds, tasks):
-    for problem, names in (("no low and high", set(tasks) - set(bounds)), ("no runs", set(bounds) - set(tasks))):
-        if names:
-            raise ValueError(f"there are {problem} of {', '.join(sorted(names))}: normalisation needs every task")
-    for task, (low, high) in bounds.items():
+def _bounds(bounds, tasks):
+    """The bounds of each task."""
+    for name, (low, high) in bounds.items():
         if not low < high:
-            raise ValueError(f"low = {low} and high = {high} of {task}: low has to be below high")
+            raise ValueError(f"low = {low} and high = {high} of {name}: low has to be below high")
+    found = {task: bounds.get(task, bounds.get(task.partition(" ")[0])) for task in tasks}
+    if missing := [task for task in tasks if found[task] is None]:
+        raise ValueError(f"there are no low and high of {', '.join(missing)}: normalisation needs every task")
+    if unknown := [name for name in bounds if not any(name in (task, task.partition(" ")[0]) for task in tasks)]:
+        raise ValueError(f"there are no runs on {', '.join(unknown)}: the tasks are {', '.join(tasks)}")
+    return found
 
 
 def _notes(runs, found):
@@ -548,8 +546,8 @@ def _notes(runs, found):
         )
     if stopped:
         notes.append(
-            f"{sum(row['runs'] for row in stopped)} of {len(runs)} runs were stopped early; they are listed with their "
-            "return at that point and compared with nothing."
+            f"{sum(row['runs'] for row in stopped)} of {len(runs)} runs were stopped or evaluated early; they are listed "
+            "with their return at that point and compared with nothing."
         )
     if 1 in sizes:
         notes.append("A single run has no interval: run more seeds.")
