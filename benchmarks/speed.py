@@ -66,17 +66,17 @@ def rejax_python() -> Path:
     return python
 
 
-def measurement(python: Path | str, library: str, settings: dict, num_runs: int, platform: str) -> dict:
-    """One process: what `peers.measure.measure` returns.
+def measurement(python: Path | str, module: str, settings: dict, num_runs: int, platform: str) -> dict:
+    """One process of a module of `peers`: what `peers.measure.measure` returns.
 
     Raises:
         RuntimeError: with the process's own error when it fails.
     """
     variables = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": platform}
-    command = [python, "-m", LIBRARIES[library], json.dumps(settings), str(num_runs)]
+    command = [python, "-m", module, json.dumps(settings), str(num_runs)]
     process = subprocess.run(command, cwd=HERE, env=variables, capture_output=True, text=True)
     if process.returncode:
-        raise RuntimeError(f"{library} failed on {settings['env']}:\n{process.stderr}")
+        raise RuntimeError(f"{module} failed on {settings['env']}:\n{process.stderr}")
     return json.loads(process.stdout.splitlines()[-1])
 
 
@@ -123,7 +123,7 @@ def main(
         for repeat in range(repeats):
             for library, python in pythons.items():
                 with console.status(f"{name}, {library}, {repeat + 1} of {repeats}"):
-                    measured = measurement(python, library, settings, num_runs, platform)
+                    measured = measurement(python, LIBRARIES[library], settings, num_runs, platform)
                 measurements.append({"case": name, "library": library, "repeat": repeat} | measured)
                 speed = measured["steps_per_second"]["median"]
                 console.print(f"{name}, {library}, {repeat + 1} of {repeats}: {speed:,.0f} steps/s")

@@ -122,7 +122,7 @@ class PlotOptions:
 def sweep(arguments: list[str]) -> None:
     """`rlx sweep`."""
     algorithm, name, sources, rest, prog = _algorithm("sweep", arguments)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = _console()
     default = SweepOptions(**vars(sources))
     options, given = _parse(SweepOptions, rest, prog, default=default, return_unknown_args=True)
     if not options.checkpoint_seconds >= 0:
@@ -325,6 +325,12 @@ def _numbers(text: str, found: Any) -> Any:
         raise ValueError(f"--env-params {text}: parameters are numbers, or lists of them") from None
 
 
+def _console() -> Console:
+    """Tables are wide: where nothing says how wide the output may be, 120 columns."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, markup=False, soft_wrap=True, width=120)
+
+
 def export(arguments: list[str]) -> None:
     """`rlx export`."""
     options = _parse(ExportOptions, arguments, "rlx export")
@@ -338,7 +344,7 @@ def export(arguments: list[str]) -> None:
 def report(arguments: list[str]) -> None:
     """`rlx report`."""
     options = _parse(ReportOptions, arguments, "rlx report")
-    _print_report(options, Console())
+    _print_report(options, _console())
 
 
 def _print_report(options: ReportOptions, console: Console) -> None:

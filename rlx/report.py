@@ -546,8 +546,8 @@ def _notes(runs, found):
         )
     if stopped:
         notes.append(
-            f"{sum(row['runs'] for row in stopped)} of {len(runs)} runs were stopped or evaluated early; they are listed "
-            "with their return at that point and compared with nothing."
+            f"{sum(row['runs'] for row in stopped)} of {len(runs)} runs were stopped or evaluated early; they are "
+            "listed with their return at that point and compared with nothing."
         )
     if 1 in sizes:
         notes.append("A single run has no interval: run more seeds.")

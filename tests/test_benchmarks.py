@@ -199,7 +199,7 @@ def test_speed_measurement_has_the_schema(speed_result):
     from speed import CASES, measurement
 
     settings = CASES["CartPole-v1"] | {"total_steps": 64, "num_steps": 16, "num_epochs": 1}
-    measured = measurement(sys.executable, "rlx", settings, num_runs=2, platform="cpu")
+    measured = measurement(sys.executable, "peers.rlx_ppo", settings, num_runs=2, platform="cpu")
     expected = {k: v for k, v in speed_result["measurements"][0].items() if k not in ("case", "library", "repeat")}
     assert measured.keys() == expected.keys()
     assert {k: type(v) for k, v in measured.items()} == {k: type(v) for k, v in expected.items()}
@@ -214,4 +214,4 @@ def test_speed_reports_a_failed_process():
     from speed import CASES, measurement
 
     with pytest.raises(RuntimeError, match="rlx failed on NoSuch"):
-        measurement(sys.executable, "rlx", CASES["CartPole-v1"] | {"env": "NoSuch"}, num_runs=1, platform="cpu")
+        measurement(sys.executable, "peers.rlx_ppo", CASES["CartPole-v1"] | {"env": "NoSuch"}, num_runs=1, platform="cpu")
