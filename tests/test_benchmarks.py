@@ -213,5 +213,5 @@ def test_speed_measurement_has_the_schema(speed_result):
 def test_speed_reports_a_failed_process():
     from speed import CASES, measurement
 
-    with pytest.raises(RuntimeError, match="rlx failed on NoSuch"):
+    with pytest.raises(RuntimeError, match="peers.rlx_ppo failed on NoSuch"):
         measurement(sys.executable, "peers.rlx_ppo", CASES["CartPole-v1"] | {"env": "NoSuch"}, num_runs=1, platform="cpu")
