@@ -29,7 +29,7 @@ from rlx.env import EnvState
 from rlx.networks import Actor, Critic, Torso, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance
-from rlx.pytree import pytree, static
+from rlx.pytree import pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, minibatches, reset, rollout
 from rlx.spaces import rescale
 from rlx.train import total_updates
@@ -42,16 +42,16 @@ class Config:
     num_steps: int = static(128)  # T, steps of each environment between updates
     num_epochs: int = static(4)
     num_minibatches: int = static(4)
-    learning_rate: float = 2.5e-4
+    learning_rate: float = traced(2.5e-4, at_least=0)
     anneal_learning_rate: bool = True
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    clip: float = 0.2
-    value_clip: float = 0.2
-    value_coef: float = 0.5
-    entropy_coef: float = 0.01
-    max_grad_norm: float = 0.5
-    adam_epsilon: float = 1e-5
+    gamma: float = traced(0.99, at_least=0, at_most=1)
+    gae_lambda: float = traced(0.95, at_least=0, at_most=1)
+    clip: float = traced(0.2, above=0)
+    value_clip: float = traced(0.2, above=0)
+    value_coef: float = traced(0.5, at_least=0)
+    entropy_coef: float = traced(0.01, at_least=0)
+    max_grad_norm: float = traced(0.5, above=0)
+    adam_epsilon: float = traced(1e-5, above=0)
     normalize_advantage: bool = True
     normalize_obs: bool = static(False)
     normalize_reward: bool = static(False)

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from rlx.env import Env, EnvState, Transition
-from rlx.pytree import pytree, replace, stack, static
+from rlx.pytree import pytree, replace, stack, static, traced
 from rlx.train import Episodes, evaluate, resume, total_updates, train
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = [
     "stack",
     "static",
     "total_updates",
+    "traced",
     "train",
 ]
 

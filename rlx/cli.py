@@ -7,7 +7,6 @@ import difflib
 import importlib
 import importlib.util
 import io
-import json
 import os
 import pkgutil
 import re
@@ -23,6 +22,7 @@ from rich.console import Console
 
 import rlx.algos
 import rlx.envs
+from rlx.env import Env, with_params
 from rlx.envs.registry import full_name
 from rlx.presets import configure, settings
 from rlx.run import (
@@ -36,7 +36,6 @@ from rlx.run import (
     read_config,
     read_rows,
     short_name,
-    strict,
     write_json,
 )
 
@@ -55,7 +54,7 @@ class Sources:
     env: str = ""
     """environment, `namespace/Name` or an unambiguous `Name`; `rlx envs` lists them"""
     resume: Path | None = None
-    """run directory to go on with; only --total-steps and what follows --out may be changed"""
+    """run directory to go on with, in its own settings; --total-steps may be raised"""
     preset: bool = True
     """start from the tuned settings"""
 
@@ -66,6 +65,8 @@ class TrainOptions(Sources):
 
     env_options: tuple[str, ...] = ()
     """options of the environment as name=value, such as backend=mjx or max_steps=200"""
+    env_params: tuple[str, ...] = ()
+    """parameters of the environment as name=value, such as gravity=3.7 or opt.gravity=[0,0,-3.7]"""
     seed: int = 0
     """of everything random"""
     out: Path | None = None
@@ -194,61 +195,51 @@ def _train_algorithm(
 ) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     env_name = full_name(sources.env) if sources.env else ""
-    if sources.resume is None:
-        saved, tuned = None, settings(_preset_file(algorithm), env_name) if env_name and sources.preset else {}
+    saved = None if sources.resume is None else read_config(sources.resume)
+    if saved is None:
+        tuned = settings(_preset_file(algorithm), env_name) if env_name and sources.preset else {}
         defaults = {"config": configure(algorithm.Config, tuned)}
     else:
-        saved = read_config(sources.resume)
+        if short_name(saved["algorithm"]) != short_name(algorithm_name):
+            was, given = short_name(saved["algorithm"]), short_name(algorithm_name)
+            raise ValueError(f"{sources.resume} is a run of {was}, not of {given}: leave the algorithm out")
         tuned, env_name = saved["preset"], env_name or saved["env"]
-        defaults = {"config": saved_config(algorithm, saved), "seed": saved["seed"]}
-        defaults |= {name: saved[name] for name in ("num_evaluations", "eval_episodes") if name in saved}
+        defaults = {name: saved[name] for name in ("seed", "num_evaluations", "eval_episodes")}
+        defaults |= {name: _texts(saved[name]) for name in ("env_options", "env_params")}
+        defaults["config"] = saved_config(algorithm, saved)
     options = _parse_train(algorithm, prog, arguments, vars(sources) | defaults)
-    config, default = options.config, defaults["config"]
     if not env_name:
         raise ValueError(f"{prog} needs an environment: --env NAME; `rlx envs` lists them")
-    _check_seed(options.seed)
-    for flag, number in (("eval-episodes", options.eval_episodes), ("num-evaluations", options.num_evaluations)):
-        if number < 1:
-            raise ValueError(f"--{flag} {number}: give at least 1")
-    if not options.checkpoint_seconds >= 0:
-        raise ValueError(f"--checkpoint-seconds {options.checkpoint_seconds}: give 0 or more")
+    _check_numbers(options)
     _configure_jax(options.compile_cache)
-    env_options = dict(_env_option(text) for text in options.env_options)
-    if saved is None:
-        directory = options.out or _new_directory(algorithm_name, env_name, options.seed)
-        if options.from_update is not None:
-            raise ValueError("--from-update says where to go on: it needs --resume RUN")
-        # A file under a temporary name is what a process left that was killed before it had written anything.
-        if directory.exists() and any(path.suffix != ".tmp" for path in directory.iterdir()):
-            hint = f"go on with it by --resume {directory}, or " if (directory / "config.json").exists() else ""
-            raise ValueError(f"{directory} is not empty: {hint}give another --out")
-    else:
-        directory, env_options = sources.resume, env_options or saved["env_options"]
-        _check_resume(saved, default, options, algorithm_name, env_name, env_options)
-    env = make(env_name, env_options)
-    chosen = {
-        f.name: value
-        for f in dataclasses.fields(config)
-        if (value := getattr(config, f.name)) != getattr(default, f.name)
-    }
-    console.print(f"{short_name(algorithm_name)} on {env_name}, seed {options.seed}, {jax.devices()[0].device_kind}")
-    for title, values in (("tuned settings", tuned), ("your settings", chosen)):
-        if values:
-            console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
+    env_options = _assignments("--env-options", options.env_options)
+    env_params = _assignments("--env-params", options.env_params)
     job = Job(
         algorithm,
         algorithm_name,
-        config,
-        env,
-        env_name,
-        env_options,
-        options.seed,
-        directory,
-        tuned,
+        options.config,
+        env=make(env_name, env_options, env_params),
+        env_name=env_name,
+        env_options=env_options,
+        env_params=env_params,
+        seed=options.seed,
+        directory=sources.resume or options.out or _new_directory(algorithm_name, env_name, options.seed),
+        preset=tuned,
         num_evaluations=options.num_evaluations,
         eval_episodes=options.eval_episodes,
         checkpoint_seconds=options.checkpoint_seconds,
     )
+    if saved is None:
+        _check_new(job.directory, options)
+    else:
+        _check_resume(saved, job, options)
+    chosen = {name: value for name, value in vars(job.config).items() if value != vars(defaults["config"])[name]}
+    console.print(f"{short_name(algorithm_name)} on {env_name}, seed {job.seed}, {jax.devices()[0].device_kind}")
+    for title, values in (("tuned settings", tuned), ("your settings", chosen), ("environment", env_params)):
+        if values:
+            console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
+    if saved is None and sources.preset and (others := _tuned_elsewhere(algorithm, env_name)):
+        console.print(f"no tuned settings: {short_name(algorithm_name)}.toml is missing; {env_name} is in {others}")
     status = execute(job, console, resume=saved is not None, from_update=options.from_update)
     if status:
         sys.exit(status)
@@ -261,24 +252,31 @@ def _parse_train(algorithm, prog, arguments, defaults):
     return _parse(both, arguments, prog, default=both(**defaults))
 
 
-def _check_resume(
-    saved: dict[str, Any],
-    default: Any,
-    options: Any,
-    algorithm_name: str,
-    env_name: str,
-    env_options: dict[str, Any],
-) -> None:
+def _check_numbers(options: Any) -> None:
+    _check_seed(options.seed)
+    for flag, number in (("eval-episodes", options.eval_episodes), ("num-evaluations", options.num_evaluations)):
+        if number < 1:
+            raise ValueError(f"--{flag} {number}: give at least 1")
+    if not options.checkpoint_seconds >= 0:
+        raise ValueError(f"--checkpoint-seconds {options.checkpoint_seconds}: give 0 or more")
+
+
+def _check_new(directory: Path, options: Any) -> None:
+    if options.from_update is not None:
+        raise ValueError("--from-update says where to go on: it needs --resume RUN")
+    # A file under a temporary name is what a process left that was killed before it had written anything.
+    if directory.exists() and any(path.suffix != ".tmp" for path in directory.iterdir()):
+        hint = f"go on with it by --resume {directory}, or " if (directory / "config.json").exists() else ""
+        raise ValueError(f"{directory} is not empty: {hint}give another --out")
+
+
+def _check_resume(saved: dict[str, Any], job: Job, options: Any) -> None:
     """Raises ValueError where a resumed run would become another one."""
-    now = {"env": env_name, "env_options": json.loads(json.dumps(strict(env_options))), "seed": options.seed}
-    now["algorithm"] = short_name(algorithm_name)
-    before = {name: saved[name] for name in now} | {"algorithm": short_name(saved["algorithm"])}
-    before |= {"out": str(options.resume)}
-    now |= {"out": str(options.out or options.resume)}
-    for f in dataclasses.fields(default):
-        if f.name != "total_steps":
-            before[f.name], now[f.name] = getattr(default, f.name), getattr(options.config, f.name)
-    changed = [f"{name} = {before[name]} -> {value}" for name, value in now.items() if value != before[name]]
+    now = identity(job)
+    pairs = [(name, saved[name], now[name]) for name in ("env", "env_options", "env_params", "seed")]
+    pairs += [("out", job.directory, options.out or job.directory)]
+    pairs += [(name, saved["config"].get(name, value), value) for name, value in now["config"].items()]
+    changed = [f"{name} = {old} -> {new}" for name, old, new in pairs if old != new]
     changed += [] if options.preset else ["--no-preset"]
     if changed:
         raise ValueError(f"a resumed run keeps its settings (only --total-steps may change): {', '.join(changed)}")
@@ -300,10 +298,9 @@ def _eval(options: EvalOptions) -> None:
             raise ValueError(f"{options.run} has no evaluation yet to tell which weights are best")
         update = top["update"]
     algorithm = load_algorithm(saved["algorithm"])
-    config, env = saved_config(algorithm, saved), make(saved["env"], saved["env_options"])
-    job = Job(
-        algorithm, saved["algorithm"], config, env, saved["env"], saved["env_options"], saved["seed"], options.run
-    )
+    config, env = saved_config(algorithm, saved), make(saved["env"], saved["env_options"], saved["env_params"])
+    asked = {name: saved[name] for name in ("env_options", "env_params", "seed")}
+    job = Job(algorithm, saved["algorithm"], config, env, env_name=saved["env"], directory=options.run, **asked)
     like = jax.eval_shape(algorithm.init, config, env, jax.random.key(0))
     state = restore(options.run / "checkpoints", like, update, {"run": identity(job)})
     key = jax.random.fold_in(keys(saved["seed"])[1], options.seed + 1)
@@ -335,17 +332,21 @@ def _envs(arguments: list[str]) -> None:
     print("\n".join(found))
 
 
-def make(env_name: str, env_options: dict[str, Any]):
+def make(env_name: str, env_options: dict[str, Any], env_params: dict[str, Any]) -> Env:
     """The environment, with bad options reported as ValueError."""
     try:
-        return rlx.envs.make(env_name, **env_options)
+        env = rlx.envs.make(env_name, **env_options)
     except TypeError as error:
         raise ValueError(f"{env_name} does not take these options: {error}") from error
+    return with_params(env, env_params)
 
 
 def saved_config(algorithm: ModuleType, saved: dict[str, Any]) -> Any:
     """The Config that a run directory was made with."""
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["config"].items()}
+    for field in dataclasses.fields(algorithm.Config):
+        if type(field.default) is float and field.name in values:
+            values[field.name] = float(values[field.name])  # infinity is written as "inf"
     return configure(algorithm.Config, values)
 
 
@@ -353,6 +354,12 @@ def _preset_file(algorithm: ModuleType) -> Path:
     """The TOML file beside an algorithm, else the one that ships for an algorithm of the same name."""
     beside = Path(algorithm.__file__).resolve().with_suffix(".toml")
     return beside if beside.exists() else Path(rlx.algos.__path__[0]) / beside.name
+
+
+def _tuned_elsewhere(algorithm: ModuleType, env_name: str) -> str:
+    """For an algorithm without a TOML file: the files that ship with settings for the environment."""
+    files = [] if _preset_file(algorithm).exists() else sorted(Path(rlx.algos.__path__[0]).glob("*.toml"))
+    return ", ".join(file.name for file in files if settings(file, env_name))
 
 
 def _new_directory(algorithm_name: str, env_name: str, seed: int) -> Path:
@@ -364,14 +371,23 @@ def _new_directory(algorithm_name: str, env_name: str, seed: int) -> Path:
     raise ValueError(f"runs/{name} and its numbered siblings exist: give --out")
 
 
-def _env_option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise ValueError(f"--env-options {text}: give name=value")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+def _assignments(flag: str, texts: tuple[str, ...]) -> dict[str, Any]:
+    """`("a=1", "b=x")` as `{"a": 1, "b": "x"}`."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ValueError(f"{flag} {text}: give name=value")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
+
+
+def _texts(values: dict[str, Any]) -> tuple[str, ...]:
+    """What `_assignments` reads as these values."""
+    return tuple(f"{name}={value!r}" for name, value in values.items())
 
 
 def _check_seed(seed: int) -> None:

@@ -1,11 +1,14 @@
-"""The environment contract, and `Env`: auto-reset, time limits, true successors, episode statistics."""
+"""The environment contract, and `Env`: auto-reset, time limits, true successors, episode statistics, parameters."""
 
+import difflib
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
 
-from rlx.pytree import pytree, static
+from rlx.pytree import pytree, replace, static
 from rlx.spaces import Space
 
 
@@ -132,3 +135,45 @@ class Env:
         """
         stepped, transition = self.advance(key, env_state, action)
         return jax.tree.map(lambda a, b: jnp.where(transition.done, a, b), start, stepped), transition
+
+
+def with_params(env: Env, values: dict[str, Any]) -> Env:
+    """The environment with some of its parameters changed, the others as they are.
+
+        with_params(env, {"gravity": 3.7})
+        with_params(env, {"opt.timestep": 0.001, "link.inertia.mass": [10.0, 1.0, 1.0, 1.0]})
+
+    Args:
+        env: the environment.
+        values: numbers, or nested lists of them, by the dotted names of leaves of `env.params`. Each is cast to the
+            dtype of its leaf. What a suite has computed from a parameter beforehand is another parameter, and stays.
+
+    Raises:
+        ValueError: for a name that no leaf has, naming the closest, or a value that its leaf cannot hold.
+    """
+    found = {keystr(path, simple=True, separator="."): leaf for path, leaf in tree_leaves_with_path(env.params)}
+    if unknown := [name for name in values if name not in found]:
+        close = difflib.get_close_matches(unknown[0], found, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise ValueError(
+            f"the environment has no parameter {unknown[0]!r}: {hint}there are {', '.join(found) or 'none'}"
+        )
+    leaves = [_cast(name, values[name], leaf) if name in values else leaf for name, leaf in found.items()]
+    return replace(env, params=jax.tree.unflatten(jax.tree.structure(env.params), leaves))
+
+
+def _cast(name: str, value: Any, leaf: Any) -> Any:
+    """The value as the leaf's type: a Python number for a Python number, else an array of its dtype and shape."""
+    dtype, shape = jnp.result_type(leaf), jnp.shape(leaf)
+    try:
+        given = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        given = np.full(shape, np.nan)
+    if given.shape != shape or np.isnan(given).any():
+        needs = f"numbers in shape {list(shape)}" if shape else "a number"
+        raise ValueError(f"parameter {name} = {value!r}: it takes {needs}")
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = given.astype(dtype)
+    if not (jnp.issubdtype(dtype, jnp.floating) or np.array_equal(given, cast)):
+        raise ValueError(f"parameter {name} = {value!r}: it takes what {dtype} can hold")
+    return type(leaf)(given) if isinstance(leaf, bool | int | float) else jnp.asarray(cast)

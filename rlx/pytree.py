@@ -1,6 +1,7 @@
-"""Dataclasses that cross jax transformations: `pytree`, `static`, `stack`."""
+"""Dataclasses that cross jax transformations: `pytree`, `static`, `traced`, `stack`."""
 
 import dataclasses
+import operator
 from dataclasses import MISSING, fields, replace
 from typing import Any, TypeVar, dataclass_transform
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 T = TypeVar("T")
+KEEPS = {"at least": operator.ge, "at most": operator.le, "above": operator.gt}
 
 
 def static(default: Any = MISSING, *, at_least: int = 1) -> Any:
@@ -18,6 +20,21 @@ def static(default: Any = MISSING, *, at_least: int = 1) -> Any:
         at_least: the smallest value accepted where the default is an integer.
     """
     return dataclasses.field(default=default, metadata={"static": True, "at_least": at_least})
+
+
+def traced(
+    default: Any = MISSING, *, at_least: float | None = None, at_most: float | None = None, above: float | None = None
+) -> Any:
+    """A field like an unmarked one, traced and vmapped, whose plain numbers must keep to these bounds.
+
+    Args:
+        default: the field's default; leave it out for a required field.
+        at_least, at_most: bounds that are accepted themselves.
+        above: a bound that is not.
+    """
+    bounds = {"at least": at_least, "at most": at_most, "above": above}
+    given = {words: bound for words, bound in bounds.items() if bound is not None}
+    return dataclasses.field(default=default, metadata={"bounds": given})
 
 
 def is_static(field: dataclasses.Field) -> bool:
@@ -38,18 +55,25 @@ def _check(self) -> None:
             continue
         if type(field.default) is float and type(value) is int:
             object.__setattr__(self, field.name, float(value))  # 1 and 1.0 are one program, not two
-        if isinstance(value, float) and value != value:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if value != value:
             raise ValueError(f"{name}.{field.name} is NaN: give a number")
+        bounds = field.metadata.get("bounds", {})
+        if not all(KEEPS[words](value, bound) for words, bound in bounds.items()):
+            wanted = " and ".join(f"{words} {bound}" for words, bound in bounds.items())
+            raise ValueError(f"{name}.{field.name} = {value!r}: it has to be {wanted}")
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(static,))
+@dataclass_transform(frozen_default=True, field_specifiers=(static, traced))
 def pytree(cls: type[T]) -> type[T]:
     """Makes `cls` a frozen dataclass that jax treats as a pytree.
 
     Every field is a child (traced, vmapped, differentiated), except those marked `static`, which are compared by
     value and become part of the compiled program. Change a field with `dataclasses.replace`.
 
-    Raises (on construction): ValueError for a static integer below its bound and for a traced float that is NaN.
+    Raises (on construction): ValueError for a static integer below its bound, for a traced number that is NaN, and for
+    one outside of the bounds that `traced` gave it. Arrays and tracers are not looked at.
     """
     own = cls.__dict__.get("__post_init__")
 
@@ -105,4 +129,4 @@ def _difference(a: Any, b: Any) -> str:
     return ", ".join(f"{name} = {x!r} and {y!r}" for name, x, y in pairs if x != y) or "in a nested tree"
 
 
-__all__ = ["is_static", "pytree", "replace", "stack", "static"]
+__all__ = ["is_static", "pytree", "replace", "stack", "static", "traced"]
