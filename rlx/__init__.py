@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 from rlx.env import Env, EnvState, Transition
 from rlx.pytree import pytree, replace, stack, static, traced
-from rlx.sweep import sweep
 from rlx.train import Episodes, evaluate, resume, total_updates, train
 
 if TYPE_CHECKING:
     from rlx import algos, envs
+    from rlx.sweeps import sweep
 
 __version__ = "0.1.0"
 
@@ -36,4 +36,6 @@ __all__ = [
 def __getattr__(name):
     if name in ("envs", "algos"):
         return import_module(f"rlx.{name}")
+    if name == "sweep":
+        return import_module("rlx.sweeps").sweep
     raise AttributeError(f"module 'rlx' has no attribute {name!r}")

@@ -22,17 +22,17 @@ from rlx.cli import (
     _parse,
     _preset_file,
     _unknown,
+    full_name,
     load_algorithm,
     make,
     saved_config,
 )
-from rlx.envs.registry import full_name
 from rlx.lanes import use_all_cores
 from rlx.presets import configure, settings
 from rlx.pytree import replace
 from rlx.run import CHECKPOINT_SECONDS, loose, read_config, read_rows, short_name
 from rlx.search import Choice, LogUniform, Uniform, parse, points, split
-from rlx.sweep import Job, Sweep, apply, execute, plan
+from rlx.sweeps import Job, Sweep, apply, execute, plan
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 

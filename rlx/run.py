@@ -35,6 +35,7 @@ CHUNK_SECONDS = 0.5
 CHUNK_UPDATES = 256
 CHECKPOINT_SECONDS = 60.0
 OPTIONS = ("num_evaluations", "eval_episodes")
+LOGS = ("metrics.jsonl", "evaluations.jsonl")
 NO_LOG = {"seconds": 0.0, "count": 0, "sums": {}}
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "gymnax", "brax", "mujoco", "mujoco-mjx")
 
@@ -90,13 +91,15 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
 
     from rlx import checkpoint
 
-    checkpoints, log = directory / "checkpoints", directory / "metrics.jsonl"
-    state, done, logged, evaluations = None, 0, NO_LOG, []
-    if resume and (from_update is not None or checkpoint.numbers(checkpoints) or read_rows(log)):
+    checkpoints = directory / "checkpoints"
+    state, done, logged = None, 0, NO_LOG
+    rows, evaluations = (read_rows(directory / name) if resume else [] for name in LOGS)
+    if resume and (rows or from_update is not None or checkpoint.numbers(checkpoints)):
         state = checkpoint.restore(checkpoints, like, from_update, {"run": identity(job)})
         done = int(state.num_updates)
         logged = checkpoint.read(checkpoints, done)["log"]
-        evaluations = [row for row in read_rows(directory / "evaluations.jsonl") if row["update"] <= done]
+        rows = [row for row in rows if row["update"] <= done - logged["count"]]
+        evaluations = [row for row in evaluations if row["update"] <= done]
         _check_unfinished(directory, done, updates, evaluations)
     if resume:
         console.print(f"resuming after {done} of {updates} updates")
@@ -108,8 +111,8 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
     directory.mkdir(parents=True, exist_ok=True)
     if resume:
         checkpoint.set_aside(checkpoints, done)
-        keep_rows(log, done - logged["count"])
-        keep_rows(directory / "evaluations.jsonl", done)
+        for name, kept in zip(LOGS, (rows, evaluations), strict=True):
+            write_rows(directory / name, kept)
         for stale in ("evaluation.json", "curve.png"):
             (directory / stale).unlink(missing_ok=True)
     write_json(directory / "config.json", describe(job, *OPTIONS))
@@ -119,8 +122,9 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
     console.print(f"{rounded:,} steps{extra} in {updates:,} updates; traced and compiled in {compile_seconds:.1f} s")
 
     points = evaluation_points(updates, job.num_evaluations)
-    with open(log, "a") as file, Stop() as stop:
-        logger = Logger(file, math.ceil(updates / ROWS), config.steps_per_update, logged)
+    metrics_log, evaluations_log = (directory / name for name in LOGS)
+    with open(metrics_log, "a") as metrics_file, open(evaluations_log, "a") as evaluations_file, Stop() as stop:
+        logger = Logger(metrics_file, math.ceil(updates / ROWS), config.steps_per_update, logged)
 
         def save():
             about = {"run": identity(job), "log": logger.saved()}
@@ -134,8 +138,7 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
                 if (done in points or not alive) and all(row["update"] != done for row in evaluations):
                     save()  # the best checkpoint holds exactly what was evaluated
                     evaluations.append(evaluate_run(job, state, evaluate_key, job.eval_episodes, console))
-                    with open(directory / "evaluations.jsonl", "a") as rows:
-                        rows.write(json.dumps(evaluations[-1], allow_nan=False) + "\n")
+                    print(json.dumps(evaluations[-1], allow_nan=False), file=evaluations_file, flush=True)
                 if done >= updates or not alive:
                     break
                 before = time.perf_counter()
@@ -276,9 +279,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def write_json(path: Path, value: Any) -> None:
     """Replaces the file in one step by `value` as strict JSON, see `strict`."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(strict(value), indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
+    _replace(path, json.dumps(strict(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replaces a JSONL file in one step."""
+    _replace(path, "".join(json.dumps(strict(row), allow_nan=False) + "\n" for row in rows))
 
 
 def strict(value: Any) -> Any:
@@ -382,6 +388,12 @@ def _latest(new: Any, old: Any) -> Any:
     return old if new is None else new
 
 
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 def _check_unfinished(directory: Path, done: int, updates: int, evaluations: list[dict[str, Any]]) -> None:
     """Raises ValueError where nothing is left to do: not even to evaluate and to draw."""
     written = all((directory / name).exists() for name in ("evaluation.json", "curve.png"))
@@ -399,16 +411,8 @@ def _warn_of_schedules(directory: Path, done: int, steps: int, console: Console)
         )
 
 
-def keep_rows(log: Path, num_updates: int) -> None:
-    """Drops the rows after `num_updates` updates."""
-    if log.exists():
-        kept = [row for row in read_rows(log) if row["update"] <= num_updates]
-        temporary = log.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(log)
-
-
 def draw(directory: Path) -> None:
+    """The picture of a run directory."""
     from rlx.plot import curve
 
     temporary = directory / "curve.tmp.png"

@@ -16,7 +16,7 @@ from rlx.checkpoint import restore
 from rlx.progress import Display
 from rlx.run import keys, read_rows
 from rlx.search import LogUniform
-from rlx.sweep import rungs
+from rlx.sweeps import rungs
 
 RATES = [1e-2, 1e-3]
 SIZES = ["--num-steps", "16", "--num-epochs", "2", "--num-minibatches", "2", "--hidden-sizes", "16"]

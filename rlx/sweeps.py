@@ -169,8 +169,8 @@ class Sweep:
         about = {"run": run.identity(own), "log": run.NO_LOG}
         save(directory / "checkpoints", row["updates"], self.state(lane), about)
         log = [entry for entry in self.log(lane) if entry["update"] <= row["updates"]]
-        (directory / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
-        (directory / "evaluations.jsonl").write_text(json.dumps(row["evaluation"]) + "\n")
+        run.write_rows(directory / "metrics.jsonl", log)
+        run.write_rows(directory / "evaluations.jsonl", [row["evaluation"]])
         run.write_json(directory / "evaluation.json", row["evaluation"])
         run.write_json(directory / "config.json", run.describe(own, *run.OPTIONS))
         run.draw(directory)
@@ -365,7 +365,7 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
             state = program.init(values, program.shared, keys)
         state = carry(values, state, keys, job.pbt is not None)
     batch.mkdir(exist_ok=True)
-    run.keep_rows(log, done - logged["count"])
+    run.write_rows(log, [row for row in run.read_rows(log) if row["update"] <= done - logged["count"]])
     display.skip((done - start) * steps)
 
     with open(log, "a") as file:
@@ -511,13 +511,13 @@ def _write_results(sweep: Sweep, programs: list[Group], seconds: float) -> None:
     from rlx.report import interval, iqm
 
     directory, job = sweep.job.directory, sweep.job
-    lines = []
+    rows = []
     for row in sweep.lanes:
         config, _ = sweep.settings(row["lane"])
         log = [entry for entry in sweep.log(row["lane"]) if entry["update"] <= row["updates"]]
         curve = {name: [entry[name] for entry in log] for name in ("step", "episode_return", "num_episodes")}
-        lines.append(json.dumps(run.strict(row | {"config": asdict(config), "curve": curve})) + "\n")
-    (directory / "lanes.jsonl").write_text("".join(lines))
+        rows.append(row | {"config": asdict(config), "curve": curve})
+    run.write_rows(directory / "lanes.jsonl", rows)
 
     columns = ["seed", "updates", "steps", "return_mean", "return_std", "training_return", "died_at", "dropped_at"]
     names = describe(job)["varied"]
