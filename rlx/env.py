@@ -172,6 +172,8 @@ def _cast(name: str, value: Any, leaf: Any) -> Any:
     if given.shape != shape or np.isnan(given).any():
         needs = f"numbers in shape {list(shape)}" if shape else "a number"
         raise ValueError(f"parameter {name} = {value!r}: it takes {needs}")
-    if not jnp.issubdtype(dtype, jnp.floating) and not np.array_equal(given, given.astype(dtype)):
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = given.astype(dtype)
+    if not (jnp.issubdtype(dtype, jnp.floating) or np.array_equal(given, cast)):
         raise ValueError(f"parameter {name} = {value!r}: it takes what {dtype} can hold")
-    return type(leaf)(given) if isinstance(leaf, bool | int | float) else jnp.asarray(given, dtype)
+    return type(leaf)(given) if isinstance(leaf, bool | int | float) else jnp.asarray(cast)

@@ -91,12 +91,13 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
     from rlx import checkpoint
 
     checkpoints, log = directory / "checkpoints", directory / "metrics.jsonl"
-    state, done, logged, evaluations = None, 0, NO_LOG, []
-    if resume and (from_update is not None or checkpoint.numbers(checkpoints) or read_rows(log)):
+    rows, evaluations = (read_rows(path) if resume else [] for path in (log, directory / "evaluations.jsonl"))
+    state, done, logged = None, 0, NO_LOG
+    if resume and (rows or from_update is not None or checkpoint.numbers(checkpoints)):
         state = checkpoint.restore(checkpoints, like, from_update, {"run": identity(job)})
         done = int(state.num_updates)
         logged = checkpoint.read(checkpoints, done)["log"]
-        evaluations = [row for row in read_rows(directory / "evaluations.jsonl") if row["update"] <= done]
+        evaluations = [row for row in evaluations if row["update"] <= done]
         _check_unfinished(directory, done, updates, evaluations)
     if resume:
         console.print(f"resuming after {done} of {updates} updates")
@@ -119,8 +120,8 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
     console.print(f"{rounded:,} steps{extra} in {updates:,} updates; traced and compiled in {compile_seconds:.1f} s")
 
     points = evaluation_points(updates, job.num_evaluations)
-    with open(log, "a") as file, Stop() as stop:
-        logger = Logger(file, math.ceil(updates / ROWS), config.steps_per_update, logged)
+    with open(log, "a") as metrics_file, Stop() as stop:
+        logger = Logger(metrics_file, math.ceil(updates / ROWS), config.steps_per_update, logged)
 
         def save():
             about = {"run": identity(job), "log": logger.saved()}
@@ -134,8 +135,8 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
                 if (done in points or not alive) and all(row["update"] != done for row in evaluations):
                     save()  # the best checkpoint holds exactly what was evaluated
                     evaluations.append(evaluate_run(job, state, evaluate_key, job.eval_episodes, console))
-                    with open(directory / "evaluations.jsonl", "a") as rows:
-                        rows.write(json.dumps(evaluations[-1], allow_nan=False) + "\n")
+                    with open(directory / "evaluations.jsonl", "a") as file:
+                        file.write(json.dumps(evaluations[-1], allow_nan=False) + "\n")
                 if done >= updates or not alive:
                     break
                 before = time.perf_counter()

@@ -1,10 +1,12 @@
 import copy
 import json
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -215,3 +217,59 @@ def test_speed_reports_a_failed_process():
 
     with pytest.raises(RuntimeError, match="peers.rlx_ppo failed on NoSuch"):
         measurement(sys.executable, "peers.rlx_ppo", CASES["CartPole-v1"] | {"env": "NoSuch"}, num_runs=1, platform="cpu")
+
+
+# Counts to 20 in a file and says how it ended; what is killed goes on counting.
+COUNTER = """
+import pathlib, sys, time
+path = pathlib.Path("run/count")
+path.parent.mkdir(exist_ok=True)
+count = int(path.read_text()) if path.exists() else 0
+while count < 20:
+    count += 1
+    time.sleep(0.02)
+    new = path.with_suffix(".new")
+    new.write_text(str(count))
+    new.rename(path)
+path.with_name("end").write_text(sys.argv[1])
+"""
+
+
+def counter(resumed_end):
+    from kills import Case
+
+    command = [sys.executable, "-S", "-c", COUNTER]
+    return Case(
+        start=[*command, "ended"],
+        resume=[*command, resumed_end],
+        folder="run",
+        begun=lambda run: (run / "count").exists(),
+        found=lambda run: "something" if run.exists() else "nothing",
+        differences=lambda a, b: [] if (a / "end").read_text() == (b / "end").read_text() else ["end"],
+    )
+
+
+def test_a_run_that_resumes_well_survives_every_kill():
+    from kills import survive
+
+    result = survive(counter("ended"), {signal.SIGKILL: 3, signal.SIGTERM: 2}, 0, Console(quiet=True))
+    assert result["survived"] == result["trials"] == 5
+    assert {r["statuses"][0] for r in result["results"]} <= {0, -9, -15}
+    assert any(r["statuses"] == [-9, 0] and r["found"] == "something" for r in result["results"])
+
+
+def test_a_run_that_ends_differently_after_a_kill_is_found_out():
+    from kills import survive
+
+    result = survive(counter("otherwise"), {signal.SIGKILL: 3}, 0, Console(quiet=True))
+    wrong = [r for r in result["results"] if r["differences"]]
+    assert 0 < len(wrong) == result["trials"] - result["survived"]
+    assert all(r["differences"] == ["end"] and r["found"] == "something" for r in wrong)
+
+
+@pytest.mark.slow
+def test_trainings_that_are_killed_end_as_the_one_that_was_not():
+    from kills import survive, training
+
+    result = survive(training(200_000), {signal.SIGKILL: 3, signal.SIGTERM: 1}, 1, Console())
+    assert result["survived"] == result["trials"] == 4, result

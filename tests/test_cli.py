@@ -1,27 +1,44 @@
 """The command line as a user meets it: run directories, resuming, bad input. Commands run in this process."""
 
+import io
 import json
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
+import rlx as library
 from rlx import cli
 from rlx.algos import ppo
-from rlx.checkpoint import restore
+from rlx.checkpoint import numbers, restore
 from rlx.progress import Display
-from rlx.run import short_name
+from rlx.run import Logger, best, evaluate_run, evaluation_points, keys, short_name
 
 SMALL = ["--total-steps", "2048", "--num-envs", "4", "--num-steps", "32", "--hidden-sizes", "8"]
-SMALL += ["--eval-episodes", "4", "--no-compile-cache"]
+SMALL += ["--eval-episodes", "4"]
+TRAIN = ["train", "ppo", "--env", "CartPole-v1", *SMALL]
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """One cache of compiled programs for all commands of this module, away from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 def rlx(*arguments):
@@ -33,20 +50,79 @@ def rlx(*arguments):
     return 0
 
 
-def rows(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def rows(run, name="metrics.jsonl"):
+    """The rows of a log, without the seconds."""
+    found = [json.loads(line) for line in (run / name).read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in found]
 
 
-def state_of(run, total_steps=2048):
+def content(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def state_of(run, total_steps=2048, num_updates=None):
     config = ppo.Config(total_steps=total_steps, num_envs=4, num_steps=32, hidden_sizes=(8,))
-    like = jax.eval_shape(ppo.init, config, cli.make("gymnax/CartPole-v1", {}), jax.random.key(0))
-    return restore(run / "checkpoints", like)
+    like = jax.eval_shape(ppo.init, config, cli.make("gymnax/CartPole-v1", {}, {}), jax.random.key(0))
+    return restore(run / "checkpoints", like, num_updates)
+
+
+def same_state(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), state_of(a), state_of(b))))
+
+
+def same_run(a, b):
+    """Whether two run directories hold the same states, rows and evaluations, bit for bit."""
+    files = ("metrics.jsonl", "evaluations.jsonl")
+    return same_state(a, b) and all(rows(a, name) == rows(b, name) for name in files)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "run"
-    assert rlx("train", "ppo", "--env", "CartPole-v1", "--out", directory, *SMALL) == 0
+    assert rlx(*TRAIN, "--out", directory) == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """The same training, with eight evaluations, of which the second seems best, and rows of four updates."""
+    directory = tmp_path_factory.mktemp("runs") / "long"
+    with pytest.MonkeyPatch.context() as patch:
+        as_long(patch)
+        assert rlx(*TRAIN, "--out", directory, "--num-evaluations", "8") == 0
+    return directory
+
+
+def as_long(patch):
+    def evaluate(job, state, *args):
+        result = evaluate_run(job, state, *args)
+        return result | {"mean": 1e6 if int(state.num_updates) == 4 else result["mean"]}
+
+    patch.setattr("rlx.run.evaluate_run", evaluate)
+    patch.setattr("rlx.run.ROWS", 4)
+    patch.setattr("rlx.run.CHUNK_UPDATES", 3)
+
+
+def interrupt(patch, first, number=signal.SIGINT):
+    """Sends the signal when `first` updates are done."""
+    show = Display.show
+
+    def show_and_interrupt(self, steps, episode_return):
+        show(self, steps, episode_return)
+        if steps >= 128 * first:
+            signal.raise_signal(number)
+
+    patch.setattr(Display, "show", show_and_interrupt)
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """`long`, interrupted after 7 updates or a few more, with checkpoints of 2 updates and later."""
+    directory = tmp_path_factory.mktemp("runs") / "cut"
+    with pytest.MonkeyPatch.context() as patch:
+        as_long(patch)
+        interrupt(patch, 7)
+        assert rlx(*TRAIN, "--out", directory, "--num-evaluations", "8") == 130
     return directory
 
 
@@ -71,8 +147,6 @@ def test_logged_rows_cover_every_update(run):
 
 
 def test_host_loop_is_the_same_run_as_train(run):
-    import rlx as library
-
     config = ppo.Config(total_steps=2048, num_envs=4, num_steps=32, hidden_sizes=(8,))
     key, _ = jax.random.split(jax.random.key(0))
     state, metrics = library.train(ppo, config, library.envs.make("CartPole-v1"), key)
@@ -82,43 +156,115 @@ def test_host_loop_is_the_same_run_as_train(run):
     assert int(state.num_updates) == int(state_of(run).num_updates) == 16
 
 
-def test_resumed_run_is_bitwise_the_run_that_was_never_stopped(run, tmp_path, monkeypatch):
-    show = Display.show
+def test_evaluations_do_not_change_what_is_trained(run, long):
+    assert same_state(run, long)
+    evaluations = rows(long, "evaluations.jsonl")
+    assert [row["update"] for row in evaluations] == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert evaluations[-1:] == rows(run, "evaluations.jsonl") == [json.loads((run / "evaluation.json").read_text())]
 
-    def show_and_interrupt(self, steps, episode_return):
-        show(self, steps, episode_return)
-        if 128 * 5 <= steps < 128 * 16:
-            signal.raise_signal(signal.SIGINT)
+
+@pytest.mark.parametrize(("num", "points"), [(1, [10]), (3, [4, 7, 10]), (10, range(1, 11)), (99, range(1, 11))])
+def test_evaluations_are_evenly_spread_and_the_last_one_is_at_the_end(num, points):
+    assert evaluation_points(10, num) == list(points)
+
+
+def test_the_best_checkpoint_is_kept_and_holds_what_was_evaluated(long, tmp_path, capsys):
+    assert numbers(long / "checkpoints") == [4, 12, 14, 16]
+    row = rows(long, "evaluations.jsonl")[1]
+    config = ppo.Config(total_steps=2048, num_envs=4, num_steps=32, hidden_sizes=(8,))
+    state, env = state_of(long, num_updates=4), library.envs.make("CartPole-v1")
+    assert library.evaluate(ppo, config, env, state, keys(0)[1], 4).returns.tolist() == row["returns"]
+    shutil.copytree(long, tmp_path / "long")
+    for flags, update in ((["--best"], 4), (["--from-update", "12"], 12), ([], 16)):
+        assert rlx("eval", tmp_path / "long", "--num-episodes", "4", *flags) == 0
+        assert json.loads((tmp_path / "long" / "evaluation.json").read_text())["update"] == update
+    assert rlx("eval", tmp_path / "long", "--best", "--from-update", "12") == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
+def test_of_equal_evaluations_the_last_is_best_and_nan_the_worst():
+    evaluations = [{"mean": mean, "update": i} for i, mean in enumerate(["-inf", 1.0, 3.0, 3.0, "nan", 2.0])]
+    assert best(evaluations)["update"] == 3
+    assert best(evaluations[4:5])["update"] == 4
+    assert best([]) is None
+
+
+def test_resumed_run_is_bitwise_the_run_that_was_never_stopped(long, cut, tmp_path, monkeypatch, capsys):
+    shutil.copytree(cut, tmp_path / "cut")
+    assert 7 <= numbers(cut / "checkpoints")[-1] < 16
+    with monkeypatch.context() as patch:
+        as_long(patch)
+        interrupt(patch, 13, signal.SIGTERM)
+        assert rlx("train", "--resume", tmp_path / "cut") == 143
+        assert f"go on with --resume {tmp_path / 'cut'}" in capsys.readouterr().out
+        assert rows(tmp_path / "cut")[-1]["update"] == numbers(tmp_path / "cut" / "checkpoints")[-1] < 16
+    with monkeypatch.context() as patch:
+        as_long(patch)
+        assert rlx("train", "--resume", tmp_path / "cut") == 0
+    assert same_run(long, tmp_path / "cut")
+    assert 4 in numbers(tmp_path / "cut" / "checkpoints")
+
+
+MOMENTS = {
+    "rlx.checkpoint.save": 1,  # before the first checkpoint
+    "rlx.run.evaluate_run": 8,  # the last one
+    "rlx.run.draw": 1,
+    "rlx.checkpoint._checksums": 5,
+}
+
+
+class KilledError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_was_killed_can_be_resumed(long, tmp_path, monkeypatch, moment):
+    left = iter(range(MOMENTS[moment] - 1, -1, -1))
+
+    def call_or_die(*args, original, **kwargs):
+        if next(left) == 0:
+            raise KilledError
+        return original(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Display, "show", show_and_interrupt)
-        patch.setattr("rlx.run.CHUNK_UPDATES", 3)
-        assert rlx("train", "ppo", "--env", "CartPole-v1", "--out", tmp_path / "cut", *SMALL) == 130
-    assert 5 <= rows(tmp_path / "cut")[-1]["update"] < 16
-    assert rlx("train", "--resume", tmp_path / "cut", "--no-compile-cache") == 0
-    equal = jax.tree.map(lambda a, b: bool((a == b).all()), state_of(run), state_of(tmp_path / "cut"))
-    assert all(jax.tree.leaves(equal))
-    drop = lambda row: {name: value for name, value in row.items() if name != "seconds"}
-    assert list(map(drop, rows(run))) == list(map(drop, rows(tmp_path / "cut")))
+        as_long(patch)
+        patch.setattr(moment, partial(call_or_die, original=pkgutil.resolve_name(moment)))
+        with pytest.raises(KilledError):
+            rlx(*TRAIN, "--out", tmp_path / "cut", "--num-evaluations", "8")
+    with monkeypatch.context() as patch:
+        as_long(patch)
+        assert rlx("train", "--resume", tmp_path / "cut") == 0
+    assert same_run(long, tmp_path / "cut")
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == {path.name for path in long.iterdir()}
 
 
-def test_resume_goes_beyond_the_end_when_total_steps_is_raised(run, tmp_path):
+def test_what_was_killed_before_it_wrote_anything_can_be_started_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.replace", lambda *args: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            rlx(*TRAIN, "--out", tmp_path / "cut")
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["config.tmp"]
+    assert rlx(*TRAIN, "--out", tmp_path / "cut") == 0
+
+
+def test_same_key_same_bits_in_another_process(run, tmp_path):
+    command = [sys.executable, "-m", "rlx", *TRAIN, "--out", "run", "--no-compile-cache"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert same_run(run, tmp_path / "run")
+
+
+def test_same_key_same_bits_in_this_process(run, tmp_path):
+    assert rlx(*TRAIN, "--out", tmp_path / "run") == 0
+    assert same_run(run, tmp_path / "run")
+
+
+def test_resume_goes_beyond_the_end_when_total_steps_is_raised(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "longer")
-    assert rlx("train", "ppo", "--resume", tmp_path / "longer", "--total-steps", "4096", "--no-compile-cache") == 0
+    assert rlx("train", "ppo", "--resume", tmp_path / "longer", "--total-steps", "4096") == 0
+    assert "4,096 steps instead of 2,048: after 2,048 the run is 50% done instead of 100%" in capsys.readouterr().out
     assert int(state_of(tmp_path / "longer", 4096).num_updates) == 32
     assert [row["update"] for row in rows(tmp_path / "longer")] == list(range(1, 33))
-
-
-def test_a_run_that_was_stopped_before_its_first_row_can_be_resumed(run, tmp_path, monkeypatch):
-    def stop(self):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("rlx.run.Stop.__enter__", stop)
-        assert rlx("train", "ppo", "--env", "CartPole-v1", "--out", tmp_path / "cut", *SMALL) == 130
-    (tmp_path / "cut" / "metrics.jsonl").unlink(missing_ok=True)
-    assert rlx("train", "--resume", tmp_path / "cut", "--no-compile-cache") == 0
-    assert [row["update"] for row in rows(tmp_path / "cut")] == list(range(1, 17))
+    assert [row["update"] for row in rows(tmp_path / "longer", "evaluations.jsonl")] == [16, 32]
 
 
 def test_a_run_that_diverges_ends_with_its_last_finite_state(tmp_path, capsys):
@@ -128,6 +274,8 @@ def test_a_run_that_diverges_ends_with_its_last_finite_state(tmp_path, capsys):
     state = state_of(tmp_path / "run")
     assert int(state.num_updates) == 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert rows(tmp_path / "run") == []
+    assert rlx("train", "--resume", tmp_path / "run") == 1
 
 
 @pytest.mark.parametrize("name", ["rlx.algos.ppo", "/somewhere/else/ppo.py"])
@@ -138,7 +286,7 @@ def test_pictures_and_directories_call_the_algorithm_by_its_short_name(name):
 def test_eval_plot_and_envs_work_on_what_train_left(run, tmp_path, capsys):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    assert rlx("eval", copy, "--num-episodes", "3", "--no-compile-cache") == 0
+    assert rlx("eval", copy, "--num-episodes", "3") == 0
     assert "3 episodes" in capsys.readouterr().out
     assert rlx("plot", run, copy, "--output", tmp_path / "both.png") == 0
     assert (tmp_path / "both.png").exists()
@@ -153,7 +301,7 @@ def test_a_copy_of_the_file_anywhere_runs_edited(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "my_metric" in rows(tmp_path / "run")[0]
-    assert rlx("eval", tmp_path / "run", "--num-episodes", "2", "--no-compile-cache") == 0
+    assert rlx("eval", tmp_path / "run", "--num-episodes", "2") == 0
 
 
 BAD = {
@@ -175,6 +323,17 @@ BAD = {
     "train ppo --env CartPole-v1 --env-options gravity": "name=value",
     "train ppo --env CartPole-v1 --env-options gravity=3": "does not take",
     "train ppo --env brax/hopper --env-options backend=bullet": "spring",
+    "train ppo --env CartPole-v1 --env-params gravity": "name=value",
+    "train ppo --env CartPole-v1 --env-params gravty=3": "did you mean gravity? there are max_steps_in_episode, ",
+    "train ppo --env CartPole-v1 --env-params gravity=low": "gravity = 'low': it takes a number",
+    "train ppo --env CartPole-v1 --gamma 1.5": "gamma = 1.5: it has to be at least 0 and at most 1",
+    "train ppo --env CartPole-v1 --learning-rate -1": "learning_rate = -1.0: it has to be at least 0",
+    "train ppo --env CartPole-v1 --clip 0": "clip = 0.0: it has to be above 0",
+    "train ppo --env CartPole-v1 --num-evaluations 0": "--num-evaluations 0: give at least 1",
+    "train ppo --env CartPole-v1 --checkpoint-seconds -1": "--checkpoint-seconds -1.0: give 0 or more",
+    "train ppo --env CartPole-v1 --from-update 3": "needs --resume",
+    "train ppo --env": "Missing value for argument",
+    "train --resume nowhere": "not a run directory",
     "train ppo --env CartPole-v1 --seed -1": "give a number from 0",
     "train ppo --env CartPole-v1 --seed 5000000000": "give a number from 0",
     "eval nowhere": "not a run directory",
@@ -202,19 +361,152 @@ def test_a_directory_with_a_run_is_never_written_to(run, capsys):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_resume_refuses_other_settings(run, capsys):
-    assert rlx("train", "--resume", run, "--learning-rate", "1") == 2
-    assert "learning_rate = 0.00025 -> 1.0" in capsys.readouterr().err
-    assert rlx("train", "--resume", run, "--seed", "3") == 2
-    assert rlx("train", "--resume", run, "--no_preset") == 2
-    assert "--no-preset" in capsys.readouterr().err
-    assert rlx("train", "--resume", run) == 2
-    assert "raise --total-steps" in capsys.readouterr().err
+REFUSED = {
+    "--learning-rate 1": "learning_rate = 0.00025 -> 1.0",
+    "--seed 3": "seed = 0 -> 3",
+    "--env Acrobot-v1": "env = gymnax/CartPole-v1 -> gymnax/Acrobot-v1",
+    "--env-params gravity=3": "env_params = {} -> {'gravity': 3}",
+    "--out elsewhere": "-> elsewhere",
+    "--no_preset": "--no-preset",
+    "": "raise --total-steps",
+    "--total-steps 128": "raise --total-steps",
+    "--from-update 3": "holds no checkpoint of update 3: there are 0, 16",
+    "--total-steps 4096 --num-evaluations 0": "give at least 1",
+}
+
+
+@pytest.mark.parametrize("flags", REFUSED)
+def test_resume_refuses_other_settings_and_changes_nothing(run, capsys, flags):
+    before = content(run)
+    assert rlx("train", "--resume", run, *flags.split()) == 2
+    assert REFUSED[flags] in capsys.readouterr().err
+    assert content(run) == before
+
+
+def test_what_is_repeated_on_resume_may_agree(cut, tmp_path, monkeypatch):
+    shutil.copytree(cut, tmp_path / "cut")
+    flags = ["--env", "CartPole-v1", "--seed", "0", "--num_envs=4", "--out", tmp_path / "cut"]
+    interrupt(monkeypatch, 0)
+    assert rlx("train", "ppo", "--resume", tmp_path / "cut", *flags) == 130
+
+
+def edit(**changes):
+    """Changes fields of config.json, `config__` ones in its Config."""
+
+    def change(directory):
+        config = json.loads((directory / "config.json").read_text())
+        for name, value in changes.items():
+            *outer, name = name.split("__")
+            (config[outer[0]] if outer else config)[name] = value
+        (directory / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+def damage(directory):
+    newest = directory / "checkpoints" / str(numbers(directory / "checkpoints")[-1])
+    (newest / "state" / "manifest.ocdbt").unlink()
+
+
+MIXED_UP = {
+    "another environment": (edit(env="gymnax/Acrobot-v1"), "run.env is gymnax/CartPole-v1, not gymnax/Acrobot-v1"),
+    "another size": (edit(config__hidden_sizes=[16]), "run.config.hidden_sizes is [8], not [16]"),
+    "another seed": (edit(seed=1), "run.seed is 0, not 1"),
+    "an unknown field": (edit(config__momentum=0.9), "no such field: momentum"),
+    "another algorithm": (edit(algorithm="rlx.algos.other"), "is a run of other, not of ppo"),
+    "a damaged checkpoint": (damage, "--from-update 6 takes the newest intact one"),
+    "a damaged config": (lambda run: (run / "config.json").write_text("{"), "config.json is damaged"),
+    "a damaged log": (lambda run: (run / "metrics.jsonl").write_text("{\n{}\n"), "metrics.jsonl is damaged in line 1"),
+    "no checkpoint": (lambda run: shutil.rmtree(run / "checkpoints"), "holds no checkpoint"),
+}
+
+
+@pytest.mark.parametrize("what", MIXED_UP)
+def test_resume_refuses_what_does_not_belong_together_and_changes_nothing(cut, tmp_path, capsys, what):
+    change, message = MIXED_UP[what]
+    shutil.copytree(cut, tmp_path / "cut")
+    change(tmp_path / "cut")
+    before = content(tmp_path / "cut")
+    assert rlx("train", "ppo", "--resume", tmp_path / "cut") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert content(tmp_path / "cut") == before
+
+
+def test_a_resume_that_cannot_compile_changes_nothing(cut, tmp_path, monkeypatch):
+    shutil.copytree(cut, tmp_path / "cut")
+    before = content(tmp_path / "cut")
+    with monkeypatch.context() as patch:
+        patch.setattr("jax.stages.Lowered.compile", lambda self: (_ for _ in ()).throw(ValueError("out of memory")))
+        assert rlx("train", "--resume", tmp_path / "cut") == 2
+    assert content(tmp_path / "cut") == before
+
+
+def test_a_damaged_checkpoint_can_be_gone_around(long, cut, tmp_path, monkeypatch):
+    shutil.copytree(cut, tmp_path / "cut")
+    damage(tmp_path / "cut")
+    as_long(monkeypatch)
+    assert rlx("train", "--resume", tmp_path / "cut", "--from-update", "6") == 0
+    assert same_run(long, tmp_path / "cut")
+    assert numbers(tmp_path / "cut" / "checkpoints-set-aside") == numbers(cut / "checkpoints")[-1:]
+
+
+@pytest.mark.usefixtures("long")
+def test_parameters_of_the_environment_are_recorded_and_kept(tmp_path, capsys, monkeypatch):
+    as_long(monkeypatch)  # and so its compiled programs
+    flags = ["--env-params", "gravity=3", "length=0.75", "--value-clip", "inf", "--total-steps", "256"]
+    assert rlx(*TRAIN, "--out", tmp_path / "run", *flags) == 0
+    assert "environment: gravity=3, length=0.75" in capsys.readouterr().out
+    refuse = lambda constant: pytest.fail(f"{constant} is not JSON")
+    saved = json.loads((tmp_path / "run" / "config.json").read_text(), parse_constant=refuse)
+    assert saved["env_params"] == {"gravity": 3, "length": 0.75}
+    assert saved["config"]["value_clip"] == "inf"
+    params = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlx.cli.evaluate_run", lambda job, *args, **kwargs: params.append(job.env.params) or {})
+        assert rlx("eval", tmp_path / "run") == 0
+    assert (params[0].gravity, params[0].length, params[0].tau) == (3.0, 0.75, 0.02)
+    assert rlx("train", "--resume", tmp_path / "run", "--total-steps", "512") == 0
+    assert rlx("train", "--resume", tmp_path / "run", "--env-params", "gravity=4") == 2
+    assert "env_params = {'gravity': 3, 'length': 0.75} -> {'gravity': 4}" in capsys.readouterr().err
+
+
+def test_a_renamed_file_is_told_where_tuned_settings_are(tmp_path):
+    (tmp_path / "mine.py").touch()
+    mine, own = SimpleNamespace(__file__=str(tmp_path / "mine.py")), SimpleNamespace(__file__=str(tmp_path / "ppo.py"))
+    assert "ppo.toml" in cli._tuned_elsewhere(mine, "gymnax/Pendulum-v1").split(", ")
+    assert cli._tuned_elsewhere(mine, "probe/Action") == ""
+    assert cli._tuned_elsewhere(own, "gymnax/Pendulum-v1") == ""
+
+
+def test_rows_are_means_weighted_by_episodes_wherever_the_run_was_cut():
+    rng = np.random.default_rng(0)
+    episodes = np.array([0, 3, 1, 0, 0, 0, 2])
+    loss, returns = rng.normal(size=7), np.where(episodes > 0, rng.normal(size=7), np.nan)
+    metrics = {"num_episodes": episodes.tolist(), "episode_return": returns.tolist(), "loss": loss.tolist()}
+    part = lambda start, stop: {name: values[start:stop] for name, values in metrics.items()}
+    logs = []
+    for border in range(8):
+        file = io.StringIO()
+        first = Logger(file, 3, 10)
+        first.add(0, part(0, border))
+        second = Logger(file, 3, 10, json.loads(json.dumps(first.saved())))
+        second.add(border, part(border, 7))
+        second.flush(7)
+        found = [json.loads(line) for line in file.getvalue().splitlines()]
+        logs.append([{name: value for name, value in row.items() if name != "seconds"} for row in found])
+    assert all(log == logs[0] for log in logs)
+    assert [row["step"] for row in logs[0]] == [30, 60, 70]
+    assert [row["num_episodes"] for row in logs[0]] == [4, 0, 2]
+    assert logs[0][0]["episode_return"] == pytest.approx((3 * returns[1] + returns[2]) / 4, rel=1e-5)
+    assert logs[0][1]["episode_return"] is None
+    assert [row["loss"] for row in logs[0]] == pytest.approx([loss[:3].mean(), loss[3:6].mean(), loss[6]], rel=1e-5)
 
 
 def test_ctrl_c_leaves_logs_whole_and_says_how_far_it_came(tmp_path):
     command = [sys.executable, "-m", "rlx", "train", "ppo", "--env", "CartPole-v1", "--out", "run"]
-    command += ["--total-steps", "1000000000", "--hidden-sizes", "8", "--no-compile-cache"]
+    command += ["--total-steps", "1000000000", "--hidden-sizes", "8"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     log, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
     while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:

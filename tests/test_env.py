@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlx import Env, pytree, replace
+from rlx import Env, envs, pytree, replace
+from rlx.env import with_params
 from rlx.spaces import Box, Discrete
 
 
@@ -164,3 +165,71 @@ def test_jit_changes_nothing():
     compiled, plain = play(counter(max_steps=2), 4), play(counter(max_steps=2), 4, lambda env, *args: env.step(*args))
     jax.tree.map(np.testing.assert_array_equal, compiled, plain)
     assert len(compiled[2]) == 4
+
+
+@pytree
+class Body:
+    mass: jax.Array
+    count: Any = 2
+    rigid: Any = True
+
+
+@pytree
+class World:
+    body: Body
+    gravity: float = 9.8
+
+
+WORLD = Env(Counter(), World(Body(jnp.ones(3, jnp.bfloat16), jnp.int32(4))))
+
+
+def test_parameters_change_by_name_and_keep_their_types():
+    values = {"gravity": 3, "body.mass": [1, 2.5, float("inf")], "body.count": 7.0, "body.rigid": False}
+    changed = with_params(WORLD, values).params
+    assert jax.tree.structure(changed) == jax.tree.structure(WORLD.params)
+    assert (type(changed.gravity), changed.gravity) == (float, 3.0)
+    assert (type(changed.body.rigid), changed.body.rigid) == (bool, False)
+    assert (changed.body.count.dtype, int(changed.body.count)) == (jnp.int32, 7)
+    assert changed.body.mass.dtype == jnp.bfloat16
+    assert changed.body.mass.tolist() == [1.0, 2.5, float("inf")]
+    assert with_params(WORLD, {"gravity": "inf"}).params.gravity == float("inf")  # as JSON has it
+    assert with_params(WORLD, {"body.count": 7}).params.body.mass is WORLD.params.body.mass
+    assert with_params(WORLD, {}).params is not None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"gravty": 1},
+            r"no parameter 'gravty': did you mean gravity\? there are body.mass, body.count, ",
+        ),
+        ({"qqqq": 1}, "no parameter 'qqqq': there are body.mass"),
+        ({"gravity": "low"}, "gravity = 'low': it takes a number"),
+        ({"gravity": [1]}, r"gravity = \[1\]: it takes a number"),
+        ({"gravity": float("nan")}, "gravity = nan: it takes a number"),
+        ({"gravity": None}, "gravity = None: it takes a number"),
+        ({"body.mass": 1.0}, r"body.mass = 1.0: it takes numbers in shape \[3\]"),
+        ({"body.mass": [[1], 2]}, r"it takes numbers in shape \[3\]"),
+        ({"body.count": 0.5}, "body.count = 0.5: it takes what int32 can hold"),
+        ({"body.count": 2**40}, "it takes what int32 can hold"),
+        ({"body.rigid": 2}, "it takes what bool can hold"),
+    ],
+)
+def test_parameters_that_do_not_exist_or_fit_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        with_params(WORLD, values)
+    with pytest.raises(ValueError, match="there are none"):
+        with_params(Env(Counter(), None), {"gravity": 1})
+
+
+def test_parameters_of_suites_change_by_dotted_names():
+    cartpole, key = envs.make("CartPole-v1"), jax.random.key(0)
+    changed = with_params(cartpole, {"gravity": 3, "max_steps_in_episode": 7})
+    assert changed.params == cartpole.params.replace(gravity=3.0, max_steps_in_episode=7)
+    step = jax.jit(lambda env: env.advance(key, env.reset(key), 1)[0].obs)
+    assert (step(changed) != step(cartpole)).any()
+    assert step._cache_size() == 1
+    pendulum = envs.make("brax/inverted_pendulum", backend="spring")
+    mass = with_params(pendulum, {"link.inertia.mass": [5, 1]}).params.link.inertia.mass
+    assert (mass.dtype, mass.tolist()) == (jnp.float32, [5.0, 1.0])

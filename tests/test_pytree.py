@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlx import pytree, replace, stack, static
+from rlx import pytree, replace, stack, static, traced
 from rlx.pytree import is_static
 
 
@@ -129,3 +129,44 @@ def test_stack_refuses_an_empty_list_and_trees_of_different_kinds():
         stack([])
     with pytest.raises(ValueError, match="cannot stack trees 0 and 1"):
         stack([Settings(), Inner()])
+
+
+@pytree
+class Bounded:
+    offset: float = traced(at_most=2)
+    share: float = traced(0.5, at_least=0, at_most=1)
+    scale: float = traced(1.0, above=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"share": -0.1}, "Bounded.share = -0.1: it has to be at least 0 and at most 1"),
+        ({"share": 2}, "Bounded.share = 2: it has to be at least 0 and at most 1"),
+        ({"scale": 0.0}, "Bounded.scale = 0.0: it has to be above 0"),
+        ({"scale": np.float64(-1)}, "Bounded.scale = .*-1.0.*: it has to be above 0"),
+        ({"offset": 3}, "Bounded.offset = 3: it has to be at most 2"),
+        ({"share": float("nan")}, "Bounded.share is NaN"),
+    ],
+)
+def test_numbers_outside_of_their_bounds_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        Bounded(**{"offset": 0.0} | values)
+    with pytest.raises(ValueError, match=message):
+        replace(Bounded(offset=0.0), **values)
+
+
+def test_bounds_that_are_accepted_are_accepted_and_fields_are_traced_all_the_same():
+    for values in ({"share": 0}, {"share": 1.0}, {"scale": 1e-9}, {"scale": float("inf")}, {"offset": 2}):
+        Bounded(**{"offset": 0.0} | values)
+    function, traces = counted(lambda s: s.share * s.scale)
+    assert function(Bounded(offset=0)) == 0.5
+    assert function(Bounded(offset=0, share=1)) == 1.0
+    assert len(traces) == 1
+
+
+def test_bounds_do_not_look_at_arrays_and_tracers():
+    outside = jnp.array([-1.0, 3.0])
+    assert stack([Bounded(offset=o) for o in (0.0, 1.0)]).offset.shape == (2,)
+    np.testing.assert_array_equal(Bounded(share=outside, offset=0.0).share, outside)
+    np.testing.assert_array_equal(jax.vmap(lambda x: Bounded(share=x, offset=0.0).share)(outside), outside)

@@ -1,0 +1,188 @@
+"""Survival: runs are killed at random moments and resumed, and have to end as the run that was left alone.
+
+    python benchmarks/kills.py
+
+The command is run once undisturbed. Then, again and again, it is started in an empty folder, gets a signal after a time
+that is uniform over the life of the undisturbed process (imports, compilation, checkpoints and evaluations included),
+and what is left is resumed until it ends, or started anew where nothing was written yet. In the end everything that
+the command left has to be the same, bit for bit.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from provenance import RESULTS, commit, machine, versions
+from rich.console import Console
+
+from rlx import checkpoint, cli
+from rlx.run import read_config, read_rows
+
+LOGS = ("metrics.jsonl", "evaluations.jsonl")
+TRIES = 5  # how often a run may be resumed before it has to have ended
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command that leaves a folder behind and can be killed."""
+
+    start: list[str]  # the command, run beside the folder
+    resume: list[str]  # the command that goes on with the folder
+    folder: str
+    begun: Callable[[Path], bool]  # whether the folder holds something to go on with
+    found: Callable[[Path], str]  # where a folder stands, in words
+    differences: Callable[[Path, Path], list[str]]  # names of what differs between two folders
+
+
+def training(total_steps: int) -> Case:
+    """PPO on CartPole with evaluations and a checkpoint after every chunk."""
+    rlx = [sys.executable, "-m", "rlx", "train"]
+    often = ["--checkpoint-seconds", "0"]
+    options = ["--env", "CartPole-v1", "--total-steps", str(total_steps), "--num-evaluations", "5"]
+    return Case(
+        start=[*rlx, "ppo", *options, "--out", "run", *often],
+        resume=[*rlx, "--resume", "run", *often],
+        folder="run",
+        begun=lambda run: (run / "config.json").exists(),
+        found=stand,
+        differences=differences,
+    )
+
+
+def stand(run: Path) -> str:
+    """What a killed run has on disk."""
+    if not (run / "config.json").exists():
+        return "nothing"
+    known = checkpoint.numbers(run / "checkpoints")
+    steps = {"a checkpoint half written": any((run / "checkpoints").glob("*.partial"))}
+    steps |= {name: (run / name).exists() for name in ("evaluation.json", "curve.png")}
+    parts = [f"update {known[-1]}" if known else "no checkpoint", f"{len(read_rows(run / LOGS[1]))} evaluations"]
+    return ", ".join(parts + [name for name, there in steps.items() if there])
+
+
+def differences(a: Path, b: Path) -> list[str]:
+    """The leaves of the final State, the logs and the last evaluation that are not the same, seconds aside."""
+    states = [final_state(run) for run in (a, b)]
+    found = [name for name in states[0] | states[1] if states[0].get(name) != states[1].get(name)]
+    for log in LOGS:
+        rows = [[row | {"seconds": None} for row in read_rows(run / log)] for run in (a, b)]
+        found += [log] if rows[0] != rows[1] else []
+    texts = [(run / "evaluation.json").read_bytes() for run in (a, b)]
+    return found + (["evaluation.json"] if texts[0] != texts[1] else [])
+
+
+def final_state(run: Path) -> dict[str, tuple]:
+    """Dtype, shape and bytes of every leaf of the newest checkpoint."""
+    saved = read_config(run)
+    algorithm = cli.load_algorithm(saved["algorithm"])
+    env = cli.make(saved["env"], saved["env_options"], saved["env_params"])
+    like = jax.eval_shape(algorithm.init, cli.saved_config(algorithm, saved), env, jax.random.key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(checkpoint.restore(run / "checkpoints", like))
+    raw = lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    bits = lambda x: (str(x.dtype), x.shape, np.asarray(raw(x)).tobytes())
+    return {jax.tree_util.keystr(path, simple=True, separator="."): bits(leaf) for path, leaf in leaves}
+
+
+def launch(command: list[str], folder: Path, log: Path) -> subprocess.Popen:
+    """The command in `folder`, with an empty cache of compiled programs there, which a resumed run finds again."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
+    with open(log, "a") as output:
+        return subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=environment)
+
+
+def trial(case: Case, number: signal.Signals, moment: float, seconds: float, folder: Path, reference: Path) -> dict:
+    """One run that gets the signal after the fraction `moment` of `seconds`, and is resumed until it has ended."""
+    folder.mkdir()
+    log = folder / "output.txt"
+    process = launch(case.start, folder, log)
+    try:
+        status = process.wait(moment * seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(number)
+        status = process.wait()
+    run = folder / case.folder
+    result: dict[str, Any] = {"signal": number.name, "moment": round(moment, 4), "statuses": [status]}
+    result["found"] = case.found(run)
+    while status and len(result["statuses"]) <= TRIES:
+        status = launch(case.resume if case.begun(run) else case.start, folder, log).wait()
+        result["statuses"].append(status)
+    result["differences"] = ["it never ended"] if status else case.differences(reference / case.folder, run)
+    if result["differences"]:
+        result["output"] = log.read_text()[-2000:]
+    return result
+
+
+def survive(case: Case, signals: dict[signal.Signals, int], seed: int, console: Console) -> dict[str, Any]:
+    """Every signal so many times; the result as it is written to its file."""
+    rng, results = random.Random(seed), []
+    with tempfile.TemporaryDirectory() as temporary:
+        reference = Path(temporary) / "undisturbed"
+        reference.mkdir()
+        before = time.perf_counter()
+        if launch(case.start, reference, reference / "output.txt").wait():
+            raise RuntimeError(f"the undisturbed run failed: {(reference / 'output.txt').read_text()[-2000:]}")
+        seconds = time.perf_counter() - before
+        console.print(f"undisturbed: {seconds:.1f} s")
+        for number, trials in signals.items():
+            for i in range(trials):
+                folder = Path(temporary) / f"{number.name}-{i}"
+                results.append(trial(case, number, rng.random(), seconds, folder, reference))
+                console.print(json.dumps(results[-1]))
+    return {
+        "start": ["rlx", *case.start[3:]],
+        "resume": ["rlx", *case.resume[3:]],
+        "undisturbed_seconds": round(seconds, 1),
+        "seed": seed,
+        "trials": len(results),
+        "survived": sum(not result["differences"] for result in results),
+        "statuses": {
+            number.name: Counter(str(result["statuses"][0]) for result in results if result["signal"] == number.name)
+            for number in signals
+        },
+        "results": results,
+    }
+
+
+def main(
+    kills: int = 20,
+    terminations: int = 5,
+    seed: int = 0,
+    total_steps: int = 1_000_000,
+    out: Path = RESULTS / "kills.json",
+) -> None:
+    """Kills trainings and says how many survived; the exit status is 1 where not all did.
+
+    Args:
+        kills: how many get SIGKILL.
+        terminations: how many get SIGTERM.
+        seed: of the moments.
+        total_steps: of each training.
+        out: file of the result.
+    """
+    console, code = Console(highlight=False, markup=False, soft_wrap=True), commit()
+    signals = {signal.SIGKILL: kills, signal.SIGTERM: terminations}
+    result = survive(training(total_steps), signals, seed, console)
+    result |= {"versions": versions("rlx", "jax", "orbax-checkpoint"), "machine": machine(), "commit": code}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    console.print(f"{result['survived']} of {result['trials']} runs ended as the undisturbed one: {out}")
+    if result["survived"] < result["trials"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
