@@ -215,8 +215,10 @@ def test_speed_measurement_has_the_schema(speed_result):
 def test_speed_reports_a_failed_process():
     from speed import CASES, measurement
 
-    with pytest.raises(RuntimeError, match="peers.rlx_ppo failed on NoSuch"):
-        measurement(sys.executable, "peers.rlx_ppo", CASES["CartPole-v1"] | {"env": "NoSuch"}, num_runs=1, platform="cpu")
+    with pytest.raises(RuntimeError, match=r"peers.rlx_ppo failed on NoSuch"):
+        measurement(
+            sys.executable, "peers.rlx_ppo", CASES["CartPole-v1"] | {"env": "NoSuch"}, num_runs=1, platform="cpu"
+        )
 
 
 # Counts to 20 in a file and says how it ended; what is killed goes on counting.
@@ -244,6 +246,7 @@ def counter(resumed_end):
         resume=[*command, resumed_end],
         folder="run",
         begun=lambda run: (run / "count").exists(),
+        progress=lambda run: int((run / "count").read_text()) if (run / "count").exists() else 0,
         found=lambda run: "something" if run.exists() else "nothing",
         differences=lambda a, b: [] if (a / "end").read_text() == (b / "end").read_text() else ["end"],
     )
