@@ -2,10 +2,11 @@
 
     python benchmarks/kills.py
 
-The command is run once undisturbed. Then, again and again, it is started in an empty folder, gets a signal after a time
+The command is run once undisturbed. Then, again and again, it is started in an empty folder, gets a signal at a moment
 that is uniform over the life of the undisturbed process (imports, compilation, checkpoints and evaluations included),
 and what is left is resumed until it ends, or started anew where nothing was written yet. In the end everything that
-the command left has to be the same, bit for bit.
+the command left has to be the same, bit for bit. A moment is so many seconds after a piece of progress: a machine that
+others use too would shift all of them to the start otherwise.
 """
 
 import json
@@ -28,8 +29,10 @@ from provenance import RESULTS, commit, machine, versions
 from rich.console import Console
 
 from rlx import checkpoint, cli
-from rlx.run import LOGS, read_config, read_rows
+from rlx.run import read_config, read_rows
 
+LOGS = ("metrics.jsonl", "evaluations.jsonl")
+POLL = 0.02  # seconds
 TRIES = 5  # how often a run may be resumed before it has to have ended
 
 
@@ -41,6 +44,7 @@ class Case:
     resume: list[str]  # the command that goes on with the folder
     folder: str
     begun: Callable[[Path], bool]  # whether the folder holds something to go on with
+    progress: Callable[[Path], int]  # how far a folder is, 0 where nothing is done yet
     found: Callable[[Path], str]  # where a folder stands, in words
     differences: Callable[[Path, Path], list[str]]  # names of what differs between two folders
 
@@ -55,9 +59,17 @@ def training(total_steps: int) -> Case:
         resume=[*rlx, "--resume", "run", *often],
         folder="run",
         begun=lambda run: (run / "config.json").exists(),
+        progress=progress,
         found=stand,
         differences=differences,
     )
+
+
+def progress(run: Path) -> int:
+    """The update of the last line of the log that is whole."""
+    log = run / "metrics.jsonl"
+    lines = log.read_bytes()[-4096:].split(b"\n")[:-1] if log.exists() else []
+    return json.loads(lines[-1])["update"] if lines else 0
 
 
 def stand(run: Path) -> str:
@@ -101,18 +113,31 @@ def launch(command: list[str], folder: Path, log: Path) -> subprocess.Popen:
         return subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=environment)
 
 
-def trial(case: Case, number: signal.Signals, moment: float, seconds: float, folder: Path, reference: Path) -> dict:
-    """One run that gets the signal after the fraction `moment` of `seconds`, and is resumed until it has ended."""
+def watch(case: Case, folder: Path, process: subprocess.Popen) -> list[tuple[float, int]]:
+    """When each piece of progress was seen, in seconds, until the process ended."""
+    start, seen = time.perf_counter(), [(0.0, 0)]
+    while process.poll() is None:
+        if (now := case.progress(folder / case.folder)) > seen[-1][1]:
+            seen.append((time.perf_counter() - start, now))
+        time.sleep(POLL)
+    return [*seen, (time.perf_counter() - start, seen[-1][1])]
+
+
+def trial(
+    case: Case, number: signal.Signals, after: int, seconds: float, folder: Path, reference: Path
+) -> dict[str, Any]:
+    """One run that gets the signal `seconds` after it is as far as `after`, and is resumed until it has ended."""
     folder.mkdir()
-    log = folder / "output.txt"
+    log, run = folder / "output.txt", folder / case.folder
     process = launch(case.start, folder, log)
+    while process.poll() is None and case.progress(run) < after:
+        time.sleep(POLL)
     try:
-        status = process.wait(moment * seconds)
+        status = process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(number)
         status = process.wait()
-    run = folder / case.folder
-    result: dict[str, Any] = {"signal": number.name, "moment": round(moment, 4), "statuses": [status]}
+    result: dict[str, Any] = {"signal": number.name, "after": after, "seconds": round(seconds, 3), "statuses": [status]}
     result["found"] = case.found(run)
     while status and len(result["statuses"]) <= TRIES:
         status = launch(case.resume if case.begun(run) else case.start, folder, log).wait()
@@ -129,20 +154,23 @@ def survive(case: Case, signals: dict[signal.Signals, int], seed: int, console: 
     with tempfile.TemporaryDirectory() as temporary:
         reference = Path(temporary) / "undisturbed"
         reference.mkdir()
-        before = time.perf_counter()
-        if launch(case.start, reference, reference / "output.txt").wait():
+        process = launch(case.start, reference, reference / "output.txt")
+        seen = watch(case, reference, process)
+        if process.wait():
             raise RuntimeError(f"the undisturbed run failed: {(reference / 'output.txt').read_text()[-2000:]}")
-        seconds = time.perf_counter() - before
-        console.print(f"undisturbed: {seconds:.1f} s")
+        life = seen[-1][0]
+        console.print(f"undisturbed: {life:.1f} s")
         for number, trials in signals.items():
             for i in range(trials):
+                moment = rng.uniform(0, life)
+                since, after = max(point for point in seen if point[0] <= moment)
                 folder = Path(temporary) / f"{number.name}-{i}"
-                results.append(trial(case, number, rng.random(), seconds, folder, reference))
+                results.append(trial(case, number, after, moment - since, folder, reference))
                 console.print(json.dumps(results[-1]))
     return {
         "start": ["rlx", *case.start[3:]],
         "resume": ["rlx", *case.resume[3:]],
-        "undisturbed_seconds": round(seconds, 1),
+        "undisturbed_seconds": round(life, 1),
         "seed": seed,
         "trials": len(results),
         "survived": sum(not result["differences"] for result in results),
