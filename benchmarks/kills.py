@@ -28,7 +28,7 @@ import numpy as np
 from provenance import RESULTS, commit, machine, versions
 from rich.console import Console
 
-from rlx import checkpoint, cli
+from rlx import checkpoint, cli, cli_sweep
 from rlx.run import read_config, read_rows
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl")
@@ -63,6 +63,37 @@ def training(total_steps: int) -> Case:
         found=stand,
         differences=differences,
     )
+
+
+def sweeping(total_steps: int) -> Case:
+    """Successive halving of PPO on CartPole in two programs, with a checkpoint after every chunk."""
+    rlx = [sys.executable, "-m", "rlx", "sweep"]
+    often = ["--checkpoint-seconds", "0"]
+    grid = ["--learning-rate", "1e-4,1e-3,3e-3", "--num-envs", "4,16", "--num-seeds", "4", "--halving", "3"]
+    return Case(
+        start=[*rlx, "ppo", "--env", "CartPole-v1", "--total-steps", str(total_steps), *grid, "--out", "run", *often],
+        resume=[*rlx, "--resume", "run", *often],
+        folder="run",
+        begun=lambda run: (run / "sweep.json").exists(),
+        progress=lambda run: sum(progress(batch) for batch in (run / "batches").glob("*/")),
+        found=lambda run: f"{len(list(run.glob('batches/*/result.json')))} batches done" if run.exists() else "nothing",
+        differences=sweep_differences,
+    )
+
+
+def sweep_differences(a: Path, b: Path) -> list[str]:
+    """The files, lanes and their logs that are not the same, seconds aside; of lanes the final State, bit for bit."""
+    found = [
+        name
+        for name in ("lanes.jsonl", "results.csv", "ranking.json")
+        if (a / name).read_bytes() != (b / name).read_bytes()
+    ]
+    sweeps = [cli_sweep.load_sweep(path) for path in (a, b)]
+    for lane in range(len(sweeps[0].lanes)):
+        states = [bits(sweep.state(lane)) for sweep in sweeps]
+        logs = [[row | {"seconds": None} for row in sweep.log(lane)] for sweep in sweeps]
+        found += [f"lane {lane}"] if states[0] != states[1] or logs[0] != logs[1] else []
+    return found + [f"best: {name}" for name in differences(a / "best", b / "best")]
 
 
 def progress(run: Path) -> int:
@@ -100,10 +131,15 @@ def final_state(run: Path) -> dict[str, tuple]:
     algorithm = cli.load_algorithm(saved["algorithm"])
     env = cli.make(saved["env"], saved["env_options"], saved["env_params"])
     like = jax.eval_shape(algorithm.init, cli.saved_config(algorithm, saved), env, jax.random.key(0))
-    leaves = jax.tree_util.tree_leaves_with_path(checkpoint.restore(run / "checkpoints", like))
+    return bits(checkpoint.restore(run / "checkpoints", like))
+
+
+def bits(state: Any) -> dict[str, tuple]:
+    """Dtype, shape and bytes of every leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
     raw = lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-    bits = lambda x: (str(x.dtype), x.shape, np.asarray(raw(x)).tobytes())
-    return {jax.tree_util.keystr(path, simple=True, separator="."): bits(leaf) for path, leaf in leaves}
+    content = lambda x: (str(x.dtype), x.shape, np.asarray(raw(x)).tobytes())
+    return {jax.tree_util.keystr(path, simple=True, separator="."): content(leaf) for path, leaf in leaves}
 
 
 def launch(command: list[str], folder: Path, log: Path) -> subprocess.Popen:
@@ -185,27 +221,35 @@ def survive(case: Case, signals: dict[signal.Signals, int], seed: int, console: 
 def main(
     kills: int = 20,
     terminations: int = 5,
+    sweep_kills: int = 3,
     seed: int = 0,
     total_steps: int = 1_000_000,
+    sweep_steps: int = 200_000,
     out: Path = RESULTS / "kills.json",
 ) -> None:
-    """Kills trainings and says how many survived; the exit status is 1 where not all did.
+    """Kills trainings and sweeps and says how many survived; the exit status is 1 where not all did.
 
     Args:
         kills: how many get SIGKILL.
         terminations: how many get SIGTERM.
+        sweep_kills: how many sweeps get SIGKILL.
         seed: of the moments.
         total_steps: of each training.
+        sweep_steps: of each lane of a sweep.
         out: file of the result.
     """
     console, code = Console(highlight=False, markup=False, soft_wrap=True), commit()
-    signals = {signal.SIGKILL: kills, signal.SIGTERM: terminations}
-    result = survive(training(total_steps), signals, seed, console)
-    result |= {"versions": versions("rlx", "jax", "orbax-checkpoint"), "machine": machine(), "commit": code}
+    cases = {
+        "training": (training(total_steps), {signal.SIGKILL: kills, signal.SIGTERM: terminations}),
+        "sweep": (sweeping(sweep_steps), {signal.SIGKILL: sweep_kills}),
+    }
+    found = {name: survive(case, signals, seed, console) for name, (case, signals) in cases.items()}
+    about = {"versions": versions("rlx", "jax", "orbax-checkpoint"), "machine": machine(), "commit": code}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
-    console.print(f"{result['survived']} of {result['trials']} runs ended as the undisturbed one: {out}")
-    if result["survived"] < result["trials"]:
+    out.write_text(json.dumps(found | about, indent=1) + "\n")
+    for name, result in found.items():
+        console.print(f"{name}: {result['survived']} of {result['trials']} ended as the undisturbed one: {out}")
+    if any(result["survived"] < result["trials"] for result in found.values()):
         sys.exit(1)
 
 
