@@ -132,11 +132,12 @@ def sweep(arguments: list[str]) -> None:
     if sources.resume is None:
         job = _new_job(algorithm, name, options, given, prog)
     else:
-        free = ("checkpoint_seconds", "dry_run", "compile_cache")
+        free = ("checkpoint_seconds", "memory", "dry_run", "compile_cache")
         changed = [n for n, value in vars(options).items() if n not in free and value != getattr(default, n)]
         if changed or given:
             raise ValueError(f"a resumed sweep keeps its settings: remove {' '.join([*changed, *given])}")
-        job = saved_job(sources.resume, options.checkpoint_seconds)
+        job = dataclasses.replace(saved_job(sources.resume), checkpoint_seconds=options.checkpoint_seconds)
+        job = dataclasses.replace(job, memory=_bytes(options.memory) or job.memory)
     if options.dry_run:
         console.print(f"{short_name(name)} on {job.env_name}, {plan(job)}")
         return
@@ -151,7 +152,7 @@ def sweep(arguments: list[str]) -> None:
         console.print(f"picture: {picture}")
 
 
-def saved_job(directory: Path, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> Job:
+def saved_job(directory: Path) -> Job:
     """The sweep that a directory was made by.
 
     Raises:
@@ -180,7 +181,6 @@ def saved_job(directory: Path, checkpoint_seconds: float = CHECKPOINT_SECONDS) -
         env_name=saved["env"],
         points=[{name: loose(value) for name, value in point.items()} for point in saved["points"]],
         directory=directory,
-        checkpoint_seconds=checkpoint_seconds,
         **{name: saved[name] for name in names},
     )
 

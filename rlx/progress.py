@@ -15,7 +15,7 @@ class Display:
     def __init__(self, console: Console, total_steps: int, done_steps: int = 0):
         self.console, self.total, self.first, self.start = console, total_steps, done_steps, time.perf_counter()
         self.done, self.last_plain = done_steps, self.start
-        self.bar = None
+        self.bar, self.label = None, ""  # the label says of what the return is
         if console.is_terminal:
             self.bar = Progress(
                 BarColumn(),
@@ -55,7 +55,7 @@ class Display:
         now, self.done = time.perf_counter(), steps
         rate = (steps - self.first) / max(now - self.start, 1e-9)
         result = "return -" if episode_return is None else f"return {episode_return:.1f}"
-        text = f"{steps:,} steps  {rate:,.0f} steps/s  {result}"
+        text = f"{steps:,} steps  {rate:,.0f} steps/s  {self.label}{result}"
         if self.bar:
             self.bar.update(self.task, completed=steps, description=text)
         elif now - self.last_plain > PLAIN_SECONDS or steps >= self.total:

@@ -12,6 +12,7 @@ import resource
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -117,7 +118,7 @@ class Sweep:
         """The best lane of the best configuration."""
         best = self.ranking()[0]
         own = [row for row in self.lanes if row["configuration"] == best]
-        return max(own, key=lambda row: row["return_mean"])["lane"]
+        return max(own, key=_score)["lane"]
 
     def settings(self, lane: int) -> tuple[Any, Env]:
         """Config and environment of a lane; of a population's member, those that it ended with."""
@@ -133,12 +134,18 @@ class Sweep:
     def log(self, lane: int) -> list[dict[str, Any]]:
         """A lane's log from its first update to its last, rows as in the `metrics.jsonl` of a run."""
         found = []
-        for path in (self.job.directory / "batches").glob("*/result.json"):
-            numbers = [row["lane"] for row in json.loads(path.read_text())]
+        for numbers, rows in self._logs:
             if lane in numbers:
-                i, logged = numbers.index(lane), run.read_rows(path.with_name("metrics.jsonl"))
-                found += [{k: v[i] if isinstance(v, list) else v for k, v in row.items()} for row in logged]
+                i = numbers.index(lane)
+                found += [{k: v[i] if isinstance(v, list) else v for k, v in row.items()} for row in rows]
         return sorted(found, key=lambda row: row["update"])
+
+    @cached_property
+    def _logs(self) -> list[tuple[list[int], list[dict[str, Any]]]]:
+        """The lanes and the log of every batch."""
+        batches = [path.parent for path in (self.job.directory / "batches").glob("*/result.json")]
+        lanes = [[row["lane"] for row in json.loads((batch / "result.json").read_text())] for batch in batches]
+        return [(own, run.read_rows(batch / "metrics.jsonl")) for own, batch in zip(lanes, batches, strict=True)]
 
     def export(self, lane: int, directory: Path) -> None:
         """Writes a lane as a run directory, which can be evaluated, plotted and gone on with like any other.
@@ -251,8 +258,19 @@ def _resumes(job: Job) -> bool:
         return False
     if not path.exists():
         raise ValueError(f"{job.directory} is not empty and not a sweep: give another directory")
-    saved, now = json.loads(path.read_text()), json.loads(json.dumps(run.strict(describe(job))))
-    names = ("algorithm", "env", "config", "points", "num_seeds", "seed", "eval_episodes", "halving", "pbt")
+    saved, now = run.read_config(job.directory, "sweep.json"), json.loads(json.dumps(run.strict(describe(job))))
+    names = (
+        "algorithm",
+        "env",
+        "env_checksum",
+        "config",
+        "points",
+        "num_seeds",
+        "seed",
+        "eval_episodes",
+        "halving",
+        "pbt",
+    )
     changed = [f"{name} = {saved[name]} -> {now[name]}" for name in names if saved[name] != now[name]]
     if changed:
         raise ValueError(f"{job.directory} holds another sweep: {'; '.join(changed)}")
@@ -367,6 +385,7 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
     batch.mkdir(exist_ok=True)
     run.write_rows(log, [row for row in run.read_rows(log) if row["update"] <= done - logged["count"]])
     display.skip((done - start) * steps)
+    display.label = f"lanes {lanes[0].number} to {lanes[-1].number}, best "
 
     with open(log, "a") as file:
         logger = run.Logger(
@@ -450,12 +469,17 @@ def _states(job: Job, group: Group, rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def _returns(rows: Iterable[dict[str, Any]]) -> dict[int, list[float]]:
-    """The mean returns of the lanes of every configuration; NaN is the worst of all."""
+    """The scores of the lanes of every configuration."""
     returns: dict[int, list[float]] = {}
     for row in rows:
-        value = float(row["return_mean"])
-        returns.setdefault(row["configuration"], []).append(-math.inf if math.isnan(value) else value)
+        returns.setdefault(row["configuration"], []).append(_score(row))
     return returns
+
+
+def _score(row: dict[str, Any]) -> float:
+    """A lane's mean return; NaN is the worst of all."""
+    value = float(row["return_mean"])
+    return -math.inf if math.isnan(value) else value
 
 
 def _label(job: Job, group: Group) -> str:
@@ -481,7 +505,9 @@ def _planned_steps(programs: list[Group], lanes: list[Lane], before: float, plan
 def describe(job: Job) -> dict[str, Any]:
     """What `sweep.json` says."""
     names = ("points", "num_seeds", "eval_episodes", "halving", "pbt", "memory")
-    return run.describe(job, *names) | {"varied": list(dict.fromkeys(name for point in job.points for name in point))}
+    varied = list(dict.fromkeys(name for point in job.points for name in point))
+    checksum = zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(job.env)))
+    return run.describe(job, *names) | {"varied": varied, "env_checksum": checksum}
 
 
 def plan(job: Job) -> str:
