@@ -156,24 +156,30 @@ def watch(case: Case, folder: Path, process: subprocess.Popen) -> list[tuple[flo
         if (now := case.progress(folder / case.folder)) > seen[-1][1]:
             seen.append((time.perf_counter() - start, now))
         time.sleep(POLL)
-    return [*seen, (time.perf_counter() - start, seen[-1][1])]
+    return [*seen, (time.perf_counter() - start, sys.maxsize)]
 
 
 def trial(
-    case: Case, number: signal.Signals, after: int, seconds: float, folder: Path, reference: Path
+    case: Case, number: signal.Signals, moment: float, seen: list[tuple[float, int]], folder: Path, reference: Path
 ) -> dict[str, Any]:
-    """One run that gets the signal `seconds` after it is as far as `after`, and is resumed until it has ended."""
+    """One run that gets the signal at a moment of the undisturbed run, and is resumed until it has ended.
+
+    That is, as long after the latest piece of progress as there, or at the next piece where that is there before.
+    """
+    later = next(i for i, (seconds, _) in enumerate(seen) if seconds > moment)
+    (since, reached), (_, beyond) = seen[later - 1], seen[later]
     folder.mkdir()
     log, run = folder / "output.txt", folder / case.folder
-    process = launch(case.start, folder, log)
-    while process.poll() is None and case.progress(run) < after:
+    process, start = launch(case.start, folder, log), None
+    while process.poll() is None:
+        now = case.progress(run)
+        start = time.perf_counter() if start is None and now >= reached else start
+        if now >= beyond or (start is not None and time.perf_counter() - start >= moment - since):
+            process.send_signal(number)
+            break
         time.sleep(POLL)
-    try:
-        status = process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(number)
-        status = process.wait()
-    result: dict[str, Any] = {"signal": number.name, "after": after, "seconds": round(seconds, 3), "statuses": [status]}
+    status = process.wait()
+    result: dict[str, Any] = {"signal": number.name, "moment": round(moment, 3), "statuses": [status]}
     result["found"] = case.found(run)
     while status and len(result["statuses"]) <= TRIES:
         status = launch(case.resume if case.begun(run) else case.start, folder, log).wait()
@@ -197,18 +203,21 @@ def survive(case: Case, signals: dict[signal.Signals, int], seed: int, console: 
         life = seen[-1][0]
         console.print(f"undisturbed: {life:.1f} s")
         for number, trials in signals.items():
-            for i in range(trials):
-                moment = rng.uniform(0, life)
-                since, after = max(point for point in seen if point[0] <= moment)
+            left = trials
+            for i in range(2 * trials):  # where a run ended before its moment came, there is another one
                 folder = Path(temporary) / f"{number.name}-{i}"
-                results.append(trial(case, number, after, moment - since, folder, reference))
+                results.append(trial(case, number, rng.uniform(0, life), seen, folder, reference))
                 console.print(json.dumps(results[-1]))
+                left -= results[-1]["statuses"] != [0]
+                if not left:
+                    break
     return {
         "start": ["rlx", *case.start[3:]],
         "resume": ["rlx", *case.resume[3:]],
         "undisturbed_seconds": round(life, 1),
         "seed": seed,
         "trials": len(results),
+        "stopped": sum(result["statuses"] != [0] for result in results),
         "survived": sum(not result["differences"] for result in results),
         "statuses": {
             number.name: Counter(str(result["statuses"][0]) for result in results if result["signal"] == number.name)
@@ -248,7 +257,10 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found | about, indent=1) + "\n")
     for name, result in found.items():
-        console.print(f"{name}: {result['survived']} of {result['trials']} ended as the undisturbed one: {out}")
+        stopped = f"{result['stopped']} of them after a signal"
+        console.print(
+            f"{name}: {result['survived']} of {result['trials']} ended as the undisturbed one, {stopped}: {out}"
+        )
     if any(result["survived"] < result["trials"] for result in found.values()):
         sys.exit(1)
 

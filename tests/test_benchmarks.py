@@ -256,7 +256,7 @@ def test_a_run_that_resumes_well_survives_every_kill():
     from kills import survive
 
     result = survive(counter("ended"), {signal.SIGKILL: 3, signal.SIGTERM: 2}, 0, Console(quiet=True))
-    assert result["survived"] == result["trials"] == 5
+    assert result["survived"] == result["trials"] >= result["stopped"] == 5
     assert {r["statuses"][0] for r in result["results"]} <= {0, -9, -15}
     assert any(r["statuses"] == [-9, 0] and r["found"] == "something" for r in result["results"])
 
@@ -275,4 +275,4 @@ def test_trainings_that_are_killed_end_as_the_one_that_was_not():
     from kills import survive, training
 
     result = survive(training(200_000), {signal.SIGKILL: 3, signal.SIGTERM: 1}, 1, Console())
-    assert result["survived"] == result["trials"] == 4, result
+    assert result["survived"] == result["trials"] >= result["stopped"] == 4, result
