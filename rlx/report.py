@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 from scipy.stats import bootstrap, rankdata, trim_mean
 
 from rlx.run import evaluation_points, read_rows, short_name
@@ -312,7 +313,7 @@ def tables(report: dict[str, Any], limit: int = 20) -> Group:
         if overall["normalised"]:
             title, gap = f"{title}, normalised return: 0 is low, 1 is high", f"gap to 1 [{percent}]"
         parts += _table(title, overall["groups"], gap, percent, limit)
-    return Group(*parts, *(f"- {note}" for note in report["notes"]))
+    return Group(*parts, *(Text(f"- {note}") for note in report["notes"]))
 
 
 def _strata(samples):
@@ -584,7 +585,8 @@ def _notes(runs, found):
 def _table(title, rows, gap, percent, limit):
     if not rows:
         return []
-    table = Table(title=title, title_justify="left", title_style="bold")
+    # Text, not strings: rich would take [none] for one of its tags.
+    table = Table(title=Text(title), title_justify="left", title_style="bold")
     table.add_column("group", overflow="fold")
     columns = {
         "runs": lambda row: ", ".join([str(row["runs"]), *(f"{row[k]} {k}" for k in ("died", "unscored") if row[k])]),
@@ -605,9 +607,9 @@ def _table(title, rows, gap, percent, limit):
     if any(row["improvement"] for row in rows):
         columns[f"P(first beats it) [{percent}]"] = lambda row: _with_interval(row["improvement"], 2)
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     for row in rows[:limit]:
-        table.add_row(row["group"], *(cell(row) for cell in columns.values()))
+        table.add_row(Text(row["group"]), *(Text(cell(row)) for cell in columns.values()))
     return [table, f"and {len(rows) - limit} more groups"] if len(rows) > limit else [table]
 
 
