@@ -244,7 +244,7 @@ def _train_algorithm(
         if values:
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
     if saved is None and sources.preset and (others := _tuned_elsewhere(algorithm, env_name)):
-        console.print(f"no tuned settings: {short_name(algorithm_name)}.toml is missing; {env_name} is in {others}")
+        console.print(f"no tuned settings: there is no {short_name(algorithm_name)}.toml; {env_name} is in {others}")
     status = execute(job, console, resume=saved is not None, from_update=options.from_update)
     if status:
         sys.exit(status)
