@@ -27,6 +27,7 @@ from rlx.envs.registry import full_name
 from rlx.presets import configure, settings
 from rlx.run import (
     CHECKPOINT_SECONDS,
+    OPTIONS,
     Job,
     best,
     evaluate_run,
@@ -208,7 +209,7 @@ def _train_algorithm(
             was, given = short_name(saved["algorithm"]), short_name(algorithm_name)
             raise ValueError(f"{sources.resume} is a run of {was}, not of {given}: leave the algorithm out")
         tuned, env_name = saved["preset"], env_name or saved["env"]
-        defaults = {name: saved[name] for name in ("seed", "num_evaluations", "eval_episodes")}
+        defaults = {name: saved[name] for name in ("seed", *OPTIONS) if name in saved}
         defaults |= {name: _texts(saved[name]) for name in ("env_options", "env_params")}
         defaults["config"] = saved_config(algorithm, saved)
     options = _parse_train(algorithm, prog, arguments, vars(sources) | defaults)
@@ -243,7 +244,7 @@ def _train_algorithm(
         if values:
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
     if saved is None and sources.preset and (others := _tuned_elsewhere(algorithm, env_name)):
-        console.print(f"no tuned settings: {short_name(algorithm_name)}.toml is missing; {env_name} is in {others}")
+        console.print(f"no tuned settings: there is no {short_name(algorithm_name)}.toml; {env_name} is in {others}")
     status = execute(job, console, resume=saved is not None, from_update=options.from_update)
     if status:
         sys.exit(status)

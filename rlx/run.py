@@ -35,6 +35,7 @@ CHUNK_SECONDS = 0.5
 CHUNK_UPDATES = 256
 CHECKPOINT_SECONDS = 60.0
 OPTIONS = ("num_evaluations", "eval_episodes")
+NEEDED = ("algorithm", "env", "env_options", "env_params", "seed", "eval_episodes", "config", "preset", "steps")
 LOGS = ("metrics.jsonl", "evaluations.jsonl")
 NO_LOG = {"seconds": 0.0, "count": 0, "sums": {}}
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "gymnax", "brax", "mujoco", "mujoco-mjx")
@@ -255,9 +256,12 @@ def read_config(directory: Path, file: str = "config.json") -> dict[str, Any]:
             f"{directory} is not a {'run' if file == 'config.json' else 'sweep'} directory: it has no {file}"
         )
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    if missing := [name for name in NEEDED if name not in found]:
+        raise ValueError(f"{path} has no {', '.join(missing)}: another version of rlx wrote it, or it was changed")
+    return found
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -395,14 +395,15 @@ def test_what_is_repeated_on_resume_may_agree(cut, tmp_path, monkeypatch):
 
 
 def edit(**changes):
-    """Changes fields of config.json, `config__` ones in its Config."""
+    """Changes fields of config.json, `config__` ones in its Config; without a value they go."""
 
     def change(directory):
         config = json.loads((directory / "config.json").read_text())
         for name, value in changes.items():
             *outer, name = name.split("__")
             (config[outer[0]] if outer else config)[name] = value
-        (directory / "config.json").write_text(json.dumps(config))
+        kept = {name: value for name, value in config.items() if value is not None}
+        (directory / "config.json").write_text(json.dumps(kept))
 
     return change
 
@@ -417,6 +418,7 @@ MIXED_UP = {
     "another size": (edit(config__hidden_sizes=[16]), "run.config.hidden_sizes is [8], not [16]"),
     "another seed": (edit(seed=1), "run.seed is 0, not 1"),
     "an unknown field": (edit(config__momentum=0.9), "no such field: momentum"),
+    "another version": (edit(env_params=None), "config.json has no env_params: another version of rlx wrote it"),
     "another algorithm": (edit(algorithm="rlx.algos.other"), "is a run of other, not of ppo"),
     "a damaged checkpoint": (damage, "--from-update 6 takes the newest intact one"),
     "a damaged config": (lambda run: (run / "config.json").write_text("{"), "config.json is damaged"),
