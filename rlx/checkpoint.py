@@ -24,6 +24,10 @@ FORMAT = 1
 SHOWN = 6  # differences in one message
 
 
+class Damaged(ValueError):
+    """A checkpoint whose files are not what was written."""
+
+
 def save(
     directory: Path, num_updates: int, state: Any, about: dict[str, Any] | None = None, keep: Iterable[int] = ()
 ) -> None:
@@ -135,7 +139,7 @@ def _verified(path: Path) -> dict[str, Any]:
         older = [path.with_name(str(n)) for n in reversed(numbers(path.parent)) if n < int(path.name)]
         found = next((candidate.name for candidate in older if not _damage(candidate)), None)
         hint = "no older one is intact" if found is None else f"--from-update {found} takes the newest intact one"
-        raise ValueError(f"checkpoint {path} is damaged: {damage}; {hint}")
+        raise Damaged(f"checkpoint {path} is damaged: {damage}; {hint}")
     content = json.loads((path / "about.json").read_text())
     if content["format"] != FORMAT:
         raise ValueError(

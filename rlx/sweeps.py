@@ -198,6 +198,7 @@ def sweep(
     halving: int | None = None,
     pbt: int | None = None,
     memory: int | None = None,
+    checkpoint_seconds: float = run.CHECKPOINT_SECONDS,
     console: Console | None = None,
 ) -> Sweep:
     """Trains and evaluates every configuration of `space` with `num_seeds` seeds; goes on with what `directory` holds.
@@ -220,6 +221,7 @@ def sweep(
         halving: factor of successive halving, at least 2.
         pbt: generations of population-based training, at least 2.
         memory: bound in bytes; a larger sweep runs in batches.
+        checkpoint_seconds: how often to write a checkpoint.
         console: where progress is shown; by default nowhere.
 
     Raises:
@@ -244,6 +246,7 @@ def sweep(
         halving=halving,
         pbt=pbt,
         memory=memory,
+        checkpoint_seconds=checkpoint_seconds,
     )
     status, result = execute(job, console or Console(quiet=True), resume=_resumes(job))
     if result is None:
@@ -372,9 +375,9 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
     steps = num * group.config.steps_per_update  # of an update of all lanes
     train_keys, evaluate_keys = (jnp.stack(keys) for keys in zip(*(run.keys(lane.seed) for lane in lanes), strict=True))
     checkpoints, log, done, logged = batch / "checkpoints", batch / "metrics.jsonl", start, run.NO_LOG
-    if checkpoint.numbers(checkpoints):
-        state = program.place(checkpoint.restore(checkpoints, shapes(job.algorithm, group, num, job.pbt is not None)))
-        done, logged = checkpoint.numbers(checkpoints)[-1], checkpoint.read(checkpoints)["log"]
+    saved, intact = _newest(checkpoints, shapes(job.algorithm, group, num, job.pbt is not None), display.console)
+    if saved is not None:
+        state, done, logged = program.place(saved), intact, checkpoint.read(checkpoints, intact)["log"]
     else:
         values, keys = program.place((group.values([lane.configuration for lane in lanes]), train_keys))
         if start:
@@ -383,6 +386,7 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
             state = program.init(values, program.shared, keys)
         state = carry(values, state, keys, job.pbt is not None)
     batch.mkdir(exist_ok=True)
+    checkpoint.set_aside(checkpoints, done)
     run.write_rows(log, [row for row in run.read_rows(log) if row["update"] <= done - logged["count"]])
     display.skip((done - start) * steps)
     display.label = f"lanes {lanes[0].number} to {lanes[-1].number}, best "
@@ -446,6 +450,21 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
     run.write_json(batch / "result.json", rows)
 
 
+def _newest(checkpoints: Path, like: Any, console: Console) -> tuple[Any, int]:
+    """The newest intact state of a batch and its number of updates; None and -1 where there is none.
+
+    Falling back costs time only: training it again from an older one gives the same bits.
+    """
+    from rlx import checkpoint
+
+    for number in reversed(checkpoint.numbers(checkpoints)):
+        try:
+            return checkpoint.restore(checkpoints, like, number), number
+        except checkpoint.Damaged as error:
+            console.print(f"{str(error).partition(';')[0]}; going on from before it")
+    return None, -1
+
+
 def _members(program: Program, state: dict[str, Any], num: int) -> dict[str, list]:
     """What the members of a population train with now, and whom each copied last; nothing for independent lanes."""
     if not program.interval:
@@ -456,13 +475,19 @@ def _members(program: Program, state: dict[str, Any], num: int) -> dict[str, lis
 
 def _states(job: Job, group: Group, rows: Sequence[dict[str, Any]]) -> Any:
     """The states that these lanes ended with, leaves `[L, ...]`; rows of a batch come one after another."""
-    from rlx.checkpoint import restore
+    from rlx.checkpoint import Damaged, restore
 
     parts = []
     for name in dict.fromkeys(row["batch"] for row in rows):
         batch = job.directory / "batches" / name
         numbers = [row["lane"] for row in json.loads((batch / "result.json").read_text())]
-        saved = restore(batch / "checkpoints", shapes(job.algorithm, group, len(numbers), job.pbt is not None))
+        try:
+            saved = restore(batch / "checkpoints", shapes(job.algorithm, group, len(numbers), job.pbt is not None))
+        except Damaged as error:
+            again = (
+                f"delete {batch} and {job.directory / 'summary.json'}, and --resume trains it again, to the same bits"
+            )
+            raise ValueError(f"{str(error).partition(';')[0]}; {again}") from error
         picked = np.array([numbers.index(row["lane"]) for row in rows if row["batch"] == name])
         parts.append(jax.tree.map(lambda x, picked=picked: x[picked], saved["state"]))
     return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)

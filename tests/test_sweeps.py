@@ -1,14 +1,17 @@
 """Sweeps as a user meets them: what a directory holds, interruption, halving, populations, bad input."""
 
 import csv
+import io
 import json
 import math
+import shutil
 import signal
 from itertools import pairwise
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 import rlx
 from rlx import cli, replace
@@ -340,19 +343,47 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_checkpoint_of_a_sweep_is_told(sweep, tmp_path, monkeypatch):
-    def stop(self, *arguments):
-        signal.raise_signal(signal.SIGINT)
+@pytest.mark.parametrize("damaged", ["newest", "all"])
+def test_a_sweep_with_damaged_checkpoints_goes_on_from_before_them(sweep, tmp_path, monkeypatch, damaged):
+    show, shown, output = Display.show, [], io.StringIO()
 
+    def show_and_interrupt(self, *arguments):
+        show(self, *arguments)
+        shown.append(arguments)
+        if len(shown) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    space = {"learning_rate": RATES}
     monkeypatch.setattr("rlx.run.CHUNK_UPDATES", 1)
+    whole = sweep(tmp_path / "whole", space)
     with monkeypatch.context() as patch:
-        patch.setattr(Display, "show", stop)
+        patch.setattr(Display, "show", show_and_interrupt)
         with pytest.raises(KeyboardInterrupt):
-            sweep(tmp_path / "cut", {"learning_rate": RATES})
-    file = next((tmp_path / "cut").rglob("*/state/**/d/*"))
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"r0g0b0/checkpoints/1 is damaged: .* has changed"):
-        sweep(tmp_path / "cut", {"learning_rate": RATES})
+            sweep(tmp_path / "cut", space, checkpoint_seconds=0)
+    kept = sorted((tmp_path / "cut" / "batches" / "r0g0b0" / "checkpoints").iterdir())
+    assert [path.name for path in kept] == ["1", "2"]
+    for path in kept if damaged == "all" else kept[-1:]:
+        file = next(path.glob("state/**/d/*"))
+        file.write_bytes(file.read_bytes()[:-1])
+    found = sweep(tmp_path / "cut", space, console=Console(file=output, soft_wrap=True))
+    assert "checkpoints/2 is damaged" in output.getvalue()
+    assert ("checkpoints/1 is damaged" in output.getvalue()) == (damaged == "all")
+    assert_same_sweep(found, whole)
+
+
+def test_a_damaged_state_of_a_lane_says_how_to_train_it_again(sweep, tmp_path):
+    space = {"learning_rate": RATES}
+    found = sweep(tmp_path / "sweep", space)
+    states = [found.state(lane) for lane in range(4)]
+    for file in (tmp_path / "sweep" / "batches").rglob("*/state/**/d/*"):
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"is damaged: .*; delete .*r0g0b0 and .*summary.json, and --resume trains"):
+        found.state(0)
+    shutil.rmtree(tmp_path / "sweep" / "batches" / "r0g0b0")
+    (tmp_path / "sweep" / "summary.json").unlink()
+    again = sweep(tmp_path / "sweep", space)
+    for lane, state in enumerate(states):
+        assert_equal(again.state(lane), state)
 
 
 def test_the_best_run_directory_holds_the_best_state(swept, ppo):
