@@ -44,6 +44,7 @@ class Case:
     resume: list[str]  # the command that goes on with the folder
     folder: str
     begun: Callable[[Path], bool]  # whether the folder holds something to go on with
+    ended: Callable[[Path], bool]  # whether nothing is left to do there: the kill came as the process was leaving
     progress: Callable[[Path], int]  # how far a folder is, 0 where nothing is done yet
     found: Callable[[Path], str]  # where a folder stands, in words
     differences: Callable[[Path, Path], list[str]]  # names of what differs between two folders
@@ -59,6 +60,7 @@ def training(total_steps: int) -> Case:
         resume=[*rlx, "--resume", "run", *often],
         folder="run",
         begun=lambda run: (run / "config.json").exists(),
+        ended=lambda run: (run / "curve.png").exists(),  # the last that a run writes, and removed by a resumed one
         progress=progress,
         found=stand,
         differences=differences,
@@ -75,6 +77,7 @@ def sweeping(total_steps: int) -> Case:
         resume=[*rlx, "--resume", "run", *often],
         folder="run",
         begun=lambda run: (run / "sweep.json").exists(),
+        ended=lambda run: (run / "summary.json").exists(),
         progress=lambda run: sum(progress(batch) for batch in (run / "batches").glob("*/")),
         found=lambda run: f"{len(list(run.glob('batches/*/result.json')))} batches done" if run.exists() else "nothing",
         differences=sweep_differences,
@@ -178,13 +181,13 @@ def trial(
             process.send_signal(number)
             break
         time.sleep(POLL)
-    status = process.wait()
-    result: dict[str, Any] = {"signal": number.name, "moment": round(moment, 3), "statuses": [status]}
+    result: dict[str, Any] = {"signal": number.name, "moment": round(moment, 3), "statuses": [process.wait()]}
     result["found"] = case.found(run)
-    while status and len(result["statuses"]) <= TRIES:
-        status = launch(case.resume if case.begun(run) else case.start, folder, log).wait()
-        result["statuses"].append(status)
-    result["differences"] = ["it never ended"] if status else case.differences(reference / case.folder, run)
+    while not case.ended(run) and len(result["statuses"]) <= TRIES:
+        command = case.resume if case.begun(run) else case.start
+        result["statuses"].append(launch(command, folder, log).wait())
+    ended = case.ended(run)
+    result["differences"] = case.differences(reference / case.folder, run) if ended else ["it never ended"]
     if result["differences"]:
         result["output"] = log.read_text()[-2000:]
     return result

@@ -246,6 +246,7 @@ def counter(resumed_end):
         resume=[*command, resumed_end],
         folder="run",
         begun=lambda run: (run / "count").exists(),
+        ended=lambda run: (run / "end").exists(),
         progress=lambda run: int((run / "count").read_text()) if (run / "count").exists() else 0,
         found=lambda run: "something" if run.exists() else "nothing",
         differences=lambda a, b: [] if (a / "end").read_text() == (b / "end").read_text() else ["end"],
