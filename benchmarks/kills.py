@@ -60,7 +60,7 @@ def training(total_steps: int) -> Case:
         resume=[*rlx, "--resume", "run", *often],
         folder="run",
         begun=lambda run: (run / "config.json").exists(),
-        ended=lambda run: (run / "curve.png").exists(),  # the last that a run writes, and removed by a resumed one
+        ended=lambda run: (run / "evaluation.json").exists() and (run / "curve.png").exists(),  # its last files
         progress=progress,
         found=stand,
         differences=differences,
