@@ -19,8 +19,13 @@ EVALUATION = 0x65766C  # names the random stream of `evaluate`
 
 
 def total_updates(config: Any) -> int:
-    """Number of updates of a whole run: `ceil(total_steps / steps_per_update)`."""
-    return -(-config.total_steps // config.steps_per_update)
+    """Number of updates of a whole run: `ceil((total_steps - init_steps) / steps_per_update)`."""
+    return -(-(config.total_steps - getattr(config, "init_steps", 0)) // config.steps_per_update)
+
+
+def steps_taken(config: Any, num_updates: int) -> int:
+    """Environment steps of `init` and `num_updates` updates: `init_steps + num_updates * steps_per_update`."""
+    return getattr(config, "init_steps", 0) + num_updates * config.steps_per_update
 
 
 def train(algorithm: Any, config: Any, env: Env, key: jax.Array, **kwargs: Any) -> tuple[Any, Any]:
