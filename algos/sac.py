@@ -27,7 +27,7 @@ from jax.lax import stop_gradient
 from rlx.env import EnvState
 from rlx.networks import Critic, TanhActor, Torso, initialize
 from rlx.normalize import Statistics, normalize, statistics, update_statistics
-from rlx.pytree import pytree, replace, static
+from rlx.pytree import pytree, replace, static, traced
 from rlx.replay import Replay, insert, replay, sample, take
 from rlx.rollout import episode_metrics, flatten, reset, rollout
 from rlx.spaces import Discrete, rescale, size
@@ -43,14 +43,13 @@ class Config:
     capacity: int = static(1_000_000)  # transitions that the buffer keeps
     batch_size: int = static(256)  # B
     num_critics: int = static(2)  # E
-    learning_rate: float = 3e-4
-    alpha_learning_rate: float = 3e-4  # 0 keeps the temperature at its initial value
-    initial_alpha: float = 1.0
+    learning_rate: float = traced(3e-4, at_least=0)
+    alpha_learning_rate: float = traced(3e-4, at_least=0)  # 0 keeps the temperature at its initial value
+    initial_alpha: float = traced(1.0, at_least=0)
     target_entropy: float = -1.0  # nats per action dimension, in unit coordinates; log 2 = 0.69 is uniform
-    gamma: float = 0.99
-    tau: float = 0.005  # the part of the way to the critics that their targets go in a gradient step
-    reward_scale: float = 1.0
-    adam_epsilon: float = 1e-8
+    gamma: float = traced(0.99, at_least=0, at_most=1)
+    tau: float = traced(0.005, at_least=0, at_most=1)  # part of the way to the critics that their targets go each time
+    reward_scale: float = traced(1.0, above=0)
     normalize_obs: bool = static(False)
     layer_norm: bool = static(False)  # in the critics
     hidden_sizes: tuple[int, ...] = static((256, 256))
@@ -98,7 +97,7 @@ def networks(config, env):
 
 
 def optimizer(config):
-    adam = lambda learning_rate: optax.flatten(optax.adam(learning_rate, eps=config.adam_epsilon))
+    adam = lambda learning_rate: optax.flatten(optax.adam(learning_rate))
     rates = {"networks": adam(config.learning_rate), "temperature": adam(config.alpha_learning_rate)}
     return optax.partition(rates, {"actor": "networks", "critic": "networks", "log_alpha": "temperature"})
 

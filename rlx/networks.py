@@ -157,4 +157,15 @@ class Critic(nn.Module):
         return nn.Dense(1, name="head")(self.torso(obs, action))[..., 0]
 
 
-__all__ = ["Actor", "Critic", "TanhActor", "Torso", "activation", "initialize", "orthogonal"]
+class ActionValues(nn.Module):
+    """`Q(obs, .)` of every Discrete action, `[..., A]`."""
+
+    action_space: Space
+    torso: Torso
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        return nn.Dense(self.action_space.n, name="head")(self.torso(obs))
+
+
+__all__ = ["ActionValues", "Actor", "Critic", "TanhActor", "Torso", "activation", "initialize", "orthogonal"]

@@ -188,14 +188,16 @@ def test_measured_returns_are_not_measured_again(tmp_path, monkeypatch):
 
 
 def test_speed_cases_are_whole_updates_of_one_configuration():
-    from speed import CASES
+    from speed import CASES, algorithm
 
-    from rlx.algos import ppo
+    import rlx
+    from rlx.algos import ppo, sac
 
-    for settings in CASES.values():
-        config = ppo.Config(**{k: v for k, v in settings.items() if k != "env"})
-        assert config.total_steps % config.steps_per_update == 0
-        assert config.steps_per_update % config.num_minibatches == 0
+    for case, settings in CASES.items():
+        config = {"ppo": ppo, "sac": sac}[algorithm(case)].Config(**{k: v for k, v in settings.items() if k != "env"})
+        assert rlx.steps_taken(config, rlx.total_updates(config)) == config.total_steps
+        if algorithm(case) == "ppo":
+            assert config.steps_per_update % config.num_minibatches == 0
 
 
 def test_speed_measurement_has_the_schema(speed_result):

@@ -1,8 +1,8 @@
 """SAC in Rejax, for speed.py: jitted as its documentation does, and nothing evaluated within the run.
 
-What its SAC fixes, and the settings of speed.py follow: one step of every environment between the gradient steps, one
-learning rate for all, Adam with epsilon 1e-8, target entropy -1 an action dimension, log_std in [-10, 2]. What
-differs: it samples without replacement, and the first steps, which only fill the buffer, act with the policy.
+What its SAC fixes, and the settings of speed.py follow: one learning rate for all, Adam with epsilon 1e-8, target
+entropy -1 an action dimension, log_std in [-10, 2]. What differs: gradient steps follow every environment step,
+batches are drawn without replacement, and the first steps, which only fill the buffer, act with the policy.
 """
 
 from peers.measure import main
@@ -21,7 +21,7 @@ def program(settings):
         agent_kwargs={"activation": settings["activation"]},
         hidden_layer_sizes=tuple(settings["hidden_sizes"]),
         num_envs=settings["num_envs"],
-        num_epochs=settings["num_envs"] * settings["updates_to_data"],
+        num_epochs=settings["num_envs"] * settings["utd_ratio"],
         buffer_size=settings["capacity"],
         fill_buffer=settings["warmup_steps"],
         batch_size=settings["batch_size"],
