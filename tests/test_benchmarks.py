@@ -2,6 +2,7 @@ import copy
 import json
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -141,24 +142,26 @@ def test_curve_weighs_seeds_equally_and_skips_stretches_without_episodes():
 
     episode_return = np.array([[np.nan, 10.0, 20.0, np.nan], [np.nan, np.nan, 5.0, np.nan]])
     num_episodes = np.array([[0, 1, 3, 0], [0, 0, 4, 0]])
-    assert curve(episode_return, num_episodes, steps_per_update=8, num_points=2) == {
+    steps = lambda num_updates: 8 * num_updates
+    assert curve(episode_return, num_episodes, steps, num_points=2) == {
         "steps": [16, 32],
         "mean_return": [10.0, 12.5],
     }
-    assert curve(episode_return, num_episodes, 8)["mean_return"] == [None, 10.0, 12.5, None]
+    assert curve(episode_return, num_episodes, steps)["mean_return"] == [None, 10.0, 12.5, None]
 
 
 def test_every_task_is_there_and_divides_its_settings():
-    from returns import TASKS
+    from returns import OFF_POLICY, TASKS
 
     import rlx
-    from rlx.algos import ppo
     from rlx.envs.registry import full_name
     from rlx.presets import preset
 
-    for task in TASKS.values():
-        assert full_name(task.env) == task.env
-        assert rlx.total_updates(preset(ppo, task.env, total_steps=task.total_steps)) > 50
+    for algorithm, tasks in {"ppo": TASKS, **OFF_POLICY}.items():
+        module = import_module(f"rlx.algos.{algorithm}")
+        for task in tasks.values():
+            assert full_name(task.env) == task.env
+            assert rlx.total_updates(preset(module, task.env, total_steps=task.total_steps)) > 50
 
 
 def test_returns_of_a_probe():

@@ -12,52 +12,16 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import rlx
-from rlx import Env, pytree, replace, stack
+from rlx import Env, replace, stack
 from rlx.algos import sac as module
-from rlx.envs.probes import Constant, ContinuousAction, Discount, Endless, Observation, Params
+from rlx.envs.probes import Constant, ContinuousAction, Discount, Endless, Mixed, Observation
 from rlx.pytree import is_static
 from rlx.replay import take
 from rlx.spaces import Box, Discrete
 
-
-@pytree
-class Drawn:
-    kind: jax.Array
-    state: jax.Array
-
-
-class Probes:
-    """Every episode is one of the probes, told by a one-hot number beside the probe's observation; actions in a Box."""
-
-    default_params: ClassVar = Params()
-    kinds: ClassVar = (Constant(), Observation(), Discount(), ContinuousAction(), Endless())
-
-    def observation_space(self, params):
-        return Box(-1.0, 1.0, (6,))
-
-    def action_space(self, params):
-        return Box(-2.0, 2.0, (1,))
-
-    def reset(self, key, params):
-        kind_key, key = jax.random.split(key)
-        kind = jax.random.randint(kind_key, (), 0, len(self.kinds))
-        state = jax.lax.switch(kind, [probe.start for probe in self.kinds], key)
-        return seen(kind, state[0]), Drawn(kind, state)
-
-    def step(self, key, state, action, params):
-        def play(probe):
-            _, successor, reward, terminated, _, _ = probe.step(key, state.state, action, params)
-            return successor, jnp.float32(reward), terminated
-
-        successor, reward, terminated = jax.lax.switch(state.kind, [partial(play, probe) for probe in self.kinds])
-        return seen(state.kind, successor[0]), Drawn(state.kind, successor), reward, terminated, jnp.array(False), {}
-
-
-def seen(kind, obs):
-    return jnp.append(jax.nn.one_hot(kind, 5), obs)
-
-
-env = Env(Probes(), Probes.default_params, max_steps=5)
+KINDS = Constant, Observation, Discount, ContinuousAction, Endless
+mixed = Mixed(KINDS, Box(-2.0, 2.0, (1,)))
+env = Env(mixed, mixed.default_params, max_steps=5)
 
 
 @pytest.fixture(scope="module")
@@ -108,44 +72,54 @@ def values(config, state, kind, obs, action=0.0):
     _, critic = module.networks(config, env)
     obs, action = jnp.broadcast_arrays(jnp.float32(obs), jnp.float32(action))
     q = jax.vmap(critic.apply, in_axes=(0, None, None))
-    return q(state.params["critic"], jnp.vectorize(partial(seen, kind), signature="()->(n)")(obs), action[..., None])
+    return q(
+        state.params["critic"], jnp.vectorize(partial(mixed.obs, kind), signature="()->(n)")(obs), action[..., None]
+    )
+
+
+def entropy(config, state, kind, obs=0.0):
+    """Of the policy in nats, where a probe shows `obs`."""
+    pi = module.networks(config, env)[0].apply(state.params["actor"], mixed.obs(kind, obs)[None].repeat(10_000, 0))
+    return -pi.log_prob(pi.sample(jax.random.key(0))).mean()
 
 
 # Of values of order 1, after 3200 gradient steps at a constant rate of 0.01.
 CONVERGED = 0.1
+UNIT = np.linspace(-0.8, 0.8, 5)  # actions that a policy with a temperature of 0.2 takes often
 
 
-def test_critics_learn_what_is_paid_and_discount_what_comes_later(learned):
-    config, ((state, _), _, _) = learned
-    np.testing.assert_allclose(values(config, state, 0, [0.0]), 1.0, atol=CONVERGED)
-    np.testing.assert_allclose(values(config, state, 1, [-1.0, 1.0]), [[-1.0, 1.0]] * 2, atol=CONVERGED)
-    np.testing.assert_allclose(values(config, state, 2, [0.0, 1.0]), [[0.9, 1.0]] * 2, atol=CONVERGED)
-
-
-def test_critics_know_the_actions_and_the_policy_takes_the_best(learned):
-    config, ((state, _), _, _) = learned
-    unit = jnp.linspace(-0.8, 0.8, 9)
+def test_critics_learn_what_is_paid(learned):
+    config, (_, (state, _), _) = learned
+    np.testing.assert_allclose(values(config, state, 0, 0.0, UNIT), 1.0, atol=CONVERGED)
     for obs in (-1.0, 1.0):
-        expected = 1 - (2 * unit - obs / 2) ** 2
-        near = np.abs(unit - obs / 4) < 0.5  # where a policy that has no temperature goes
-        np.testing.assert_allclose(values(config, state, 3, obs, unit)[:, near], [expected[near]] * 2, atol=0.3)
-    obs = jnp.stack([seen(3, -1.0), seen(3, 1.0)])
-    action, _ = module.act(config, env, state, obs, jax.random.key(0), deterministic=True)
-    np.testing.assert_allclose(action[:, 0], [-0.5, 0.5], atol=0.15)
+        np.testing.assert_allclose(values(config, state, 1, obs, UNIT), obs, atol=CONVERGED)
+        expected = 1 - (2 * UNIT - obs / 2) ** 2
+        np.testing.assert_allclose(values(config, state, 3, obs, UNIT), [expected] * 2, atol=3 * CONVERGED)
+
+
+def test_critics_discount_what_comes_later_and_its_entropy(learned):
+    config, (_, (state, _), _) = learned
+    np.testing.assert_allclose(values(config, state, 2, 1.0, UNIT), 1.0, atol=CONVERGED)
+    later = 0.9 * (1 + 0.2 * entropy(config, state, 2, 1.0))
+    np.testing.assert_allclose(values(config, state, 2, 0.0, UNIT), later, atol=CONVERGED)
+
+
+def test_the_policy_takes_the_best_action(learned):
+    config, lanes = learned
+    obs = jnp.stack([mixed.obs(3, -1.0), mixed.obs(3, 1.0)])
+    for state, _ in lanes:
+        action, _ = module.act(config, env, state, obs, jax.random.key(0), deterministic=True)
+        np.testing.assert_allclose(action[:, 0], [-0.5, 0.5], atol=2 * CONVERGED)
 
 
 def test_critics_bootstrap_from_the_true_successor_where_a_time_limit_cuts(learned):
-    config, ((state, _), _, _) = learned
-    np.testing.assert_allclose(values(config, state, 4, [0.0]), 1 / (1 - 0.9), rtol=0.05)
-
-
-def test_values_are_soft(learned):
     """Endless pays 1 whatever the action, so a policy of entropy H has Q = (1 + gamma alpha H) / (1 - gamma)."""
-    config, (_, (state, _), _) = learned
-    pi = module.networks(config, env)[0].apply(state.params["actor"], seen(4, 0.0)[None].repeat(10_000, 0))
-    entropy = -pi.log_prob(pi.sample(jax.random.key(0))).mean()
-    assert 0.6 < entropy < np.log(2)  # free to choose, it is nearly uniform
-    np.testing.assert_allclose(values(config, state, 4, [0.0]), (1 + 0.9 * 0.2 * entropy) / (1 - 0.9), rtol=0.05)
+    config, ((hard, _), (soft, _), _) = learned
+    bonus = 0.9 * 0.2 * entropy(config, soft, 4)
+    assert 0.1 < bonus < 0.9 * 0.2 * np.log(2)  # free to choose, the policy is nearly uniform
+    np.testing.assert_allclose(values(config, soft, 4, 0.0, UNIT), (1 + bonus) / (1 - 0.9), rtol=0.05)
+    _, chosen = module.act(config, env, hard, mixed.obs(4, 0.0)[None], jax.random.key(0), deterministic=True)
+    np.testing.assert_allclose(values(config, hard, 4, 0.0, chosen[0]), 1 / (1 - 0.9), rtol=0.05)
 
 
 def test_a_fixed_temperature_stays_and_a_tuned_one_finds_the_target_entropy(learned):
