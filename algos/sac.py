@@ -136,7 +136,7 @@ def init(config, env, key):
     params |= jax.vmap(lambda key: initialize(key, obs, action, critic=(critic, 1.0)))(
         jax.random.split(critic_key, config.num_critics)
     )
-    params["log_alpha"] = jnp.log(config.initial_alpha)
+    params["log_alpha"] = jnp.log(jnp.float32(config.initial_alpha))
     return State(
         params=params,
         target_params=params["critic"],

@@ -11,7 +11,6 @@
 | Endless | never ends; reward 1 a step; cut after `max_steps` | time limits | V = 1 / (1 - gamma) |
 """
 
-from functools import partial
 from typing import ClassVar
 
 import jax
@@ -121,23 +120,15 @@ class Mixed:
     def reset(self, key, params):
         kind_key, key = jax.random.split(key)
         kind = jax.random.randint(kind_key, (), 0, len(self.probes))
-        state = jax.lax.switch(kind, [probe.start for probe in self.probes], key)
+        keys = jax.random.split(key, len(self.probes))
+        state = jnp.stack([probe.start(key) for probe, key in zip(self.probes, keys, strict=True)])[kind]
         return self.obs(kind, state[0]), Drawn(kind, state)
 
     def step(self, key, state, action, params):
-        def play(probe):
-            _, successor, reward, terminated, _, _ = probe.step(key, state.state, action, params)
-            return successor, jnp.asarray(reward, jnp.float32), terminated
-
-        successor, reward, terminated = jax.lax.switch(state.kind, [partial(play, probe) for probe in self.probes])
-        return (
-            self.obs(state.kind, successor[0]),
-            Drawn(state.kind, successor),
-            reward,
-            terminated,
-            jnp.array(False),
-            {},
-        )
+        steps = [probe.step(None, state.state, action, params)[1:4] for probe in self.probes]  # none needs a key
+        successor, reward, terminated = (jnp.stack(x)[state.kind] for x in zip(*steps, strict=True))
+        obs = self.obs(state.kind, successor[0])
+        return obs, Drawn(state.kind, successor), reward, terminated, jnp.array(False), {}
 
     def obs(self, kind, obs):
         """The observation of an episode of this kind, in which the probe shows `obs`."""

@@ -13,14 +13,15 @@ from jax.flatten_util import ravel_pytree
 import rlx
 from rlx import Env, replace, stack
 from rlx.algos import sac_discrete as module
-from rlx.envs.probes import Action, Constant, Discount, Endless, Mixed, Observation, ObservationAction
+from rlx.envs.probes import Action, Discount, Endless, Mixed, Observation, ObservationAction
 from rlx.pytree import is_static
 from rlx.replay import take
 from rlx.spaces import Discrete
+from rlx.train import advance
 
-KINDS = Constant, Observation, Discount, Action, ObservationAction, Endless
-mixed = Mixed(KINDS, Discrete(2))
-env = Env(mixed, mixed.default_params, max_steps=5)
+OBSERVATION, DISCOUNT, ENDLESS, ACTION, BOTH = range(5)
+mixed = Mixed((Observation, Discount, Endless, Action, ObservationAction, ObservationAction), Discrete(2))
+env = Env(mixed, mixed.default_params, max_steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +37,16 @@ def small(sac):
 
 
 @pytest.fixture(scope="module")
+def init(sac):
+    return jax.jit(sac.init)
+
+
+@pytest.fixture(scope="module")
 def trained(sac, small):
     return rlx.train(sac, small, env, jax.random.key(0))
 
 
-LONG = {"total_steps": 200 * 64 + 256, "warmup_steps": 256, "num_envs": 16, "num_steps": 4, "utd_ratio": 0.25}
+LONG = {"total_steps": 200 * 64 + 256, "warmup_steps": 256, "num_envs": 16, "num_steps": 4, "utd_ratio": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ def learned(sac):
         **LONG, batch_size=128, capacity=2048, learning_rate=1e-2, tau=0.05, gamma=0.9, hidden_sizes=(32, 32)
     )
     fixed = replace(config, initial_alpha=0.2, alpha_learning_rate=0.0)
-    configs = [fixed, replace(config, initial_alpha=0.1, alpha_learning_rate=1e-2, target_entropy=0.5)]
+    configs = [fixed, replace(config, initial_alpha=0.1, alpha_learning_rate=1e-2, target_entropy=0.8)]
     train = jax.vmap(partial(rlx.train, sac), in_axes=(0, None, None))
     states, metrics = train(stack(configs), env, jax.random.key(0))
     return config, [jax.tree.map(lambda x, i=i: x[i], (states, metrics)) for i in range(2)]
@@ -63,7 +69,7 @@ def values(config, state, kind, obs):
     return q, jax.nn.softmax(actor.apply(state.params["actor"], mixed.obs(kind, obs)).logits)
 
 
-# Of values of order 1, after 3200 gradient steps at a constant rate of 0.01.
+# Of values of order 1, after 6400 gradient steps at a constant rate of 0.01.
 CONVERGED = 0.1
 UNIFORM = np.log(2)
 
@@ -71,33 +77,32 @@ UNIFORM = np.log(2)
 def test_critics_learn_values_and_policies_their_softmax(learned):
     config, ((state, _), _) = learned
     cases = {
-        (0, 0.0): [1.0, 1.0],
-        (1, -1.0): [-1.0, -1.0],
-        (1, 1.0): [1.0, 1.0],
-        (2, 1.0): [1.0, 1.0],
-        (2, 0.0): [0.9 * (1 + 0.2 * UNIFORM)] * 2,  # what comes later is discounted, and soft
-        (3, 0.0): [-1.0, 1.0],
-        (4, -1.0): [1.0, -1.0],
-        (4, 1.0): [-1.0, 1.0],
+        (OBSERVATION, -1.0): [-1.0, -1.0],
+        (OBSERVATION, 1.0): [1.0, 1.0],
+        (DISCOUNT, 1.0): [1.0, 1.0],
+        (DISCOUNT, 0.0): [0.9 * (1 + 0.2 * UNIFORM)] * 2,  # what comes later is discounted, and soft
+        (ACTION, 0.0): [-1.0, 1.0],
+        (BOTH, -1.0): [1.0, -1.0],
+        (BOTH, 1.0): [-1.0, 1.0],
     }
     for (kind, obs), expected in cases.items():
         q, p = values(config, state, kind, obs)
-        np.testing.assert_allclose(q, [expected] * 2, atol=CONVERGED, err_msg=f"{kind}, {obs}")
+        np.testing.assert_allclose(q, [expected] * 2, atol=2 * CONVERGED, err_msg=f"{kind}, {obs}")
         np.testing.assert_allclose(p, scipy.special.softmax(np.divide(expected, 0.2)), atol=2 * CONVERGED)
 
 
 def test_critics_bootstrap_from_the_true_successor_where_a_time_limit_cuts(learned):
     config, ((state, _), _) = learned
     expected = (1 + 0.9 * 0.2 * UNIFORM) / (1 - 0.9)
-    np.testing.assert_allclose(values(config, state, 5, 0.0)[0], expected, rtol=0.05)
+    np.testing.assert_allclose(values(config, state, ENDLESS, 0.0)[0], expected, rtol=0.05)
 
 
 def test_a_tuned_temperature_finds_the_target_entropy(learned):
     _, ((_, fixed), (_, tuned)) = learned
     np.testing.assert_allclose(fixed["alpha"], 0.2, rtol=1e-6)
     # Averages over the last 50 updates, of batches that mix the probes.
-    np.testing.assert_allclose(np.mean(tuned["entropy"][-50:]), 0.5 * UNIFORM, atol=0.1)
-    assert np.mean(fixed["entropy"][-50:]) > 0.5 * UNIFORM + 0.05
+    np.testing.assert_allclose(np.mean(tuned["entropy"][-50:]), 0.8 * UNIFORM, atol=0.04)
+    assert np.mean(fixed["entropy"][-50:]) < 0.8 * UNIFORM - 0.06
 
 
 @pytest.fixture(scope="module")
@@ -192,24 +197,25 @@ def test_losses_are_finite_where_probabilities_vanish(sac, small, problem):
     assert np.isfinite(ravel_pytree(grads)[0]).all()
 
 
-def test_warm_up_takes_every_action_and_updates_keep_what_was_played(sac, small, trained):
-    state = jax.jit(sac.init)(small, env, jax.random.key(0))
+def test_warm_up_takes_every_action_and_updates_keep_what_was_played(small, init, trained):
+    state = init(small, env, jax.random.key(0))
     counts = np.bincount(state.replay.data.action[:32], minlength=2)
     assert counts.min() > 4
     assert state.replay.size == 32
     data = trained[0].replay.data
-    played = np.asarray(data.obs[:, 3] == 1)  # Action pays 1 for action 1, else -1
+    played = np.asarray(data.obs[:, ACTION] == 1)  # Action pays 1 for action 1, else -1
     assert played.any()
     np.testing.assert_array_equal(data.reward[played], 2.0 * data.action[played] - 1)
 
 
-def test_resume_is_bitwise(sac, small, trained):
-    state = jax.jit(sac.init)(small, env, jax.random.key(0))
-    state, first = rlx.resume(sac, small, env, state, num_updates=1)
-    state, rest = rlx.resume(sac, small, env, state)
+def test_a_run_in_pieces_is_bitwise_the_same(sac, small, init):
+    chunk = jax.jit(advance, static_argnames=("algorithm", "length"))
+    start = init(small, env, jax.random.key(0))
+    whole, _ = chunk(sac, small, env, start, 0, 3, 3)
+    state, _ = chunk(sac, small, env, start, 0, 1, 3)
+    state, _ = chunk(sac, small, env, state, 1, 2, 3)
     bits = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-    same = lambda x, y: np.testing.assert_array_equal(bits(x), bits(y))
-    jax.tree.map(same, (state, jax.tree.map(lambda *x: jnp.concatenate(x), first, rest)), trained)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(bits(x), bits(y)), state, whole)
 
 
 # Another value for every traced field of the config; static ones are those of sac.
