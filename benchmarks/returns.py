@@ -10,7 +10,9 @@ device a core. Then every seed plays whole episodes, deterministically. A task w
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +49,21 @@ TASKS = {
     "Breakout-MinAtar": Task("gymnax/Breakout-MinAtar", 1_000_000, at_least=15),
     "hopper": Task("brax/hopper", 2_000_000, {"backend": "spring"}),
 }
+# Of algorithms that keep what they have seen, and need less of it.
+OFF_POLICY = {
+    "sac": {
+        "Pendulum-v1": Task("gymnax/Pendulum-v1", 20_000, at_least=-170, share=0.9),
+        "MountainCarContinuous-v0": Task("gymnax/MountainCarContinuous-v0", 50_000, at_least=90, share=0.9),
+        "inverted_pendulum": Task("brax/inverted_pendulum", 50_000, {"backend": "mjx"}, at_least=950, share=0.9),
+        "hopper": Task("brax/hopper", 200_000, {"backend": "spring"}),
+        "halfcheetah": Task("brax/halfcheetah", 200_000, {"backend": "spring"}),
+    },
+    "sac_discrete": {
+        "CartPole-v1": Task("gymnax/CartPole-v1", 50_000, at_least=475, share=0.9),
+        "Acrobot-v1": Task("gymnax/Acrobot-v1", 50_000, at_least=-100),
+    },
+}
+NAMES = tuple(dict.fromkeys(name for tasks in (TASKS, *OFF_POLICY.values()) for name in tasks))
 
 
 def bar(task: Task, returns: np.ndarray) -> dict[str, Any] | None:
@@ -59,11 +76,11 @@ def bar(task: Task, returns: np.ndarray) -> dict[str, Any] | None:
     return {"at_least": task.at_least, "seeds": needed, "reached": reached, "passed": reached >= needed}
 
 
-def curve(episode_return: np.ndarray, num_episodes: np.ndarray, steps_per_update: int, num_points: int = 50) -> dict:
+def curve(episode_return: np.ndarray, num_episodes: np.ndarray, steps: Callable, num_points: int = 50) -> dict:
     """Training return over `num_points` stretches of the run, from metrics `[S, U]`.
 
     Each point is the mean over the seeds of their mean over the episodes that ended within the stretch, which ends at
-    `steps`; None where no episode ended.
+    `steps` of so many updates; None where no episode ended.
     """
     num_updates = num_episodes.shape[1]
     edges = np.linspace(0, num_updates, min(num_points, num_updates) + 1).astype(int)
@@ -72,7 +89,7 @@ def curve(episode_return: np.ndarray, num_episodes: np.ndarray, steps_per_update
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
     seeds = (counts > 0).sum(0)
     points = [float(total / n) if n else None for total, n in zip(means.sum(0), seeds, strict=True)]
-    return {"steps": (edges[1:] * steps_per_update).tolist(), "mean_return": points}
+    return {"steps": [steps(int(edge)) for edge in edges[1:]], "mean_return": points}
 
 
 def lanes_program(algorithm, mesh, num_episodes):
@@ -112,7 +129,7 @@ def measure(task: Task, algorithm_name: str = "ppo", num_seeds: int = 10, num_ep
         "options": task.options,
         "settings": settings(algorithm, task.env) | {"total_steps": task.total_steps},
         "config": asdict(config),
-        "steps": rlx.total_updates(config) * config.steps_per_update,
+        "steps": rlx.steps_taken(config, rlx.total_updates(config)),
         "seeds": list(range(num_seeds)),
         "episodes_per_seed": num_episodes,
         "all_finished": bool(episodes.finished.all()),
@@ -120,7 +137,7 @@ def measure(task: Task, algorithm_name: str = "ppo", num_seeds: int = 10, num_ep
         "mean": interval([returns]),
         "iqm": interval([returns], iqm),
         "bar": bar(task, returns),
-        "curve": curve(metrics["episode_return"], metrics["num_episodes"], config.steps_per_update),
+        "curve": curve(metrics["episode_return"], metrics["num_episodes"], partial(rlx.steps_taken, config)),
         "seconds": {"compile": compiled - start, "run": done - compiled},
         "versions": versions(*PACKAGES),
         "machine": machine() | {"device": jax.devices()[0].device_kind, "devices": mesh.size},
@@ -128,7 +145,7 @@ def measure(task: Task, algorithm_name: str = "ppo", num_seeds: int = 10, num_ep
 
 
 def main(
-    task: Literal[*TASKS] | None = None,
+    task: Literal[*NAMES] | None = None,
     algorithm: str = "ppo",
     seeds: int = 10,
     force: bool = False,
@@ -150,7 +167,7 @@ def main(
         out = ROOT / "runs" / "benchmarks" / "returns" if out == RESULTS / "returns" else out
     out.mkdir(parents=True, exist_ok=True)
     console, code = Console(), commit()  # of the start: what is imported now is what will run
-    for name, chosen in TASKS.items():
+    for name, chosen in OFF_POLICY.get(algorithm, TASKS).items():
         path = out / f"{algorithm}-{name}.json"
         if task not in (None, name):
             continue
@@ -158,7 +175,8 @@ def main(
             console.print(f"{name}: done, {path}")
             continue
         if short:
-            chosen = Task(**{**vars(chosen), "total_steps": chosen.total_steps // 100})
+            before = getattr(preset(import_module(f"rlx.algos.{algorithm}"), chosen.env), "init_steps", 0)
+            chosen = replace(chosen, total_steps=before + chosen.total_steps // 100)
         console.print(f"{name}: {seeds} seeds of {chosen.total_steps:,} steps")
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

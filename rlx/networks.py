@@ -8,19 +8,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rlx.distributions import Categorical, Normal
+from rlx.distributions import Categorical, Normal, TanhNormal
 from rlx.spaces import Discrete, Space
 
 
-def initialize(key: jax.Array, obs: jax.Array, **networks: tuple[nn.Module, float]) -> dict[str, Any]:
-    """Parameters of several networks for inputs like `obs`, with orthogonal kernels, by name.
+def initialize(key: jax.Array, *inputs: jax.Array, **networks: tuple[nn.Module, float]) -> dict[str, Any]:
+    """Parameters of several networks for `inputs` like these, with orthogonal kernels, by name.
 
         params = initialize(key, obs, actor=(actor, 0.01), critic=(critic, 1.0))
 
     The number is the gain of the layer called `head`; all other kernels have gain sqrt(2), and what is not a kernel
     starts as the module says. All kernels are drawn together, so that they compile to one loop.
     """
-    params = {name: module.init(key, obs) for name, (module, _) in networks.items()}
+    params = {name: module.init(key, *inputs) for name, (module, _) in networks.items()}
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     names = [[entry.key for entry in path] for path, _ in leaves]
     kernels = [i for i, name in enumerate(names) if name[-1] == "kernel"]
@@ -78,16 +78,18 @@ class Torso(nn.Module):
     """Observations `[..., *observation shape]` to features `[..., hidden_sizes[-1]]`.
 
     Integer observations are one-hot encoded. Images `[H, W, C]` go through 3 x 3 convolutions when there are
-    `conv_features`; everything is then flattened and goes through dense layers.
+    `conv_features`; everything is then flattened, joined by the `action` `[..., A]` if one is given, and goes through
+    dense layers, with `layer_norm` before each activation.
     """
 
     observation_space: Space
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     conv_features: tuple[int, ...] = ()
+    layer_norm: bool = False
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> jax.Array:
+    def __call__(self, obs: jax.Array, action: jax.Array | None = None) -> jax.Array:
         space, act = self.observation_space, activation(self.activation)
         if isinstance(space, Discrete):
             if not jnp.issubdtype(obs.dtype, jnp.integer):
@@ -103,8 +105,11 @@ class Torso(nn.Module):
         for features in self.conv_features:
             x = act(nn.Conv(features, (3, 3), padding="VALID")(x))
         x = x.reshape(*batch_shape, -1)
+        if action is not None:
+            x = jnp.concatenate([x, action], axis=-1)
         for features in self.hidden_sizes:
-            x = act(nn.Dense(features)(x))
+            x = nn.Dense(features)(x)
+            x = act(nn.LayerNorm()(x) if self.layer_norm else x)
         return x
 
 
@@ -129,14 +134,38 @@ class Actor(nn.Module):
         return Normal(mean, self.param("log_std", nn.initializers.zeros, (num_actions,)))
 
 
+class TanhActor(nn.Module):
+    """`pi(. | obs)` over a Box: `TanhNormal` in unit coordinates, log_std a function of the observation in [-10, 2]."""
+
+    action_space: Space
+    torso: Torso
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> TanhNormal:
+        (num_actions,) = self.action_space.shape
+        mean, log_std = jnp.split(nn.Dense(2 * num_actions, name="head")(self.torso(obs)), 2, axis=-1)
+        return TanhNormal(mean, jnp.clip(log_std, -10.0, 2.0))
+
+
 class Critic(nn.Module):
-    """`V(obs)`, `[...]`."""
+    """`V(obs)`, or `Q(obs, action)`, `[...]`."""
 
     torso: Torso
 
     @nn.compact
+    def __call__(self, obs: jax.Array, action: jax.Array | None = None) -> jax.Array:
+        return nn.Dense(1, name="head")(self.torso(obs, action))[..., 0]
+
+
+class ActionValues(nn.Module):
+    """`Q(obs, .)` of every Discrete action, `[..., A]`."""
+
+    action_space: Space
+    torso: Torso
+
+    @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
-        return nn.Dense(1, name="head")(self.torso(obs))[..., 0]
+        return nn.Dense(self.action_space.n, name="head")(self.torso(obs))
 
 
-__all__ = ["Actor", "Critic", "Torso", "activation", "initialize", "orthogonal"]
+__all__ = ["ActionValues", "Actor", "Critic", "TanhActor", "Torso", "activation", "initialize", "orthogonal"]

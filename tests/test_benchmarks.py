@@ -2,6 +2,7 @@ import copy
 import json
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -141,24 +142,26 @@ def test_curve_weighs_seeds_equally_and_skips_stretches_without_episodes():
 
     episode_return = np.array([[np.nan, 10.0, 20.0, np.nan], [np.nan, np.nan, 5.0, np.nan]])
     num_episodes = np.array([[0, 1, 3, 0], [0, 0, 4, 0]])
-    assert curve(episode_return, num_episodes, steps_per_update=8, num_points=2) == {
+    steps = lambda num_updates: 8 * num_updates
+    assert curve(episode_return, num_episodes, steps, num_points=2) == {
         "steps": [16, 32],
         "mean_return": [10.0, 12.5],
     }
-    assert curve(episode_return, num_episodes, 8)["mean_return"] == [None, 10.0, 12.5, None]
+    assert curve(episode_return, num_episodes, steps)["mean_return"] == [None, 10.0, 12.5, None]
 
 
 def test_every_task_is_there_and_divides_its_settings():
-    from returns import TASKS
+    from returns import OFF_POLICY, TASKS
 
     import rlx
-    from rlx.algos import ppo
     from rlx.envs.registry import full_name
     from rlx.presets import preset
 
-    for task in TASKS.values():
-        assert full_name(task.env) == task.env
-        assert rlx.total_updates(preset(ppo, task.env, total_steps=task.total_steps)) > 50
+    for algorithm, tasks in {"ppo": TASKS, **OFF_POLICY}.items():
+        module = import_module(f"rlx.algos.{algorithm}")
+        for task in tasks.values():
+            assert full_name(task.env) == task.env
+            assert rlx.total_updates(preset(module, task.env, total_steps=task.total_steps)) > 50
 
 
 def test_returns_of_a_probe():
@@ -188,14 +191,16 @@ def test_measured_returns_are_not_measured_again(tmp_path, monkeypatch):
 
 
 def test_speed_cases_are_whole_updates_of_one_configuration():
-    from speed import CASES
+    from speed import CASES, algorithm
 
-    from rlx.algos import ppo
+    import rlx
+    from rlx.algos import ppo, sac
 
-    for settings in CASES.values():
-        config = ppo.Config(**{k: v for k, v in settings.items() if k != "env"})
-        assert config.total_steps % config.steps_per_update == 0
-        assert config.steps_per_update % config.num_minibatches == 0
+    for case, settings in CASES.items():
+        config = {"ppo": ppo, "sac": sac}[algorithm(case)].Config(**{k: v for k, v in settings.items() if k != "env"})
+        assert rlx.steps_taken(config, rlx.total_updates(config)) == config.total_steps
+        if algorithm(case) == "ppo":
+            assert config.steps_per_update % config.num_minibatches == 0
 
 
 def test_speed_measurement_has_the_schema(speed_result):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rlx.distributions import Categorical, Normal
-from rlx.networks import Actor, Critic, Torso, activation, initialize, orthogonal
+from rlx.distributions import Categorical, Normal, TanhNormal
+from rlx.networks import Actor, Critic, TanhActor, Torso, activation, initialize, orthogonal
 from rlx.spaces import Box, Discrete
 
 SHAPES = [(64, 8), (8, 64), (16, 16), (3, 3, 4, 8), (3, 3, 1, 16), (5, 1), (1, 7), (1, 1)]
@@ -111,6 +111,36 @@ def test_networks_are_the_perceptron_of_their_parameters(gaussian):
     np.testing.assert_allclose(pi.log_std, [0.1, 0.1], rtol=1e-6)
     np.testing.assert_allclose(value, forward(params["critic"]["params"], obs)[..., 0], rtol=1e-4, atol=1e-5)
     assert value.shape == pi.log_prob(pi.mode()).shape == (4, 2)
+
+
+def test_critics_of_actions_are_the_perceptron_of_both():
+    critic = Critic(Torso(VECTOR, (8, 8), "tanh"))
+    obs, action = np.random.default_rng(1).normal(size=(2, 6, 3)).astype(np.float32)
+    params = initialize(jax.random.key(0), obs[0], action[0, :2], critic=(critic, 1.0))["critic"]
+    x = forward(params["params"], np.concatenate([obs, action[:, :2]], axis=-1))
+    np.testing.assert_allclose(critic.apply(params, obs, action[:, :2]), x[:, 0], rtol=1e-5, atol=1e-6)
+
+
+def test_layer_norm_stands_before_the_activation():
+    torso = Torso(VECTOR, (8,), "relu", layer_norm=True)
+    obs = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
+    params = torso.init(jax.random.key(0), obs)
+    x = obs @ np.asarray(params["params"]["Dense_0"]["kernel"])
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(torso.apply(params, obs), np.maximum(x, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_tanh_actors_have_a_spread_for_every_observation_within_limits():
+    actor = TanhActor(Box(-1.0, 1.0, (2,)), Torso(VECTOR, (8, 8), "tanh"))
+    obs = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
+    params = initialize(jax.random.key(0), obs[0], actor=(actor, 0.01))["actor"]
+    pi = actor.apply(params, obs)
+    assert isinstance(pi, TanhNormal)
+    x = forward(params["params"], obs)
+    np.testing.assert_allclose(pi.mean, x[:, :2], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pi.log_std, x[:, 2:], rtol=1e-5, atol=1e-6)
+    far = actor.apply(jax.tree.map(lambda x: 1e4 * x, params), obs).log_std
+    assert set(np.asarray(far).ravel().tolist()) == {-10.0, 2.0}
 
 
 def test_activations_come_from_jax_nn():
