@@ -78,14 +78,14 @@ def _obs(state: State) -> jax.Array:
 def goals_reached(position: jax.Array, params: Params = MultiGoal.default_params) -> jax.Array:
     """The goal `0, ..., 5` that each final position `[..., 2]` belongs to, -1 for none: int32 `[...]`.
 
-    A position belongs to the goal within 30 degrees of whose direction it lies, if it is at least 3 away from the middle.
+    At least 3 away from the middle, a position belongs to the goal within 30 degrees of whose direction it lies.
     """
     cosine = position @ goals(params).T / params.distance  # times the distance from the middle
     return jnp.where(jnp.linalg.norm(position, axis=-1) >= 3.0, jnp.argmax(cosine, axis=-1), -1).astype(jnp.int32)
 
 
 def goal_shares(reached: jax.Array) -> jax.Array:
-    """The share of all trajectories `reached [E]` that each goal got, `[6]`; with those that got to none it sums to 1."""
+    """The share of all trajectories `reached [E]` that each goal got, `[6]`."""
     return jnp.mean(reached[:, None] == jnp.arange(NUM_GOALS), axis=0)
 
 
@@ -95,9 +95,8 @@ def coverage(shares: jax.Array, at_least: float = 0.02) -> jax.Array:
 
 
 def goal_entropy(shares: jax.Array) -> jax.Array:
-    """Entropy over `log 6` of the goals of those trajectories that got to one: 1 all alike, 0 one only, NaN none got."""
-    p = shares / shares.sum()
-    return -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0)) / jnp.log(NUM_GOALS)
+    """Entropy, over `log 6`, of the goals that were reached: 1 for equal shares, 0 for one goal only, NaN for none."""
+    return jnp.sum(jax.scipy.special.entr(shares / shares.sum())) / jnp.log(NUM_GOALS)
 
 
 def make() -> Env:

@@ -27,7 +27,7 @@ def euler(velocity: Velocity, x: jax.Array, num_steps: int) -> jax.Array:
 
 
 def midpoint(velocity: Velocity, x: jax.Array, num_steps: int) -> jax.Array:
-    """As `euler`, by `x <- x + h velocity(x + h/2 velocity(x, t), t + h/2)`: the error is O(h^2), each step costs two."""
+    """As `euler`, by `x <- x + h velocity(x + h/2 velocity(x, t), t + h/2)`: two evaluations a step, error O(h^2)."""
     h = 1.0 / num_steps
 
     def step(i, x):
@@ -61,7 +61,7 @@ def noise_and_time(draws: jax.Array, num: int, size: int, num_steps: int) -> tup
 def velocity_loss(velocity: jax.Array, noise: jax.Array, action: jax.Array) -> jax.Array:
     """Conditional flow-matching loss `mean_i (v_i - (action_i - noise_i))^2`, `[...]`, of `v = velocity(x_t, t)`.
 
-    Source: Lipman et al. 2023, arXiv:2210.02747, equation 9, for the straight path; a mean over `A` in place of the sum.
+    Source: Lipman et al. 2023, arXiv:2210.02747, equation 9, for straight paths and with a mean over `A` for the sum.
     """
     return jnp.mean((velocity - (action - noise)) ** 2, axis=-1)
 
@@ -82,7 +82,7 @@ def brownian_residual(velocity: jax.Array, reference: jax.Array, x: jax.Array, t
     `(t v_ref - x_t) / (1 - t)` is the score of the reference's density at time t, for a rectified flow, and minus the
     score is the velocity with which diffusion spreads that density. Penalising the square keeps a flow from collapsing.
 
-    Source: Yang et al. 2026, arXiv:2602.01156, algorithm 1, line 20 (in equation 16 both velocities are the reference's).
+    Source: Yang et al. 2026, arXiv:2602.01156, algorithm 1, line 20 (equation 16 has the reference in both places).
     """
     chex.assert_equal_shape([velocity, reference, x])
     t = jnp.asarray(t)[..., None]

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rlx.distributions import Categorical, Normal
+from rlx.distributions import Categorical, Normal, NormalMixture
 from rlx.spaces import Box, Discrete, Space
 
 
@@ -133,20 +133,29 @@ class Torso(nn.Module):
 class Actor(nn.Module):
     """`pi(. | obs)`: `Categorical` over Discrete actions; over a Box, `Normal` in unit coordinates `[-1, 1]`.
 
-    The normal's log_std is one free parameter a dimension, not a function of the observation, and starts at 0.
+    The normal's log_std is one free parameter a dimension, not a function of the observation, and starts at 0. With
+    more than one component it is a `NormalMixture`, whose means start at random places around 0.
     """
 
     action_space: Space
     torso: Torso
+    num_components: int = 1  # of a Box's density
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> Categorical | Normal:
+    def __call__(self, obs: jax.Array) -> Categorical | Normal | NormalMixture:
         x = self.torso(obs)
         if isinstance(self.action_space, Discrete):
+            if self.num_components != 1:
+                raise ValueError(f"num_components = {self.num_components} needs continuous actions: leave it at 1")
             return Categorical(nn.Dense(self.action_space.n, name="head")(x))
         num_actions = action_size(self.action_space)
-        mean = nn.Dense(num_actions, name="head")(x)
-        return Normal(mean, self.param("log_std", nn.initializers.zeros, (num_actions,)))
+        if self.num_components == 1:
+            mean = nn.Dense(num_actions, name="head")(x)
+            return Normal(mean, self.param("log_std", nn.initializers.zeros, (num_actions,)))
+        shape = (self.num_components, num_actions)
+        logits, mean = jnp.split(nn.Dense(shape[0] * (1 + shape[1]), name="head")(x), shape[:1], axis=-1)
+        mean = mean.reshape(*mean.shape[:-1], *shape) + self.param("centers", nn.initializers.normal(1.0), shape)
+        return NormalMixture(logits, mean, self.param("log_std", nn.initializers.zeros, shape))
 
 
 class Critic(nn.Module):
