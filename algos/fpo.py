@@ -27,7 +27,7 @@ from rlx.flow import euler, interpolate, noise_and_time, noise_loss, velocity_lo
 from rlx.networks import Critic, Torso, Velocity, action_size, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import approx_kl, asymmetric_surrogate, clipped_surrogate, clipped_value_loss, explained_variance
-from rlx.pytree import pytree, static
+from rlx.pytree import pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, minibatches, reset, rollout
 from rlx.spaces import rescale
 from rlx.train import total_updates
@@ -40,25 +40,25 @@ class Config:
     num_steps: int = static(128)  # T, steps of each environment between updates
     num_epochs: int = static(4)
     num_minibatches: int = static(4)
-    learning_rate: float = 2.5e-4
+    learning_rate: float = traced(2.5e-4, at_least=0)
     anneal_learning_rate: bool = True
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
+    gamma: float = traced(0.99, at_least=0, at_most=1)
+    gae_lambda: float = traced(0.95, at_least=0, at_most=1)
     flow_steps: int = static(10)
     num_samples: int = static(8)  # S
     noise_loss: bool = static(True)  # flow matching of the noise, not of the velocity
-    loss_scale: float = 1.0  # of the flow-matching loss: how fast ratios move
-    loss_clamp: float = float("inf")  # of that loss; no gradient above
-    log_ratio_clamp: float = 10.0  # from above, its gradient stays
+    loss_scale: float = traced(1.0, above=0)  # of the flow-matching loss: how fast ratios move
+    loss_clamp: float = traced(float("inf"), above=0)  # of that loss; no gradient above
+    log_ratio_clamp: float = traced(10.0, at_least=0)  # from above, its gradient stays
     sample_ratios: bool = False  # a ratio for each sample, not for their mean
     asymmetric: bool = static(False)  # a quadratic penalty, not a clip, where the advantage is negative
-    action_noise: float = 0.0  # standard deviation of what is added to the flow's actions
-    eval_noise: float = 1.0  # standard deviation of the noise in which deterministic actions begin
-    clip: float = 0.05
-    value_clip: float = 0.2
-    value_coef: float = 0.5
-    max_grad_norm: float = 0.5
-    adam_epsilon: float = 1e-5
+    action_noise: float = traced(0.0, at_least=0)  # standard deviation of what is added to the flow's actions
+    eval_noise: float = traced(1.0, at_least=0)  # standard deviation of the noise in which deterministic actions begin
+    clip: float = traced(0.05, above=0)
+    value_clip: float = traced(0.2, above=0)
+    value_coef: float = traced(0.5, at_least=0)
+    max_grad_norm: float = traced(0.5, above=0)
+    adam_epsilon: float = traced(1e-5, above=0)
     normalize_advantage: bool = True
     normalize_obs: bool = static(False)
     normalize_reward: bool = static(False)
@@ -167,9 +167,8 @@ def loss(params, config, env, batch, progress, objective=objective):
     """Loss of one minibatch `[B]`, and its parts."""
     actor, critic = networks(config, env)
     velocity, value = partial(actor.apply, params["actor"]), critic.apply(params["critic"], batch.obs)
-    recorded = batch.recorded
-    flow_loss = matching_loss(config, velocity, batch.obs, recorded.action, recorded.draws)
-    log_ratio = recorded.flow_loss - flow_loss
+    flow_loss = matching_loss(config, velocity, batch.obs, batch.recorded.action, batch.recorded.draws)
+    log_ratio = batch.recorded.flow_loss - flow_loss
     log_ratio = jnp.where(config.sample_ratios, log_ratio, log_ratio.mean(-1, keepdims=True))
     log_ratio += jax.lax.stop_gradient(jnp.minimum(log_ratio, config.log_ratio_clamp) - log_ratio)
     advantage = jnp.where(config.normalize_advantage, standardize(batch.advantage), batch.advantage)

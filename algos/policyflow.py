@@ -28,7 +28,7 @@ from rlx.flow import brownian_residual, interpolate, midpoint
 from rlx.networks import Critic, FourierVelocity, Torso, action_size, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import clipped_surrogate, clipped_value_loss, explained_variance, kl_adapted
-from rlx.pytree import pytree, static
+from rlx.pytree import pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, minibatches, reset, rollout
 from rlx.spaces import rescale
 from rlx.train import total_updates
@@ -41,21 +41,21 @@ class Config:
     num_steps: int = static(128)  # T, steps of each environment between updates
     num_epochs: int = static(5)
     num_minibatches: int = static(4)
-    learning_rate: float = 2.5e-4
+    learning_rate: float = traced(2.5e-4, at_least=0)
     anneal_learning_rate: bool = True
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
+    gamma: float = traced(0.99, at_least=0, at_most=1)
+    gae_lambda: float = traced(0.95, at_least=0, at_most=1)
     flow_steps: int = static(10)  # K
     num_features: int = static(64)  # of the embedding of time and observation
     adapt_learning_rate: bool = False  # by the KL of each epoch, towards its target
-    target_kl: float = 0.01
-    clip: float = 0.2
-    value_clip: float = 0.2
-    value_coef: float = 2.0
-    entropy_coef: float = 0.001  # of the Gaussian noise
-    brownian_coef: float = 0.25
-    max_grad_norm: float = 1.0
-    adam_epsilon: float = 1e-5
+    target_kl: float = traced(0.01, above=0)
+    clip: float = traced(0.2, above=0)
+    value_clip: float = traced(0.2, above=0)
+    value_coef: float = traced(2.0, at_least=0)
+    entropy_coef: float = traced(0.001, at_least=0)  # of the Gaussian noise
+    brownian_coef: float = traced(0.25, at_least=0)
+    max_grad_norm: float = traced(1.0, above=0)
+    adam_epsilon: float = traced(1e-5, above=0)
     normalize_advantage: bool = True
     normalize_obs: bool = static(False)
     normalize_reward: bool = static(False)
