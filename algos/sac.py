@@ -133,7 +133,7 @@ def init(config, env, key):
     actor, critic = networks(config, env)
     obs, action = env_state.obs[0], jnp.zeros(env.action_space.shape)
     params = initialize(actor_key, obs, actor=(actor, 0.01))
-    params |= jax.vmap(lambda key: initialize(key, obs, action, critic=(critic, 1.0)))(
+    params |= jax.vmap(lambda key: initialize(key, obs, critic=(critic, 1.0, action)))(
         jax.random.split(critic_key, config.num_critics)
     )
     params["log_alpha"] = jnp.log(jnp.float32(config.initial_alpha))

@@ -104,6 +104,58 @@ class Normal:
 
 
 @pytree
+class NormalMixture:
+    """`sum_k w_k N(mean_k, std_k)`: several `Normal`s, of which softmax(logits `[..., K]`) chooses one.
+
+    Mean `[..., K, A]`, log_std likewise or `[K, A]`.
+    """
+
+    logits: jax.Array
+    mean: jax.Array
+    log_std: jax.Array
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """`[..., A]`; no gradient goes through the choice."""
+        choice_key, noise_key = jax.random.split(key)
+        return self._of(Categorical(self.logits).sample(choice_key), self.normals.sample(noise_key))
+
+    def mode(self) -> jax.Array:
+        """The mean of the most probable component."""
+        return self._of(Categorical(self.logits).mode(), self.mean)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """`log sum_k w_k N(action; mean_k, std_k)`."""
+        log_prob = jax.nn.log_softmax(self.logits) + self.normals.log_prob(action[..., None, :])
+        return jax.scipy.special.logsumexp(log_prob, axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """A lower bound, in nats; the entropy itself has no closed form.
+
+            sum_k w_k H(N_k) - sum_k w_k log sum_j w_j exp(-B_kj),    B the Bhattacharyya distance
+
+        Exact where components are equal or far apart. Source: Kolchinsky and Tracey 2017, arXiv:1706.02419,
+        equation 10 with alpha = 1/2.
+        """
+        log_w = jax.nn.log_softmax(self.logits)
+        mean, log_std = self.mean, self.log_std
+        log_variance = jnp.logaddexp(2 * log_std[..., :, None, :], 2 * log_std[..., None, :, :])  # of the sum
+        z = (mean[..., :, None, :] - mean[..., None, :, :]) * jnp.exp(-0.5 * log_variance)
+        spread = log_variance - jnp.log(2.0) - log_std[..., :, None, :] - log_std[..., None, :, :]
+        distance = jnp.sum(0.25 * z**2 + 0.5 * spread, axis=-1)
+        overlap = jax.scipy.special.logsumexp(log_w[..., None, :] - distance, axis=-1)
+        return jnp.sum(jnp.exp(log_w) * (self.normals.entropy() - overlap), axis=-1)
+
+    @property
+    def normals(self) -> Normal:
+        """The components."""
+        return Normal(self.mean, self.log_std)
+
+    def _of(self, component, values):
+        chosen = component[..., None] == jnp.arange(self.logits.shape[-1])
+        return jnp.sum(jnp.where(chosen[..., None], values, 0.0), axis=-2)
+
+
+@pytree
 class TanhNormal:
     """`tanh(u)` with `u` from `Normal(mean, log_std)`; densities are of the action, but everything takes `u`.
 
@@ -145,4 +197,4 @@ def tanh_log_det(u: jax.Array) -> jax.Array:
     return 2.0 * (jnp.log(2.0) - u - jax.nn.softplus(-2.0 * u))
 
 
-__all__ = ["Categorical", "Normal", "TanhNormal", "log_tsallis", "tanh_log_det"]
+__all__ = ["Categorical", "Normal", "NormalMixture", "TanhNormal", "log_tsallis", "tanh_log_det"]

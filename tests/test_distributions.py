@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from rlx.distributions import Categorical, Normal, TanhNormal, log_tsallis, tanh_log_det
+from rlx.distributions import Categorical, Normal, NormalMixture, TanhNormal, log_tsallis, tanh_log_det
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(3, 2, 5)).astype(np.float32)
@@ -137,6 +137,94 @@ def test_normal_score_matches_its_formula():
 def test_modes_are_the_means():
     np.testing.assert_array_equal(Normal(MEAN, LOG_STD).mode(), MEAN)
     np.testing.assert_array_equal(TanhNormal(MEAN, LOG_STD).mode(), MEAN)
+
+
+RNG = np.random.default_rng(5)
+MIXTURE = NormalMixture(*(RNG.normal(size=shape).astype(np.float32) for shape in ((4, 3), (4, 3, 2), (3, 2))))
+
+
+def mixture_density(pi, action):
+    """Of one mixture, by its definition."""
+    weight = scipy.special.softmax(np.float64(pi.logits))
+    density = scipy.stats.norm.pdf(action, pi.mean, np.exp(np.broadcast_to(pi.log_std, pi.mean.shape)))
+    return weight @ density.prod(-1)
+
+
+def test_mixture_log_prob_matches_its_definition():
+    action = RNG.normal(size=(4, 2)).astype(np.float32)
+    found = MIXTURE.log_prob(action)
+    assert found.shape == MIXTURE.entropy().shape == (4,)
+    for i in range(4):
+        one = NormalMixture(MIXTURE.logits[i], MIXTURE.mean[i], MIXTURE.log_std)
+        np.testing.assert_allclose(found[i], np.log(mixture_density(one, action[i])), **ROUNDING)
+    assert np.isfinite(MIXTURE.log_prob(1e4 * action)).all()
+
+
+def test_a_mixture_of_one_component_is_that_normal():
+    mixture, normal = (
+        NormalMixture(np.full((*MEAN.shape[:-1], 1), 3.0), MEAN[..., None, :], LOG_STD),
+        Normal(MEAN, LOG_STD),
+    )
+    np.testing.assert_allclose(mixture.log_prob(U), normal.log_prob(U), **ROUNDING)
+    np.testing.assert_allclose(mixture.entropy(), normal.entropy(), **ROUNDING)
+    np.testing.assert_array_equal(mixture.mode(), normal.mode())
+
+
+def test_mixture_mode_is_the_mean_of_the_likeliest_component():
+    expected = [MIXTURE.mean[i, k] for i, k in enumerate(MIXTURE.logits.argmax(-1))]
+    np.testing.assert_array_equal(MIXTURE.mode(), expected)
+
+
+def test_mixture_samples_follow_its_distribution():
+    pi = NormalMixture(jnp.array([0.5, -0.5]), jnp.array([[-2.0], [1.0]]), jnp.array([[-1.0], [0.3]]))
+    batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (5000, *x.shape)), pi)
+    samples = np.asarray(batch.sample(jax.random.key(0)))[:, 0]
+    weight = scipy.special.softmax([0.5, -0.5])
+    cdf = lambda x: sum(
+        w * scipy.stats.norm.cdf(x, m, np.exp(s)) for w, m, s in zip(weight, (-2, 1), (-1, 0.3), strict=True)
+    )
+    assert scipy.stats.kstest(samples, cdf).pvalue > 1e-3
+
+
+def line_mixture(seed):
+    rng = np.random.default_rng(seed)
+    return NormalMixture(
+        *(jnp.float32(x) for x in (rng.normal(size=3), 3 * rng.normal(size=(3, 1)), rng.normal(size=(3, 1))))
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mixture_entropy_is_bounded_from_below_and_by_its_pairs(seed):
+    pi = line_mixture(seed)
+    x = np.linspace(-40, 40, 40_001)
+    weight, mean, std = (
+        scipy.special.softmax(np.float64(pi.logits)),
+        *(np.float64(y[:, 0]) for y in (pi.mean, np.exp(pi.log_std))),
+    )
+    normals = scipy.stats.norm.pdf(x, mean[:, None], std[:, None])
+    entropy = np.trapezoid(scipy.special.entr(weight @ normals), x)
+    pairs = np.trapezoid(np.sqrt(normals[:, None] * normals[None]), x)  # exp(-Bhattacharyya distance)
+    expected = weight @ scipy.stats.norm.entropy(mean, std) - weight @ np.log(pairs @ weight)
+    np.testing.assert_allclose(pi.entropy(), expected, rtol=1e-4, atol=1e-4)
+    assert pi.entropy() < entropy + 1e-4
+    assert entropy - pi.entropy() < 0.5  # and not far from it
+
+
+def test_mixture_entropy_is_exact_for_equal_and_for_distant_components():
+    equal = NormalMixture(jnp.array([0.3, -1.0, 2.0]), jnp.ones((3, 2)), jnp.array([-0.5, 0.5]))
+    np.testing.assert_allclose(equal.entropy(), Normal(jnp.ones(2), jnp.array([-0.5, 0.5])).entropy(), **ROUNDING)
+    distant = NormalMixture(jnp.log(jnp.array([0.3, 0.7])), jnp.array([[-1e3], [1e3]]), jnp.array([[0.1], [-0.4]]))
+    weight = np.array([0.3, 0.7])
+    expected = scipy.special.entr(weight).sum() + weight @ scipy.stats.norm.entropy(0, np.exp([0.1, -0.4]))
+    np.testing.assert_allclose(distant.entropy(), expected, **ROUNDING)
+
+
+def test_mixture_gradients_pass_the_finite_difference_check():
+    action = RNG.normal(size=(4, 2)).astype(np.float32)
+    function = lambda *parts: NormalMixture(*parts).log_prob(action).sum() + NormalMixture(*parts).entropy().sum()
+    parts = (MIXTURE.logits, MIXTURE.mean, MIXTURE.log_std)
+    # Central differences in float32 with a step of 1e-2 are good to about 1e-3.
+    check_grads(function, parts, order=1, modes=["rev"], eps=1e-2, atol=2e-2, rtol=2e-2)
 
 
 def test_tanh_log_det_is_finite_where_tanh_saturates():

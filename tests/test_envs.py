@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import rlx.envs
-from rlx.envs import check, from_brax, from_gymnax, probes, registry
+from rlx.envs import check, from_brax, from_gymnax, own, probes, registry
 from rlx.pytree import stack
 
 FIXED_STARTS = {
@@ -102,14 +102,14 @@ def test_register_refuses_bad_and_taken_names(own_names, name, message):
 
 def test_names_lists_namespaces():
     assert rlx.envs.names() == [
-        f"{space}/{name}" for space in ("gymnax", "brax", "probe") for name in suite(space).NAMES
+        f"{space}/{name}" for space in ("gymnax", "brax", "rlx", "probe") for name in suite(space).NAMES
     ]
     assert rlx.envs.names("probe") == [f"probe/{name}" for name in probes.PROBES]
     assert rlx.envs.names("nothing") == []
 
 
 def suite(namespace):
-    return {"gymnax": from_gymnax, "brax": from_brax, "probe": probes}[namespace]
+    return {"gymnax": from_gymnax, "brax": from_brax, "rlx": own, "probe": probes}[namespace]
 
 
 def test_listed_names_are_those_of_the_installed_suites():

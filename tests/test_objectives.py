@@ -22,6 +22,7 @@ from rlx.objectives import (
     Rollback,
     adapted_coef,
     approx_kl,
+    asymmetric_surrogate,
     clipped_surrogate,
     clipped_value_loss,
     explained_variance,
@@ -29,6 +30,7 @@ from rlx.objectives import (
     k1,
     k2,
     k3,
+    kl_adapted,
     penalized,
     reverse_kl,
 )
@@ -384,3 +386,61 @@ def test_a_loop_over_updates_can_carry_an_objective_that_adapts(ppo, small_run):
 def small_run(ppo, small, cartpole, init):
     config = replace(small, total_steps=30 * 64, anneal_learning_rate=False, num_epochs=8)
     return config, cartpole, init(config, cartpole, jax.random.key(0))
+
+
+asymmetric_slope = jax.jit(jax.grad(asymmetric_surrogate))
+
+
+@small
+@given(log_ratios, numbers)
+def test_asymmetric_surrogate_matches_its_equation(log_ratio, advantage):
+    ratio = np.exp(np.float64(log_ratio))
+    if advantage > 0:
+        expected = min(ratio * advantage, np.clip(ratio, 0.9, 1.1) * advantage)
+    else:
+        expected = ratio * advantage - abs(advantage) / 0.2 * (ratio - 1) ** 2
+    result = asymmetric_surrogate(jnp.float32(log_ratio), jnp.float32(advantage), 0.1)
+    np.testing.assert_allclose(result, -expected, rtol=1e-4, atol=1e-4)
+
+
+def test_asymmetric_surrogate_at_the_old_policy_is_the_policy_gradient():
+    advantage = jnp.linspace(-3, 3, 7)
+    zero = jnp.zeros(7)
+    np.testing.assert_allclose(asymmetric_surrogate(zero, advantage, 0.05), -advantage, rtol=1e-6)
+    slope = jax.grad(lambda x: asymmetric_surrogate(x, advantage, 0.05).sum())(zero)
+    np.testing.assert_allclose(slope, -advantage, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("ratio", "sign"), [(1.0, 1), (0.95, 0), (0.9, -1)])
+def test_asymmetric_surrogate_pulls_bad_actions_back_to_one_minus_clip(ratio, sign):
+    # Positive: descent lowers the ratio. The clip alone has no gradient from 0.95 downwards.
+    slope = asymmetric_slope(jnp.log(ratio), -2.0, 0.05)
+    assert np.sign(np.round(slope, 4)) == sign
+    assert surrogate_slope(jnp.log(0.9), -2.0, 0.05) == 0
+
+
+@pytest.mark.parametrize("advantage", [-2.0, -0.5])
+def test_asymmetric_surrogate_is_smallest_at_one_minus_clip(advantage):
+    ratio = np.linspace(0.5, 1.5, 1001)
+    values = asymmetric_surrogate(jnp.log(ratio), jnp.full(1001, advantage), 0.1)
+    assert abs(ratio[np.argmin(values)] - 0.9) < 2e-3
+    np.testing.assert_allclose(values.min(), -(advantage + 0.05 * abs(advantage)), rtol=1e-4)
+
+
+def test_asymmetric_surrogate_of_good_actions_does_not_overflow():
+    log_ratio, advantage = jnp.array([80.0]), jnp.array([1.0])  # the square of exp(80) is beyond float32
+    np.testing.assert_allclose(asymmetric_surrogate(log_ratio, advantage, 0.05), -1.05, rtol=1e-6)
+    slope = jax.grad(lambda x: asymmetric_surrogate(x, advantage, 0.05).sum())(log_ratio)
+    np.testing.assert_array_equal(slope, 0)
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"), [(0.0, 1.5e-3), (0.004, 1.5e-3), (0.006, 1e-3), (0.019, 1e-3), (0.021, 1e-3 / 1.5)]
+)
+def test_the_learning_rate_follows_the_divergence(kl, expected):
+    np.testing.assert_allclose(kl_adapted(1e-3, kl, 0.01), expected, rtol=1e-6)
+
+
+def test_the_adapted_learning_rate_stays_within_its_bounds():
+    np.testing.assert_allclose(kl_adapted(9e-3, 0.0, 0.01), 1e-2, rtol=1e-6)
+    np.testing.assert_allclose(kl_adapted(1.2e-6, 1.0, 0.01), 1e-6, rtol=1e-6)
