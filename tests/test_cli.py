@@ -473,7 +473,7 @@ def test_parameters_of_the_environment_are_recorded_and_kept(tmp_path, capsys, m
         patch.setattr("rlx.cli.evaluate_run", lambda job, *args, **kwargs: params.append(job.env.params) or {})
         assert rlx("eval", tmp_path / "run") == 0
     assert (params[0].gravity, params[0].length, params[0].tau) == (3.0, 0.75, 0.02)
-    assert rlx("train", "--resume", tmp_path / "run", "--total-steps", "512", "--eval-episodes", "4") == 0
+    assert rlx("train", "--resume", tmp_path / "run", "--total-steps", "512") == 0
     assert rlx("train", "--resume", tmp_path / "run", "--env-params", "gravity=4") == 2
     assert "env_params = {'gravity': 3, 'length': 0.75} -> {'gravity': 4}" in capsys.readouterr().err
 
