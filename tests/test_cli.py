@@ -461,7 +461,7 @@ def test_a_damaged_checkpoint_can_be_gone_around(long, cut, tmp_path, monkeypatc
 @pytest.mark.usefixtures("long")
 def test_parameters_of_the_environment_are_recorded_and_kept(tmp_path, capsys, monkeypatch):
     as_long(monkeypatch)  # and so its compiled programs
-    flags = ["--env-params", "gravity=3", "length=0.75", "--value-clip", "inf", "--total-steps", "256"]
+    flags = ["--env-params", "gravity=3", "length=0.75", "--value-clip", "inf", "--total-steps", "384"]
     assert rlx(*TRAIN, "--out", tmp_path / "run", *flags) == 0
     assert "environment: gravity=3, length=0.75" in capsys.readouterr().out
     refuse = lambda constant: pytest.fail(f"{constant} is not JSON")
