@@ -46,7 +46,7 @@ def curve(runs: list[Path], path: Path) -> None:
         ValueError: when the runs are on several environments.
     """
     configs = [read_json(run / "config.json") for run in runs]
-    _one(sorted({config["env"] for config in configs}), "environments")
+    _one(sorted({str(config["env"]) for config in configs}), "environments")
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     axes.set_prop_cycle(color=COLOURS)
     for run, config in zip(runs, configs, strict=True):
@@ -62,8 +62,9 @@ def curve(runs: list[Path], path: Path) -> None:
             axes.plot(steps, returns, ".", color=line.get_color(), alpha=0.25, ms=3, zorder=1)
         if (run / "evaluation.json").exists():
             evaluation = read_json(run / "evaluation.json")
-            mean, std = float(evaluation["mean"]), float(evaluation["std"])  # may be "nan"
+            mean, std = float(evaluation["mean"]), float(evaluation["std"])  # may be "nan" or "inf"
             text = f"final evaluation, {mean:.1f} ± {std:.1f}"
+            mean, std = (mean, std) if math.isfinite(mean) else (math.nan, math.nan)
             axes.errorbar(
                 evaluation["step"],
                 mean,

@@ -90,7 +90,8 @@ def probability_of_improvement(
 
     0.5 means no difference; it says how often, not by how much, so it needs no common scale of the tasks. The interval
     is a percentile bootstrap that resamples the runs of either side within each task; `low` and `high` are None where
-    a task has a single run of a side.
+    a task has a single run of a side. Where all runs of one side are above all of the other it has no width, however
+    few they are.
 
     Args:
         x, y: the scores of the runs of each task, `[R_k]` and `[Q_k]`, tasks in the same order.
@@ -160,7 +161,7 @@ def curve(
     num_rows = max(np.sum(np.asarray(s) <= end) for s in steps)
     grid = np.rint(np.linspace(0, end, min(num_points, num_rows) + 1)[1:])
     values = np.stack([on_grid(*run, grid) for run in zip(steps, returns, weights, strict=True)], axis=-1)
-    known = ~np.isnan(values).any(-1)
+    known = ~np.isnan(values).all(-1)
     if not known.any():
         raise ValueError(f"no step up to {end:,} of the shortest run at which every run has ended an episode")
     grid, values = grid[known], values[known]
@@ -195,8 +196,8 @@ def runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     clip=0.2`, with the algorithm in front where there are several; by the algorithm alone where nothing differs.
 
     Raises:
-        ValueError: no paths, a path that is neither kind of directory, files that cannot be read, or one seed of a
-            group twice: the same run again is no further evidence.
+        ValueError: no paths, a path that is neither kind of directory, a sweep that has not ended, files that cannot
+            be read, or one seed of a group twice: the same run again is no further evidence.
     """
     if not len(paths):
         raise ValueError("give at least one run directory or sweep directory")
@@ -206,7 +207,10 @@ def runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
             if (path / "sweep.json").exists():
                 sweep = read_json(path / "sweep.json")
                 declared.setdefault(sweep["algorithm"], []).extend(sweep["varied"])
-                found += [_lane(path, sweep, lane) for lane in read_rows(path / "lanes.jsonl")]
+                lanes = read_rows(path / "lanes.jsonl")
+                if not lanes:
+                    raise ValueError(f"{path} has not ended: go on with it by rlx sweep --resume {path}")
+                found += [_lane(path, sweep, lane) for lane in lanes]
             elif (path / "config.json").exists():
                 found.append(_run(path))
             else:
@@ -469,7 +473,7 @@ def _rescaled(runs, bounds):
     """The runs with scores that can be put together over tasks: normalised, without bounds ranks within the task."""
     scored = [run for run in runs if run["score"] is not None]
     rescaled = [run for run in runs if run["score"] is None]
-    for task in {run["task"] for run in scored}:
+    for task in sorted({run["task"] for run in scored}):
         members = [run for run in scored if run["task"] == task]
         scores = np.array([run["score"] for run in members])
         low, high = bounds[task] if bounds else (0.0, 1.0)
@@ -562,6 +566,12 @@ def _notes(runs, found):
             "The best of several groups was picked by these very runs, so its numbers are optimistic: repeat it on "
             "fresh seeds before quoting them."
         )
+    improvements = [row["improvement"] for row in rows if row["improvement"]]
+    if any(p["low"] is not None and p["low"] == p["high"] != 0.5 for p in improvements):
+        notes.append(
+            "Where every run of one group beats every run of the other, resampling finds nothing else: the interval of "
+            "that probability has no width, which is no certainty."
+        )
     for part in found["tasks"]:
         if len({row["steps"] for row in part["groups"] if not row["died"] and row["iqm"] is not None}) > 1:
             notes.append(f"Groups on {part['task']} trained for different numbers of steps.")
@@ -571,14 +581,14 @@ def _notes(runs, found):
     for run in runs:
         planned.setdefault((run["task"], run["group"]), []).append(run.get("num_seeds", 0))
     if short := sum(len(seeds) < max(seeds) for seeds in planned.values()):
-        notes.append(f"{short} groups have fewer runs than their sweep has seeds: it has not finished.")
+        notes.append(f"Groups with fewer runs than their sweep has seeds, whose rows are missing: {short}.")
     if len(found["tasks"]) > 1:
         if not found["overall"]["normalised"]:
             notes.append(
                 "Tasks are kept apart: returns are averaged over tasks only when low and high of each are given."
             )
         if missing := found["overall"]["missing"]:
-            notes.append(f"{missing} groups are not on every task, so not compared across tasks.")
+            notes.append(f"Groups without runs on every task, not compared across tasks: {missing}.")
     return notes
 
 

@@ -395,8 +395,9 @@ def test_a_run_that_died_is_told_from_one_stopped_early(tmp_path):
         (lambda d: [damaged(write_run(d / "1"), "evaluation.json", "")], "evaluation.json is not readable"),
         (lambda d: [damaged(write_run(d / "1"), "config.json", '{"seed": 0}')], "holds no"),
         (lambda d: [damaged(write_sweep(d / "s", [{"clip": 0.1}])[0], "lanes.jsonl", "{\n{}\n")], "line 1"),
+        (lambda d: [damaged(write_sweep(d / "s", [{"clip": 0.1}])[0], "lanes.jsonl", "")], "has not ended"),
     ],
-    ids=["no paths", "no run", "seed twice", "config", "evaluation", "keys", "lanes"],
+    ids=["no paths", "no run", "seed twice", "config", "evaluation", "keys", "lanes", "unfinished"],
 )
 def test_bad_directories_are_one_clear_line(tmp_path, damage, message):
     with pytest.raises(ValueError, match=message) as error:
@@ -436,6 +437,9 @@ def test_report_is_sorted_and_cut_by_the_best(tmp_path):
     assert "and 3 more groups" in text(found, limit=2)
     two = report([run(float(s + 10 * g), f"g{g}") for g in range(2) for s in range(3)])
     assert not any("optimistic" in note for note in two["notes"])
+    assert any("no certainty" in note for note in two["notes"])
+    mixed = report([run(float(s + g), f"g{g}") for g in range(2) for s in range(3)])
+    assert not any("no certainty" in note for note in mixed["notes"])
 
 
 def test_dead_runs_are_counted_and_never_dropped():
@@ -516,7 +520,7 @@ def test_overall_the_best_is_found_by_ranks_without_bounds():
 def test_groups_that_miss_a_task_are_not_compared_across_tasks():
     found = report([run(1.0, "a", "t"), run(1.0, "a", "u"), run(2.0, "b", "t")], bounds={"t": (0, 2), "u": (0, 2)})
     assert [row["group"] for row in found["overall"]["groups"]] == ["a"]
-    assert any("1 groups are not on every task" in note for note in found["notes"])
+    assert any("on every task, not compared across tasks: 1." in note for note in found["notes"])
 
 
 def test_bounds_of_an_environment_hold_for_all_its_options():
@@ -542,12 +546,12 @@ def test_report_refuses_what_it_cannot_compare(arguments, message):
         report(**arguments)
 
 
-def test_an_unfinished_sweep_says_so(tmp_path):
+def test_missing_lanes_are_noticed(tmp_path):
     directory, lanes = write_sweep(tmp_path / "s", [{"clip": 0.1}, {"clip": 0.2}], seeds=3)
     complete = report(runs([directory]))["notes"]
     write_lanes(directory, lanes[:-1])
-    assert any("has not finished" in note for note in report(runs([directory]))["notes"])
-    assert not any("has not finished" in note for note in complete)
+    assert any("rows are missing: 1." in note for note in report(runs([directory]))["notes"])
+    assert not any("rows are missing: 1." in note for note in complete)
 
 
 def test_what_train_leaves_is_read(tmp_path):
