@@ -113,10 +113,11 @@ def check(config, env):
             f"batch_size = {config.batch_size} and warmup_steps = {config.warmup_steps} must fit the buffer: "
             f"raise capacity = {config.capacity}"
         )
-    if not 0 < config.gradient_steps == config.utd_ratio * config.steps_per_update:
+    exact = config.utd_ratio * config.steps_per_update
+    if config.gradient_steps < 1 or abs(config.gradient_steps - exact) > 1e-6:
         raise ValueError(
-            f"utd_ratio = {config.utd_ratio} makes {config.utd_ratio * config.steps_per_update:g} gradient steps for "
-            f"num_envs * num_steps = {config.steps_per_update}: choose them so that it is a whole number"
+            f"utd_ratio = {config.utd_ratio} makes {exact:g} gradient steps for num_envs * num_steps = "
+            f"{config.steps_per_update}: choose them so that it is a whole number"
         )
 
 

@@ -98,14 +98,6 @@ CONVERGED = 0.1
 UNIT = np.linspace(-0.8, 0.8, 5)  # actions that a policy with a temperature of 0.2 takes often
 
 
-def test_critics_learn_what_is_paid(learned):
-    config, (_, (state, _), _) = learned
-    for obs in (-1.0, 1.0):
-        np.testing.assert_allclose(values(config, state, OBSERVATION, obs, UNIT), obs, atol=CONVERGED)
-        expected = 1 - (2 * UNIT - obs / 2) ** 2
-        np.testing.assert_allclose(values(config, state, ACTION, obs, UNIT), [expected] * 2, atol=3 * CONVERGED)
-
-
 def test_critics_discount_what_comes_later_and_its_entropy(learned):
     config, (_, (state, _), _) = learned
     np.testing.assert_allclose(values(config, state, DISCOUNT, 1.0, UNIT), 1.0, atol=CONVERGED)

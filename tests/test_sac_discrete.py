@@ -74,23 +74,6 @@ CONVERGED = 0.1
 UNIFORM = np.log(2)
 
 
-def test_critics_learn_values_and_policies_their_softmax(learned):
-    config, ((state, _), _) = learned
-    cases = {
-        (OBSERVATION, -1.0): [-1.0, -1.0],
-        (OBSERVATION, 1.0): [1.0, 1.0],
-        (DISCOUNT, 1.0): [1.0, 1.0],
-        (DISCOUNT, 0.0): [0.9 * (1 + 0.2 * UNIFORM)] * 2,  # what comes later is discounted, and soft
-        (ACTION, 0.0): [-1.0, 1.0],
-        (BOTH, -1.0): [1.0, -1.0],
-        (BOTH, 1.0): [-1.0, 1.0],
-    }
-    for (kind, obs), expected in cases.items():
-        q, p = values(config, state, kind, obs)
-        np.testing.assert_allclose(q, [expected] * 2, atol=2 * CONVERGED, err_msg=f"{kind}, {obs}")
-        np.testing.assert_allclose(p, scipy.special.softmax(np.divide(expected, 0.2)), atol=2 * CONVERGED)
-
-
 def test_critics_bootstrap_from_the_true_successor_where_a_time_limit_cuts(learned):
     config, ((state, _), _) = learned
     expected = (1 + 0.9 * 0.2 * UNIFORM) / (1 - 0.9)
