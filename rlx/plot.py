@@ -90,7 +90,8 @@ def learning_curves(runs: Sequence[dict[str, Any]], path: Path, max_lines: int =
     A line is the interquartile mean over the runs of a group with its 95 % interval, as `rlx.report.curve` has it: a
     point is over the episodes that ended in the 2 % of the run before it, nothing after it enters. Intervals are bands
     around up to four lines; with more they are bars beside the ends of the lines. A run that died of NaN stays at its
-    last return to the end. Runs in which no episode ended are left out, and counted in the legend.
+    last return to the end. Runs in which no episode ended are left out, and counted in the legend; so are groups whose
+    shortest run stops before every run has ended one.
 
     Args:
         runs: from `rlx.report.runs`.
@@ -103,7 +104,7 @@ def learning_curves(runs: Sequence[dict[str, Any]], path: Path, max_lines: int =
     curves, counts, places, stopped = {}, {}, {}, set()
     for (task, group), members in _by(runs, "task", "group").items():
         series = [s for s in map(_logged, members) if (s[2] > 0).any()]
-        if series:
+        if series and max(s[0][s[2] > 0][0] for s in series) <= min(s[0][-1] for s in series):
             curves.setdefault(task, {})[group] = report.curve(*zip(*series, strict=True))
         count = (
             f"{len(series)} of " if len(series) < len(members) else ""
@@ -115,7 +116,7 @@ def learning_curves(runs: Sequence[dict[str, Any]], path: Path, max_lines: int =
             stopped.add(group)
         counts.setdefault(group, {})[count] = None
     if not curves:
-        raise ValueError(f"no episode ended in any of these {len(runs)} runs: there is nothing to draw")
+        raise ValueError(f"no episode had ended in these {len(runs)} runs: there is nothing to draw")
     for lines in curves.values():
         for place, group in enumerate(sorted(lines, key=lambda group: (group in stopped, -lines[group].value[-1]))):
             places.setdefault(group, []).append(place / len(lines))
@@ -152,7 +153,7 @@ def learning_curves(runs: Sequence[dict[str, Any]], path: Path, max_lines: int =
         legend.append((Line2D([], [], color=GREY, lw=0.7), f"{rest} more group{'s' * (rest > 1)}, ending lower{early}"))
     if silent := [group for group in counts if group not in places]:
         names = ", ".join(silent) if len(silent) < 3 else f"{len(silent)} groups"
-        legend.append((Line2D([], [], lw=0), f"{names}: no line, no episode ended"))
+        legend.append((Line2D([], [], lw=0), f"{names}: no line, no episode had ended"))
     if any(line.low is not None for lines in curves.values() for line in lines.values()):
         text = "95 % interval over runs, " + ("of each point" if bands else "at the end")
         legend.append((Patch(color=GREY, alpha=0.4, lw=0), text))

@@ -161,7 +161,7 @@ def curve(
     num_rows = max(np.sum(np.asarray(s) <= end) for s in steps)
     grid = np.rint(np.linspace(0, end, min(num_points, num_rows) + 1)[1:])
     values = np.stack([on_grid(*run, grid) for run in zip(steps, returns, weights, strict=True)], axis=-1)
-    known = ~np.isnan(values).all(-1)
+    known = ~np.isnan(values).any(-1)
     if not known.any():
         raise ValueError(f"no step up to {end:,} of the shortest run at which every run has ended an episode")
     grid, values = grid[known], values[known]

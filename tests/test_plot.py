@@ -190,10 +190,12 @@ def test_runs_that_cannot_be_drawn_are_counted(draw):
     lanes = [logged([1.0, 2.0], clip=1), logged([None, None], clip=1, seed=1), short, *silent]
     texts = legend(draw(learning_curves, lanes))
     assert texts[0] == "clip=1  (2 of 3 runs, to the end of the shortest)"
-    assert texts[1] == "clip=2: no line, no episode ended"
+    assert texts[1] == "clip=2: no line, no episode had ended"
     many = [logged([None], clip=clip) for clip in range(3, 6)]
-    assert "3 groups: no line, no episode ended" in legend(draw(learning_curves, [lanes[0], *many]))
-    with pytest.raises(ValueError, match="no episode ended in any of these 2 runs"):
+    assert "3 groups: no line, no episode had ended" in legend(draw(learning_curves, [lanes[0], *many]))
+    late = [logged([1.0], clip=7), logged([None, 1.0], clip=7, seed=1)]  # by the end of the shortest only in one
+    assert "clip=7: no line, no episode had ended" in legend(draw(learning_curves, [lanes[0], *late]))
+    with pytest.raises(ValueError, match="no episode had ended in these 2 runs"):
         draw(learning_curves, silent)
 
 
