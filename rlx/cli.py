@@ -25,6 +25,7 @@ import rlx.envs
 from rlx.env import Env, with_params
 from rlx.envs.registry import full_name
 from rlx.presets import configure, settings
+from rlx.replay import without_replay
 from rlx.run import (
     CHECKPOINT_SECONDS,
     OPTIONS,
@@ -34,6 +35,7 @@ from rlx.run import (
     execute,
     identity,
     keys,
+    plan,
     read_config,
     read_rows,
     short_name,
@@ -83,6 +85,11 @@ class TrainOptions(Sources):
     """episodes of each evaluation"""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     """how often to write a checkpoint; evaluations and the end come with one"""
+    checkpoint_replay: bool = True
+    """keep a replay buffer in checkpoints; without it they are small, and a resumed run begins with a new buffer of
+    random actions: it is another run than the one that was never stopped"""
+    dry_run: bool = False
+    """say what would run and how much memory its state takes, and stop"""
     compile_cache: bool = True
     """keep compiled programs on disk for the next start"""
 
@@ -233,6 +240,7 @@ def _train_algorithm(
         num_evaluations=options.num_evaluations,
         eval_episodes=options.eval_episodes,
         checkpoint_seconds=options.checkpoint_seconds,
+        checkpoint_replay=options.checkpoint_replay,
     )
     if saved is None:
         _check_new(job.directory, options)
@@ -245,6 +253,9 @@ def _train_algorithm(
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
     if saved is None and sources.preset and (others := _tuned_elsewhere(algorithm, env_name)):
         console.print(f"no tuned settings: there is no {short_name(algorithm_name)}.toml; {env_name} is in {others}")
+    if options.dry_run:
+        console.print(plan(job))
+        return
     status = execute(job, console, resume=saved is not None, from_update=options.from_update)
     if status:
         sys.exit(status)
@@ -280,6 +291,7 @@ def _check_resume(saved: dict[str, Any], job: Job, options: Any) -> None:
     now = identity(job)
     pairs = [(name, saved[name], now[name]) for name in ("env", "env_options", "env_params", "seed")]
     pairs += [("out", job.directory, options.out or job.directory)]
+    pairs += [("checkpoint_replay", saved.get("checkpoint_replay", True), job.checkpoint_replay)]
     pairs += [(name, saved["config"].get(name, value), value) for name, value in now["config"].items()]
     changed = [f"{name} = {old} -> {new}" for name, old, new in pairs if old != new]
     changed += [] if options.preset else ["--no-preset"]
@@ -307,6 +319,7 @@ def _eval(options: EvalOptions) -> None:
     asked = {name: saved[name] for name in ("env_options", "env_params", "seed")}
     job = Job(algorithm, saved["algorithm"], config, env, env_name=saved["env"], directory=options.run, **asked)
     like = jax.eval_shape(algorithm.init, config, env, jax.random.key(0))
+    like = like if saved.get("checkpoint_replay", True) else without_replay(like)
     state = restore(options.run / "checkpoints", like, update, {"run": identity(job)})
     key = jax.random.fold_in(keys(saved["seed"])[1], options.seed + 1)
     console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -107,7 +107,7 @@ class Normal:
 class NormalMixture:
     """`sum_k w_k N(mean_k, std_k)`: several `Normal`s, of which softmax(logits `[..., K]`) chooses one.
 
-    Mean `[..., K, A]`, log_std likewise or `[K, A]`.
+    Mean `[..., K, A]`; log_std is broadcast to it.
     """
 
     logits: jax.Array
@@ -137,7 +137,7 @@ class NormalMixture:
         equation 10 with alpha = 1/2.
         """
         log_w = jax.nn.log_softmax(self.logits)
-        mean, log_std = self.mean, self.log_std
+        mean, log_std = self.mean, jnp.broadcast_to(self.log_std, self.mean.shape)
         log_variance = jnp.logaddexp(2 * log_std[..., :, None, :], 2 * log_std[..., None, :, :])  # of the sum
         z = (mean[..., :, None, :] - mean[..., None, :, :]) * jnp.exp(-0.5 * log_variance)
         spread = log_variance - jnp.log(2.0) - log_std[..., :, None, :] - log_std[..., None, :, :]

@@ -168,8 +168,9 @@ class TanhActor(nn.Module):
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> TanhNormal:
-        (num_actions,) = self.action_space.shape
-        mean, log_std = jnp.split(nn.Dense(2 * num_actions, name="head")(self.torso(obs)), 2, axis=-1)
+        mean, log_std = jnp.split(
+            nn.Dense(2 * action_size(self.action_space), name="head")(self.torso(obs)), 2, axis=-1
+        )
         return TanhNormal(mean, jnp.clip(log_std, -10.0, 2.0))
 
 

@@ -78,4 +78,19 @@ def rewind(buffer: Replay, old: Replay, undo: jax.Array) -> Replay:
     return replace(buffer, position=back(buffer.position, old.position), size=back(buffer.size, old.size))
 
 
-__all__ = ["Replay", "insert", "replay", "rewind", "sample", "take"]
+def without_replay(tree: Any) -> Any:
+    """The tree with None where it has a `Replay`."""
+    return jax.tree.map(lambda x: None if is_replay(x) else x, tree, is_leaf=is_replay)
+
+
+def with_replay(tree: Any, other: Any) -> Any:
+    """What `without_replay` made of a tree like `other`, with the `Replay` of `other`."""
+    return jax.tree.map(lambda x, kept: x if is_replay(x) else kept, other, tree, is_leaf=is_replay)
+
+
+def is_replay(x: Any) -> bool:
+    """Whether x is a `Replay`: where it is, trees are to be mapped no deeper."""
+    return isinstance(x, Replay)
+
+
+__all__ = ["Replay", "insert", "is_replay", "replay", "rewind", "sample", "take", "with_replay", "without_replay"]

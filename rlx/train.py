@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from rlx.env import Env
 from rlx.pytree import pytree
-from rlx.replay import Replay, rewind
+from rlx.replay import is_replay, rewind
 from rlx.rollout import reset
 
 EVALUATION = 0x65766C  # names the random stream of `evaluate`
@@ -103,7 +103,7 @@ def advance(
         state, alive, metrics = carry
         new, new_metrics = algorithm.update(config, env, state)
         alive &= _sound(state, new)
-        state = jax.tree.map(partial(_keep, alive), new, state, is_leaf=_is_replay)
+        state = jax.tree.map(partial(_keep, alive), new, state, is_leaf=is_replay)
         metrics = jax.tree.map(lambda all_, x: all_.at[i].set(jnp.where(alive, x, blank(x))), metrics, new_metrics)
         return state, alive, metrics
 
@@ -113,19 +113,15 @@ def advance(
 
 def _sound(old: Any, new: Any) -> jax.Array:
     """Whether no number that was finite has become NaN or infinite; what a `Replay` holds is not read."""
-    pairs = zip(*(jax.tree.leaves(tree, is_leaf=_is_replay) for tree in (old, new)), strict=True)
-    floats = ((a, b) for a, b in pairs if not _is_replay(a) and jnp.issubdtype(a.dtype, jnp.floating))
+    pairs = zip(*(jax.tree.leaves(tree, is_leaf=is_replay) for tree in (old, new)), strict=True)
+    floats = ((a, b) for a, b in pairs if not is_replay(a) and jnp.issubdtype(a.dtype, jnp.floating))
     worse = [jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)) for a, b in floats]
     return ~jnp.any(jnp.array(worse)) if worse else jnp.bool_(True)
 
 
 def _keep(alive: jax.Array, new: Any, old: Any) -> Any:
     """`new` where alive, else `old`."""
-    return rewind(new, old, ~alive) if _is_replay(new) else jnp.where(alive, new, old)
-
-
-def _is_replay(x: Any) -> bool:
-    return isinstance(x, Replay)
+    return rewind(new, old, ~alive) if is_replay(new) else jnp.where(alive, new, old)
 
 
 @pytree

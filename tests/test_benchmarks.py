@@ -167,7 +167,7 @@ def test_every_task_is_there_and_divides_its_settings():
 def test_returns_of_a_probe():
     from returns import Task, measure
 
-    result = measure(Task("probe/Constant", 2_000, at_least=1.0), num_seeds=3, num_episodes=4)
+    (result,) = measure([Task("probe/Constant", 2_000, at_least=1.0)], num_seeds=3, num_episodes=4)
     json.dumps(result, allow_nan=False)
     assert result["returns"] == [1.0, 1.0, 1.0]
     assert result["bar"] == {"at_least": 1.0, "passed": True}
@@ -177,12 +177,22 @@ def test_returns_of_a_probe():
     assert result["config"]["total_steps"] == result["settings"]["total_steps"] == 2_000
 
 
+def test_tasks_at_fewer_steps_are_the_same_runs_of_an_off_policy_algorithm_only():
+    from returns import batches
+
+    assert [list(tasks) for tasks in batches("sac")][-2:] == [
+        ["hopper-200k", "hopper-500k"],
+        ["halfcheetah-200k", "halfcheetah-500k"],
+    ]
+    assert all(len(tasks) == 1 for tasks in batches("ppo"))
+
+
 def test_measured_returns_are_not_measured_again(tmp_path, monkeypatch):
     import returns
 
     calls = []
     result = {"mean": {"value": 1.0, "low": 1.0, "high": 1.0}, "steps": 1, "seconds": {"compile": 1.0, "run": 1.0}}
-    monkeypatch.setattr(returns, "measure", lambda *args: calls.append(args) or copy.deepcopy(result))
+    monkeypatch.setattr(returns, "measure", lambda *args: calls.append(args) or [copy.deepcopy(result)])
     monkeypatch.setattr(returns.jax.config, "update", lambda *args: None)
     for force, expected in ((False, 1), (False, 1), (True, 2)):
         returns.main(task="CartPole-v1", force=force, out=tmp_path)

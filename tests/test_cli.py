@@ -486,6 +486,9 @@ def test_a_renamed_file_is_told_where_tuned_settings_are(tmp_path):
     assert cli._tuned_elsewhere(own, "gymnax/Pendulum-v1") == ""
 
 
+TEN = SimpleNamespace(steps_per_update=10, init_steps=5)
+
+
 def test_rows_are_means_weighted_by_episodes_wherever_the_run_was_cut():
     rng = np.random.default_rng(0)
     episodes = np.array([0, 3, 1, 0, 0, 0, 2])
@@ -495,15 +498,15 @@ def test_rows_are_means_weighted_by_episodes_wherever_the_run_was_cut():
     logs = []
     for border in range(8):
         file = io.StringIO()
-        first = Logger(file, 3, 10)
+        first = Logger(file, 3, TEN)
         first.add(0, part(0, border))
-        second = Logger(file, 3, 10, json.loads(json.dumps(first.saved())))
+        second = Logger(file, 3, TEN, json.loads(json.dumps(first.saved())))
         second.add(border, part(border, 7))
         second.flush(7)
         found = [json.loads(line) for line in file.getvalue().splitlines()]
         logs.append([{name: value for name, value in row.items() if name != "seconds"} for row in found])
     assert all(log == logs[0] for log in logs)
-    assert [row["step"] for row in logs[0]] == [30, 60, 70]
+    assert [row["step"] for row in logs[0]] == [35, 65, 75]
     assert [row["num_episodes"] for row in logs[0]] == [4, 0, 2]
     assert logs[0][0]["episode_return"] == pytest.approx((3 * returns[1] + returns[2]) / 4, rel=1e-5)
     assert logs[0][1]["episode_return"] is None
@@ -516,7 +519,7 @@ def test_rows_of_several_runs_are_those_of_each():
     metrics = {"num_episodes": rng.integers(0, 3, (2, 7)), "episode_return": rng.normal(size=(2, 7))}
     files = [io.StringIO() for _ in range(3)]
     for file, of in zip(files, (metrics, *({k: v[i] for k, v in metrics.items()} for i in range(2))), strict=True):
-        logger = Logger(file, 3, 10)
+        logger = Logger(file, 3, TEN)
         logger.add(0, of)
         logger.flush(7)
     both, *each = ([json.loads(line) for line in file.getvalue().splitlines()] for file in files)

@@ -50,7 +50,7 @@ def logged(returns, *, steps=None, **more):
 def write_run(directory, *, env="e/E", seed=0, returns=(1.0, None, 3.0), evaluation=2.0, **more):
     directory.mkdir()
     config = {"algorithm": "rlx.algos.ppo", "env": env, "env_options": {}, "seed": seed, "config": {"clip": 0.2}}
-    config |= {"steps": 10 * len(returns), "num_evaluations": 1} | more
+    config |= {"updates": len(returns), "steps": 10 * len(returns), "num_evaluations": 1} | more
     (directory / "config.json").write_text(json.dumps(config))
     rows = [
         {"update": i + 1, "step": 10 * (i + 1), "episode_return": r, "num_episodes": int(r is not None)}
