@@ -148,10 +148,15 @@ def main(
             for library, python in pythons.items():
                 with console.status(f"{name}, {library}, {repeat + 1} of {repeats}"):
                     measured = measurement(python, f"peers.{library}_{algorithm(name)}", settings, num_runs, platform)
-                measurements.append({"case": name, "library": library, "repeat": repeat} | measured)
+                about = {"case": name, "library": library, "repeat": repeat, "commit": code}
+                measurements.append(about | measured)
                 speed = measured["steps_per_second"]["median"]
                 console.print(f"{name}, {library}, {repeat + 1} of {repeats}: {speed:,.0f} steps/s")
-    result = {"commit": code, "machine": machine(), "settings": cases, "measurements": measurements}
+    result = {"machine": machine(), "settings": cases, "measurements": measurements}
+    if case is not None and out.exists():  # what was measured of the other cases stays
+        before = json.loads(out.read_text())
+        others = [m for m in before["measurements"] if m["case"] != case]
+        result |= {"settings": before["settings"] | cases, "measurements": others + measurements}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
 
