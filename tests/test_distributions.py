@@ -220,11 +220,11 @@ def test_mixture_entropy_is_exact_for_equal_and_for_distant_components():
 
 
 def test_mixture_gradients_pass_the_finite_difference_check():
-    action = RNG.normal(size=(4, 2)).astype(np.float32)
+    action = RNG.normal(size=(4, 2))
     function = lambda *parts: NormalMixture(*parts).log_prob(action).sum() + NormalMixture(*parts).entropy().sum()
-    parts = (MIXTURE.logits, MIXTURE.mean, MIXTURE.log_std)
-    # Central differences in float32 with a step of 1e-2 are good to about 1e-3.
-    check_grads(function, parts, order=1, modes=["rev"], eps=1e-2, atol=2e-2, rtol=2e-2)
+    with jax.enable_x64(True):
+        parts = [jnp.float64(x) for x in (MIXTURE.logits, MIXTURE.mean, MIXTURE.log_std)]
+        check_grads(function, parts, order=1, modes=["rev"], eps=1e-5, atol=1e-6, rtol=1e-6)
 
 
 def test_tanh_log_det_is_finite_where_tanh_saturates():

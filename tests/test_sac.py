@@ -1,6 +1,7 @@
 """SAC: analytic values of the probes, its equations, what goes into the buffer, one program for all traced settings."""
 
 import dataclasses
+import json
 from functools import partial
 from typing import ClassVar
 
@@ -12,11 +13,13 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import rlx
-from rlx import Env, replace, stack
+from rlx import Env, cli, replace, stack
 from rlx.algos import sac as module
+from rlx.checkpoint import restore
 from rlx.envs.probes import ContinuousAction, Discount, Endless, Mixed, Observation
 from rlx.pytree import is_static
-from rlx.replay import take
+from rlx.replay import take, with_replay, without_replay
+from rlx.run import read_config
 from rlx.spaces import Box, Discrete
 from rlx.train import advance
 
@@ -564,3 +567,52 @@ def test_bad_input_is_refused_before_anything_is_compiled(sac, small):
     for message, (config, where) in bad.items():
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(partial(rlx.train, sac), config, where, jax.random.key(0))
+
+
+TRAIN = "train sac --env probe/ContinuousAction --warmup-steps 32 --num-envs 4 --num-steps 8 --utd-ratio 0.25"
+TRAIN += " --batch-size 16 --capacity 64 --hidden-sizes 8 --eval-episodes 2 --no-compile-cache --total-steps"
+
+
+def test_a_dry_run_says_how_large_the_buffer_is_before_there_is_one(tmp_path, capsys):
+    cli.main([*TRAIN.split(), "96", "--capacity", "100_000_000", "--dry-run", "--out", str(tmp_path / "run")])
+    out = capsys.readouterr().out
+    # Rows of an observation, an action, a reward and a successor in float32, and a flag, and an update's spare ones.
+    replay = 100_000_032 * 17 / 2**20
+    assert "96 steps in 2 updates" in out
+    assert f"replay {replay:,.1f} MiB" in out
+    assert "with --no-checkpoint-replay" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_a_new_buffer_where_checkpoints_leave_it_out(tmp_path, capsys):
+    run = tmp_path / "run"
+    cli.main([*TRAIN.split(), "96", "--no-checkpoint-replay", "--out", str(run)])
+    leaves = json.loads((run / "checkpoints" / "2" / "about.json").read_text())["leaves"]
+    assert "params.log_alpha" in leaves
+    assert not any(name.startswith("replay") for name in leaves)
+    cli.main(["eval", str(run), "--num-episodes", "2", "--no-compile-cache"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", "--resume", str(run), "--total-steps", "160", "--checkpoint-replay"])
+    assert "checkpoint_replay = False -> True" in capsys.readouterr().err
+    cli.main(["train", "--resume", str(run), "--total-steps", "160", "--no-compile-cache"])
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 160
+    saved = jax.eval_shape(module.init, *built(run), jax.random.key(0))
+    state = restore(run / "checkpoints", without_replay(saved))
+    assert state.num_updates == 4
+    assert state.replay is None
+
+
+def built(run):
+    saved = read_config(run)
+    return cli.saved_config(module, saved), rlx.envs.make(saved["env"])
+
+
+def test_only_the_buffer_is_left_out_and_put_back(sac, small, trained):
+    state, other = trained[0], sac.init(small, env, jax.random.key(1))
+    bare = without_replay(state)
+    assert bare.replay is None
+    back = with_replay(bare, other)
+    raw = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    same = lambda a, b: jax.tree.map(lambda x, y: np.testing.assert_array_equal(raw(x), raw(y)), a, b)
+    same(back.replay, other.replay)
+    same(replace(back, replay=state.replay), state)
