@@ -43,6 +43,7 @@ class Task:
     at_least: float | None = None  # the return to reach, by the mean over seeds
     share: float | None = None  # or by this share of the seeds
     seeds: int | None = None  # where there are fewer than of other tasks
+    episodes: int = 32  # that every seed plays
 
 
 TASKS = {
@@ -60,8 +61,8 @@ TASKS = {
 # Of algorithms that keep what they have seen, and need less of it.
 OFF_POLICY = {
     "sac": {
-        "Pendulum-v1": Task("gymnax/Pendulum-v1", 20_000, at_least=-170, share=0.9),
-        "MountainCarContinuous-v0": Task("gymnax/MountainCarContinuous-v0", 50_000, at_least=90, share=0.9),
+        "Pendulum-v1": Task("gymnax/Pendulum-v1", 20_000, at_least=-170, share=0.9, episodes=128),
+        "MountainCarContinuous-v0": Task("gymnax/MountainCarContinuous-v0", 50_000, at_least=90, share=0.9, seeds=5),
         "inverted_pendulum": Task("brax/inverted_pendulum", 50_000, {"backend": "mjx"}, at_least=950, share=0.9),
         **{name: task for name, task in TASKS.items() if name.startswith(("hopper-", "halfcheetah-"))},
     },
@@ -116,14 +117,13 @@ def lanes_program(algorithm, mesh, updates, num_episodes):
     return jax.jit(jax.shard_map(lanes, mesh=mesh, **specs, check_vma=False))
 
 
-def measure(
-    tasks: Sequence[Task], algorithm_name: str = "ppo", num_seeds: int = 10, num_episodes: int = 32
-) -> list[dict[str, Any]]:
+def measure(tasks: Sequence[Task], algorithm_name: str = "ppo", num_seeds: int = 10) -> list[dict[str, Any]]:
     """Trains and evaluates all seeds of a task, or of tasks that are the same runs after more and more steps.
 
     Returns the results as they are written to their files.
     """
-    algorithm, env_name, options = import_module(f"rlx.algos.{algorithm_name}"), tasks[0].env, tasks[0].options
+    algorithm = import_module(f"rlx.algos.{algorithm_name}")
+    env_name, options, num_episodes = tasks[0].env, tasks[0].options, tasks[0].episodes
     configs = [preset(algorithm, task.env, total_steps=task.total_steps) for task in tasks]
     updates = [rlx.total_updates(config) for config in configs]
     mesh = Mesh(np.array(jax.devices()), ("lane",))

@@ -167,7 +167,7 @@ def test_every_task_is_there_and_divides_its_settings():
 def test_returns_of_a_probe():
     from returns import Task, measure
 
-    (result,) = measure([Task("probe/Constant", 2_000, at_least=1.0)], num_seeds=3, num_episodes=4)
+    (result,) = measure([Task("probe/Constant", 2_000, at_least=1.0, episodes=4)], num_seeds=3)
     json.dumps(result, allow_nan=False)
     assert result["returns"] == [1.0, 1.0, 1.0]
     assert result["bar"] == {"at_least": 1.0, "passed": True}
