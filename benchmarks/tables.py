@@ -3,10 +3,11 @@
     python benchmarks/tables.py
     python benchmarks/tables.py --check
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names returns, speed and sweeps; the rest of
-the README is left alone.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names algorithms, returns, speed and sweeps;
+the rest of the README is left alone.
 """
 
+import ast
 import json
 import re
 import sys
@@ -16,7 +17,7 @@ from statistics import median
 from provenance import RESULTS, ROOT
 from speed import rows
 
-TABLE = re.compile(r"(?<=<!-- table: )(returns|speed|sweeps) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(?<=<!-- table: )(algorithms|returns|speed|sweeps) -->\n.*?(?=<!-- end -->)", re.DOTALL)
 
 
 def markdown(header: list[str], body: list[tuple[str, ...]], num_text: int) -> str:
@@ -91,10 +92,17 @@ def sweeps_table(sweeps: dict, kills: dict) -> str:
     return markdown(["quantity", "measured"], body, num_text=2)
 
 
+def algorithms_table() -> str:
+    """What there is in `algos/`, in the first words of each file."""
+    paths = [path for path in sorted((ROOT / "algos").glob("*.py")) if path.stem != "__init__"]
+    first = lambda path: ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+    return markdown(["algorithm", "what it is"], [(f"`{path.stem}`", first(path)) for path in paths], num_text=2)
+
+
 def tables(results: Path = RESULTS) -> dict[str, str]:
     """Every table that there are results for."""
     returns = [json.loads(path.read_text()) for path in sorted((results / "returns").glob("*.json"))]
-    found = {"returns": returns_table(returns)} if returns else {}
+    found = {"algorithms": algorithms_table()} | ({"returns": returns_table(returns)} if returns else {})
     if (results / "speed.json").exists():
         found["speed"] = speed_table(json.loads((results / "speed.json").read_text()))
     measured = [results / f"{name}.json" for name in ("sweeps", "kills")]
