@@ -1,0 +1,217 @@
+"""Seven ways to keep a policy near the one that acted, each at its own best of nine settings.
+
+    python experiments/trust_regions/compare.py
+    python experiments/trust_regions/compare.py --task CartPole-v1 --method mdpo
+
+Trains what has no result yet, one file a method and a task, then draws the figure and writes the table of README.md.
+Nine settings of each method, three of its coefficient by three learning rates, train on selection seeds; the one with
+the best evaluation trains again on the seeds that are reported. Everything else is as PPO's settings have it. What is
+interrupted is gone on with by the same command.
+"""
+
+import json
+import re
+import time
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import jax
+import matplotlib
+import numpy as np
+from rich.console import Console
+
+import rlx
+from rlx.algos import mdpo, ppo, trpo
+from rlx.lanes import use_all_cores
+from rlx.objectives import DPO, SPO, ForwardKL, ReverseKL, with_objective
+from rlx.presets import configure, settings
+from rlx.report import curve, interval, iqm
+from rlx.run import write_json
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).resolve().parent
+FIRST_SELECTION_SEED = 1000  # the seeds reported are 0, 1, 2, ...
+PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "gymnax", "brax")
+
+
+@dataclass(frozen=True)
+class Task:
+    env: str
+    total_steps: int
+    learning_rates: tuple[float, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 10
+    selection_seeds: int = 4
+
+
+TASKS = {
+    "CartPole-v1": Task("gymnax/CartPole-v1", 100_000, (3e-4, 1e-3, 3e-3)),
+    "Acrobot-v1": Task("gymnax/Acrobot-v1", 200_000, (3e-4, 1e-3, 3e-3)),
+    "Pendulum-v1": Task("gymnax/Pendulum-v1", 400_000, (3e-4, 1e-3, 3e-3)),
+    "Breakout-MinAtar": Task("gymnax/Breakout-MinAtar", 1_000_000, (1.5e-3, 5e-3, 1.5e-2)),
+    "hopper": Task("brax/hopper", 1_000_000, (1e-4, 3e-4, 1e-3), {"backend": "spring"}, seeds=5, selection_seeds=2),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    label: str
+    algorithm: ModuleType
+    grid: tuple[dict[str, float], ...]  # what the learning rates are combined with
+
+
+def grid(name: str, *values: float) -> tuple[dict[str, float], ...]:
+    return tuple({name: value} for value in values)
+
+
+METHODS = {
+    "ppo": Method("PPO, clip", ppo, grid("clip", 0.1, 0.2, 0.4)),
+    "spo": Method("SPO", with_objective(ppo, SPO), grid("epsilon", 0.1, 0.2, 0.4)),
+    "dpo": Method("DPO drift", with_objective(ppo, DPO), tuple({"alpha": 2 * c, "beta": 0.6 * c} for c in (0.5, 1, 2))),
+    "forward_kl": Method("KL(old, new) penalty", with_objective(ppo, ForwardKL), grid("kl_coef", 0.3, 1.0, 3.0)),
+    "reverse_kl": Method("KL(new, old) penalty", with_objective(ppo, ReverseKL), grid("kl_coef", 0.3, 1.0, 3.0)),
+    "mdpo": Method("MDPO", mdpo, grid("step_size", 0.3, 1.0, 3.0)),
+    "trpo": Method("TRPO", trpo, grid("max_kl", 0.003, 0.01, 0.03)),
+}
+
+
+def train(
+    method: Method, task: Task, points: list[dict[str, float]], seeds: range, directory: Path
+) -> list[list[dict]]:
+    """The lanes of a sweep over points and seeds, by point: `return_mean` of the evaluation, `curve` of training."""
+    known = {f.name for f in fields(method.algorithm.Config)}
+    shared = {name: value for name, value in settings(ppo, task.env).items() if name in known}
+    config = configure(method.algorithm.Config, shared | {"total_steps": task.total_steps})
+    env = rlx.envs.make(task.env, **task.options)
+    where = {"seed": seeds[0], "num_seeds": len(seeds), "directory": directory, "console": Console()}
+    lanes = rlx.sweep(method.algorithm, config, env, points, **where).lanes
+    return [[lane for lane in lanes if lane["configuration"] == i] for i in range(len(points))]
+
+
+def returns(lanes: list[dict]) -> np.ndarray:
+    """Evaluation return of each lane; that of its last finite state where a lane died."""
+    return np.array([lane["return_mean"] for lane in lanes], np.float64)
+
+
+def learning_curve(lanes: list[dict]):
+    """The interquartile mean over lanes of what their episodes in training returned, with its interval."""
+    names = ("step", "episode_return", "num_episodes")
+    return curve(*([np.array(lane["curve"][name], np.float64) for lane in lanes] for name in names))
+
+
+def measure(method: Method, task: Task, directory: Path) -> dict[str, Any]:
+    """Selects a setting and measures it; the result as it is written to its file."""
+    points = [point | {"learning_rate": rate} for point, rate in product(method.grid, task.learning_rates)]
+    selecting = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + task.selection_seeds)
+    tried = train(method, task, points, selecting, directory / "selection")
+    scores = [(returns(lanes).mean(), learning_curve(lanes).value.mean()) for lanes in tried]
+    best = points[max(range(len(points)), key=scores.__getitem__)]  # training decides between equal evaluations
+    (lanes,) = train(method, task, [best], range(task.seeds), directory / "seeds")
+    line = learning_curve(lanes)
+    return {
+        "env": task.env,
+        "options": task.options,
+        "steps": lanes[0]["planned_steps"],
+        "selection": {
+            "seeds": list(selecting),
+            "grid": [
+                point | {"evaluation": score, "training": training}
+                for point, (score, training) in zip(points, scores, strict=True)
+            ],
+        },
+        "chosen": best,
+        "seeds": list(range(task.seeds)),
+        "died": sum(lane["died_at"] is not None for lane in lanes),
+        "returns": returns(lanes).tolist(),
+        "iqm": interval([returns(lanes)], iqm),
+        "mean_of_curve": float(line.value.mean()),
+        "curve": {name: np.round(x, 2).tolist() for name, x in line._asdict().items()},
+        "versions": {name: version(name) for name in PACKAGES},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
+    """Learning curves: a panel a task, a line a method, interquartile means with their intervals."""
+    tasks = [task for task in TASKS if any(t == task for t, _ in results)]
+    figure, panels = plt.subplots(1, len(tasks), figsize=(4.5 * len(tasks), 4.2), layout="constrained", squeeze=False)
+    for axes, task in zip(panels[0], tasks, strict=True):
+        for color, (name, method) in zip(plt.cm.tab10.colors, METHODS.items(), strict=False):
+            if (task, name) in results:
+                points = {key: np.asarray(value) for key, value in results[task, name]["curve"].items()}
+                axes.plot(points["steps"], points["value"], color=color, label=method.label, lw=1.5)
+                axes.fill_between(points["steps"], points["low"], points["high"], color=color, alpha=0.12, lw=0)
+        axes.set(title=task, xlabel="environment steps", ylabel="return in training")
+        axes.grid(alpha=0.3)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def table(results: dict[tuple[str, str], dict]) -> str:
+    """Evaluation returns in Markdown, a row a task and a method."""
+    lines = [
+        ["task", "method", "setting", "seeds", "evaluation, IQM [95 %]", "mean of the training curve"],
+        ["---", "---", "---", "--:", "--:", "--:"],
+    ]
+    for (task, name), result in results.items():
+        chosen = ", ".join(f"{key} {value:g}" for key, value in result["chosen"].items())
+        estimate = "{value:.1f} [{low:.1f}, {high:.1f}]".format(**result["iqm"])
+        row = [task, METHODS[name].label, f"`{chosen}`", str(len(result["seeds"])), estimate]
+        lines.append([*row, f"{result['mean_of_curve']:.1f}"])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main(
+    task: Literal[*TASKS] | None = None,
+    method: Literal[*METHODS] | None = None,
+    short: bool = False,
+    out: Path = HERE / "results",
+    runs: Path = Path("runs/trust_regions"),
+) -> None:
+    """Measures what has no result yet, then draws the figure and writes the table.
+
+    Args:
+        task: only this one.
+        method: only this one.
+        short: a twentieth of the steps, to see that everything works; the results stay below `runs`.
+        out: folder of the results; remove a file to have it measured again.
+        runs: folder of what training leaves behind.
+    """
+    use_all_cores()
+    jax.config.update("jax_default_matmul_precision", "float32")
+    figure, readme = HERE / "learning_curves.png", HERE / "README.md"
+    if short:
+        runs = runs / "short"
+        out, figure, readme = runs / "results", runs / "learning_curves.png", runs / "README.md"
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {(t, m): out / f"{t}-{m}.json" for t, m in product(TASKS, METHODS)}
+    for (task_name, name), path in paths.items():
+        if path.exists() or task not in (None, task_name) or method not in (None, name):
+            continue
+        chosen = TASKS[task_name]
+        if short:
+            chosen = Task(**vars(chosen) | {"total_steps": chosen.total_steps // 20})
+        started = time.perf_counter()
+        result = measure(METHODS[name], chosen, runs / f"{task_name}-{name}")
+        seconds = round(time.perf_counter() - started, 1)
+        write_json(path, {"task": task_name, "method": name} | result | {"seconds": seconds})
+        print(f"{task_name}, {name}: {result['iqm']} with {result['chosen']} after {seconds} s", flush=True)
+    results = {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
+    if results:
+        draw(results, figure)
+        text = readme.read_text() if readme.exists() else "<!-- table -->\n<!-- end -->\n"
+        pattern = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", re.DOTALL)
+        readme.write_text(pattern.sub(lambda _: table(results), text))
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
