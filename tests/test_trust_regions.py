@@ -192,7 +192,7 @@ CHANGED = {
     "anneal_learning_rate": False,
     "gamma": 0.5,
     "gae_lambda": 0.5,
-    "step_size": 0.1,
+    "step_size": 0.01,
     "step_size_decay": 5.0,
     "tsallis": 3.0,  # at 2 it is the KL to second order where two actions are equally probable
     "max_kl": 1e-3,
@@ -219,7 +219,7 @@ def fields(algorithm, static):
 
 
 # A penalty that matters in so short a run; steps that overshoot, so that the line search has something to do.
-TELLING = {mdpo: {"step_size": 0.01}, trpo: {"damping": 1e-4}}
+TELLING = {mdpo: {"step_size": 0.1}, trpo: {"damping": 1e-4}}
 
 
 @both
@@ -268,7 +268,7 @@ def trained(small, cartpole):
 @both
 def test_resume_is_bitwise_and_stays_finite_past_the_end(algorithm, small, cartpole, trained):
     config = config_of(algorithm, small)
-    state, rows = algorithm.init(config, cartpole, jax.random.key(0)), []
+    state, rows = jax.jit(algorithm.init)(config, cartpole, jax.random.key(0)), []
     for _ in range(5):
         state, metrics = rlx.resume(algorithm, config, cartpole, state, num_updates=1)
         rows.append((state, metrics))
@@ -284,7 +284,7 @@ def sweep(algorithm, configs, env, objectives=None):
     key = jax.random.key(7)
     kwargs = {} if objectives is None else {"objective": stack(objectives)}
     run = lambda config, state, kwargs: algorithm.update(config, env, state, **kwargs)[0].params
-    state = algorithm.init(configs[0], env, key)
+    state = jax.jit(algorithm.init)(configs[0], env, key)
     lanes = jax.jit(jax.vmap(run, (0, None, 0)))(stack(configs), state, kwargs)
     single = jax.jit(run)
     for i in (0, len(configs) - 1):
@@ -309,9 +309,9 @@ def test_with_objective_makes_its_coefficients_fields_of_the_config(small, cartp
     assert {f.name for f in dataclasses.fields(rollback.Config)} - {f.name for f in dataclasses.fields(small)} == {
         "slope"
     }
-    with pytest.raises(ValueError, match=r"epsilon = 0.0: it has to be above 0"):
+    with pytest.raises(ValueError, match=r"epsilon = 0: it has to be above 0"):
         spo.Config(epsilon=0)
-    with pytest.raises(ValueError, match=r"gamma = 2.0: it has to be at least 0"):
+    with pytest.raises(ValueError, match=r"gamma = 2: it has to be at least 0"):
         spo.Config(gamma=2)
     with pytest.raises(ValueError, match=r"ppo\+SPO has no policy objective"):
         with_objective(spo, DPO)
@@ -380,7 +380,7 @@ def test_the_natural_gradient_is_a_dense_solve(cartpole, problem):
     _, batches = problem
     config = trpo.Config(num_envs=4, num_steps=16, num_minibatches=2, hidden_sizes=(3,), cg_iterations=100)
     key = jax.random.key(0)
-    params = trpo.init(config, cartpole, key).params["actor"]
+    params = jax.jit(trpo.init)(config, cartpole, key).params["actor"]
     params = jax.tree.map(lambda x: x + 0.3 * jnp.sin(jnp.arange(x.size) + 1.0).reshape(x.shape), params)
     pi = trpo.networks(config, cartpole)[0].apply(params, batches[trpo].obs)
     batch = replace(batches[trpo], pi=pi)
