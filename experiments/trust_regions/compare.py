@@ -1,20 +1,20 @@
-"""Seven ways to keep a policy near the one that acted, each at its own best of nine settings.
+"""Seven ways to keep a policy near the one that acted, and off-policy MDPO beside SAC, each at its own best setting.
 
     python experiments/trust_regions/compare.py
     python experiments/trust_regions/compare.py --task CartPole-v1 --method mdpo
 
 Trains what has no result yet, one file a method and a task, then draws the figure and writes the table of README.md.
-Nine settings of each method, three of its coefficient by three learning rates, train on selection seeds; the one with
-the best evaluation trains again on the seeds that are reported. Everything else is as PPO's settings have it. What is
-interrupted is gone on with by the same command.
+Three values of the coefficient of each method train on selection seeds; the one with the best evaluation trains again
+on the seeds that are reported. Everything else is as PPO's settings have it (SAC's, off-policy). What is interrupted is
+gone on with by the same command.
 """
 
 import json
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
-from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -25,7 +25,7 @@ import numpy as np
 from rich.console import Console
 
 import rlx
-from rlx.algos import mdpo, ppo, trpo
+from rlx.algos import mdpo, mdpo_offpolicy, ppo, sac, trpo
 from rlx.lanes import use_all_cores
 from rlx.objectives import DPO, SPO, ForwardKL, ReverseKL, with_objective
 from rlx.presets import configure, settings
@@ -41,29 +41,11 @@ PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "gymnax", "brax")
 
 
 @dataclass(frozen=True)
-class Task:
-    env: str
-    total_steps: int
-    learning_rates: tuple[float, ...]
-    options: dict[str, Any] = field(default_factory=dict)
-    seeds: int = 10
-    selection_seeds: int = 4
-
-
-TASKS = {
-    "CartPole-v1": Task("gymnax/CartPole-v1", 100_000, (3e-4, 1e-3, 3e-3)),
-    "Acrobot-v1": Task("gymnax/Acrobot-v1", 200_000, (3e-4, 1e-3, 3e-3)),
-    "Pendulum-v1": Task("gymnax/Pendulum-v1", 400_000, (3e-4, 1e-3, 3e-3)),
-    "Breakout-MinAtar": Task("gymnax/Breakout-MinAtar", 1_000_000, (1.5e-3, 5e-3, 1.5e-2)),
-    "hopper": Task("brax/hopper", 1_000_000, (1e-4, 3e-4, 1e-3), {"backend": "spring"}, seeds=5, selection_seeds=2),
-}
-
-
-@dataclass(frozen=True)
 class Method:
     label: str
     algorithm: ModuleType
-    grid: tuple[dict[str, float], ...]  # what the learning rates are combined with
+    grid: tuple[dict[str, float], ...]  # one setting of it is chosen
+    shared: ModuleType = ppo  # whose tuned settings all else is from
 
 
 def grid(name: str, *values: float) -> tuple[dict[str, float], ...]:
@@ -78,15 +60,39 @@ METHODS = {
     "reverse_kl": Method("KL(new, old) penalty", with_objective(ppo, ReverseKL), grid("kl_coef", 0.3, 1.0, 3.0)),
     "mdpo": Method("MDPO", mdpo, grid("step_size", 0.3, 1.0, 3.0)),
     "trpo": Method("TRPO", trpo, grid("max_kl", 0.003, 0.01, 0.03)),
+    "sac": Method("SAC", sac, ({},), sac),  # as tuned
+    "mdpo_offpolicy": Method("MDPO, off-policy", mdpo_offpolicy, grid("step_size", 0.3, 1.0, 3.0), sac),
+}
+OFF_POLICY = ("sac", "mdpo_offpolicy")
+ON_POLICY = tuple(name for name in METHODS if name not in OFF_POLICY)
+
+
+@dataclass(frozen=True)
+class Task:
+    env: str
+    total_steps: int
+    methods: tuple[str, ...] = ON_POLICY
+    options: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 10
+    selection_seeds: int = 3
+
+
+TASKS = {
+    "CartPole-v1": Task("gymnax/CartPole-v1", 100_000),
+    "Acrobot-v1": Task("gymnax/Acrobot-v1", 100_000),
+    "Pendulum-v1": Task("gymnax/Pendulum-v1", 150_000),
+    "Breakout-MinAtar": Task("gymnax/Breakout-MinAtar", 200_000, selection_seeds=2),
+    "Pendulum-v1, off-policy": Task("gymnax/Pendulum-v1", 20_000, OFF_POLICY, selection_seeds=2),
+    "hopper": Task("brax/hopper", 100_000, options={"backend": "spring"}, seeds=5, selection_seeds=2),
 }
 
 
 def train(
-    method: Method, task: Task, points: list[dict[str, float]], seeds: range, directory: Path
+    method: Method, task: Task, points: Sequence[dict[str, float]], seeds: range, directory: Path
 ) -> list[list[dict]]:
     """The lanes of a sweep over points and seeds, by point: `return_mean` of the evaluation, `curve` of training."""
     known = {f.name for f in fields(method.algorithm.Config)}
-    shared = {name: value for name, value in settings(ppo, task.env).items() if name in known}
+    shared = {name: value for name, value in settings(method.shared, task.env).items() if name in known}
     config = configure(method.algorithm.Config, shared | {"total_steps": task.total_steps})
     env = rlx.envs.make(task.env, **task.options)
     where = {"seed": seeds[0], "num_seeds": len(seeds), "directory": directory, "console": Console()}
@@ -107,11 +113,11 @@ def learning_curve(lanes: list[dict]):
 
 def measure(method: Method, task: Task, directory: Path) -> dict[str, Any]:
     """Selects a setting and measures it; the result as it is written to its file."""
-    points = [point | {"learning_rate": rate} for point, rate in product(method.grid, task.learning_rates)]
     selecting = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + task.selection_seeds)
-    tried = train(method, task, points, selecting, directory / "selection")
+    tried = train(method, task, method.grid, selecting, directory / "selection") if len(method.grid) > 1 else []
     scores = [(returns(lanes).mean(), learning_curve(lanes).value.mean()) for lanes in tried]
-    best = points[max(range(len(points)), key=scores.__getitem__)]  # training decides between equal evaluations
+    # Training decides between equal evaluations.
+    best = method.grid[max(range(len(scores)), key=scores.__getitem__, default=0)]
     (lanes,) = train(method, task, [best], range(task.seeds), directory / "seeds")
     line = learning_curve(lanes)
     return {
@@ -122,7 +128,7 @@ def measure(method: Method, task: Task, directory: Path) -> dict[str, Any]:
             "seeds": list(selecting),
             "grid": [
                 point | {"evaluation": score, "training": training}
-                for point, (score, training) in zip(points, scores, strict=True)
+                for point, (score, training) in zip(method.grid, scores, strict=False)
             ],
         },
         "chosen": best,
@@ -139,9 +145,14 @@ def measure(method: Method, task: Task, directory: Path) -> dict[str, Any]:
 
 def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
     """Learning curves: a panel a task, a line a method, interquartile means with their intervals."""
-    tasks = [task for task in TASKS if any(t == task for t, _ in results)]
-    figure, panels = plt.subplots(1, len(tasks), figsize=(4.5 * len(tasks), 4.2), layout="constrained", squeeze=False)
-    for axes, task in zip(panels[0], tasks, strict=True):
+    tasks = list(dict.fromkeys(task for task, _ in results))
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    size = {"figsize": (4.5 * columns, 3.2 * rows + 1), "layout": "constrained", "squeeze": False}
+    figure, panels = plt.subplots(rows, columns, **size)
+    for axes in panels.flat[len(tasks) :]:
+        axes.axis("off")
+    for axes, task in zip(panels.flat, tasks, strict=False):
         for color, (name, method) in zip(plt.cm.tab10.colors, METHODS.items(), strict=False):
             if (task, name) in results:
                 points = {key: np.asarray(value) for key, value in results[task, name]["curve"].items()}
@@ -149,8 +160,9 @@ def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
                 axes.fill_between(points["steps"], points["low"], points["high"], color=color, alpha=0.12, lw=0)
         axes.set(title=task, xlabel="environment steps", ylabel="return in training")
         axes.grid(alpha=0.3)
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=110)
+    lines = {line.get_label(): line for axes in panels.flat for line in axes.get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=5)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
@@ -161,9 +173,9 @@ def table(results: dict[tuple[str, str], dict]) -> str:
         ["---", "---", "---", "--:", "--:", "--:"],
     ]
     for (task, name), result in results.items():
-        chosen = ", ".join(f"{key} {value:g}" for key, value in result["chosen"].items())
+        chosen = ", ".join(f"`{key} {value:g}`" for key, value in result["chosen"].items()) or "as tuned"
         estimate = "{value:.1f} [{low:.1f}, {high:.1f}]".format(**result["iqm"])
-        row = [task, METHODS[name].label, f"`{chosen}`", str(len(result["seeds"])), estimate]
+        row = [task, METHODS[name].label, chosen, str(len(result["seeds"])), estimate]
         lines.append([*row, f"{result['mean_of_curve']:.1f}"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -191,7 +203,7 @@ def main(
         runs = runs / "short"
         out, figure, readme = runs / "results", runs / "learning_curves.png", runs / "README.md"
     out.mkdir(parents=True, exist_ok=True)
-    paths = {(t, m): out / f"{t}-{m}.json" for t, m in product(TASKS, METHODS)}
+    paths = {(t, m): out / f"{t.replace(', ', '-')}-{m}.json" for t in TASKS for m in TASKS[t].methods}
     for (task_name, name), path in paths.items():
         if path.exists() or task not in (None, task_name) or method not in (None, name):
             continue
@@ -199,7 +211,7 @@ def main(
         if short:
             chosen = Task(**vars(chosen) | {"total_steps": chosen.total_steps // 20})
         started = time.perf_counter()
-        result = measure(METHODS[name], chosen, runs / f"{task_name}-{name}")
+        result = measure(METHODS[name], chosen, runs / path.stem)
         seconds = round(time.perf_counter() - started, 1)
         write_json(path, {"task": task_name, "method": name} | result | {"seconds": seconds})
         print(f"{task_name}, {name}: {result['iqm']} with {result['chosen']} after {seconds} s", flush=True)
