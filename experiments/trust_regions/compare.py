@@ -99,12 +99,17 @@ class Run:
 
 @partial(jax.jit, static_argnames="algorithm")
 @partial(jax.vmap, in_axes=(None, 0, None, 0))
-def trial(algorithm: ModuleType, config: Any, env: rlx.Env, keys: jax.Array) -> tuple[jax.Array, ...]:
-    """A whole run and its evaluation."""
-    state, metrics = rlx.train(algorithm, config, env, keys[0])
-    returns = rlx.evaluate(algorithm, config, env, state, keys[1], max_steps=2_000).returns
-    finite = jnp.isfinite(ravel_pytree(state.params)[0]).all()
-    return metrics["episode_return"], metrics["num_episodes"], returns.mean(), finite
+def train(algorithm: ModuleType, config: Any, env: rlx.Env, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+    """Whole runs: their states, and for every update the mean return of the episodes that ended and how many did."""
+    state, metrics = rlx.train(algorithm, config, env, key)
+    return state, metrics["episode_return"], metrics["num_episodes"]
+
+
+@partial(jax.jit, static_argnames="algorithm")
+@partial(jax.vmap, in_axes=(None, 0, None, 0, 0))
+def evaluate(algorithm: ModuleType, config: Any, env: rlx.Env, state: Any, key: jax.Array) -> jax.Array:
+    """Mean return of each final policy."""
+    return rlx.evaluate(algorithm, config, env, state, key, max_steps=2_000).returns.mean()
 
 
 def measure(name: str, task: Task) -> dict[str, Any]:
@@ -122,8 +127,11 @@ def measure(name: str, task: Task) -> dict[str, Any]:
         lanes = list(product(points, seeds))
         padded = lanes + lanes[-1:] * (width - len(lanes))
         configs = stack([replace(config, **point) for point, _ in padded])
-        pairs = jnp.stack([jnp.stack(keys(seed)) for _, seed in padded])
-        found = zip(*map(np.asarray, trial(method.algorithm, configs, env, pairs)), strict=True)
+        train_keys, evaluate_keys = map(jnp.stack, zip(*(keys(seed) for _, seed in padded), strict=True))
+        state, curves, counts = train(method.algorithm, configs, env, train_keys)
+        scores = evaluate(method.algorithm, configs, env, state, evaluate_keys)
+        finite = jnp.isfinite(jax.vmap(lambda params: ravel_pytree(params)[0])(state.params)).all(1)
+        found = zip(*map(np.asarray, (curves, counts, scores, finite)), strict=True)
         done = [Run((steps, curve, count), float(score), bool(finite)) for curve, count, score, finite in found]
         return [done[i * len(seeds) : (i + 1) * len(seeds)] for i in range(len(points))]
 
