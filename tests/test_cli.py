@@ -337,7 +337,7 @@ BAD = {
     "train ppo --env CartPole-v1 --num-evaluations 0": "--num-evaluations 0: give at least 1",
     "train ppo --env CartPole-v1 --checkpoint-seconds -1": "--checkpoint-seconds -1.0: give 0 or more",
     "train ppo --env CartPole-v1 --from-update 3": "needs --resume",
-    "train ppo --env CartPole-v1 --objective spoo": "unknown objective 'spoo': did you mean spo?",
+    "train ppo --env CartPole-v1 --objective spoo": "unknown objective 'spoo': did you mean spo or dpo?",
     "train ppo --env CartPole-v1 --objective SPO --epsilon 0": "epsilon = 0.0: it has to be above 0",
     "train ppo --env CartPole-v1 --epsilon 0.1": "--epsilon",
     "train ppo --env": "Missing value for argument",
