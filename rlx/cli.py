@@ -22,6 +22,7 @@ from rich.console import Console
 
 import rlx.algos
 import rlx.envs
+from rlx import objectives
 from rlx.env import Env, with_params
 from rlx.envs.registry import full_name
 from rlx.presets import configure, settings
@@ -52,6 +53,9 @@ COMMANDS = {
     "envs": "list environments:  rlx envs [brax]",
 }
 
+NAMES = ("Clip", "ClipHigher", "DPO", "ForwardKL", "ImportanceWeighted", "ReverseKL", "Rollback", "SPO")
+OBJECTIVES = {name: getattr(objectives, name) for name in NAMES}
+
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
@@ -61,6 +65,8 @@ class Sources:
     """environment, `namespace/Name` or an unambiguous `Name`; `rlx envs` lists them"""
     resume: Path | None = None
     """run directory to go on with, in its own settings; --total-steps may be raised"""
+    objective: str = ""
+    """policy objective in place of the algorithm's own, such as SPO; its coefficients become options"""
     preset: bool = True
     """start from the tuned settings"""
 
@@ -140,7 +146,8 @@ def run_file(path: str) -> None:
     with _errors():
         prog = f"python {sys.argv[0]}"
         sources, rest = _sources(sys.argv[1:], prog)
-        _train_algorithm(sys.modules["__main__"], str(Path(path).resolve()), sources, rest, prog)
+        algorithm, name = _with_objective(sys.modules["__main__"], str(Path(path).resolve()), sources)
+        _train_algorithm(algorithm, name, sources, rest, prog)
 
 
 def algorithms() -> list[str]:
@@ -149,11 +156,14 @@ def algorithms() -> list[str]:
 
 
 def load_algorithm(name: str) -> ModuleType:
-    """The algorithm `name`: one that ships (`ppo`, `rlx.algos.ppo`), or the path of a file.
+    """The algorithm `name`: one that ships (`ppo`, `rlx.algos.ppo`), or the path of a file; `ppo+SPO` has an objective.
 
     Raises:
         ValueError: unknown name, naming the closest; or a file that is not an algorithm.
     """
+    base, objective = _split(name)
+    if objective:
+        return objectives.with_objective(load_algorithm(base), OBJECTIVES[objective])
     short = name.removeprefix("rlx.algos.")
     if short in algorithms():
         return importlib.import_module(f"rlx.algos.{short}")
@@ -191,10 +201,32 @@ def _algorithm(command: str, arguments: list[str]) -> tuple[ModuleType, str, Sou
             f"rlx {command} needs an algorithm: rlx {command} ppo --env NAME; there are {', '.join(algorithms())}"
         )
     file = "config.json" if command == "train" else "sweep.json"
-    name = named[0] if named else read_config(sources.resume, file)["algorithm"]
+    name = named[0] if named else _split(read_config(sources.resume, file)["algorithm"])[0]
     algorithm = load_algorithm(name)
     shipped = algorithm.__name__.startswith("rlx.algos.")
-    return algorithm, algorithm.__name__ if shipped else str(Path(name).resolve()), sources, rest, prog
+    name = algorithm.__name__ if shipped else str(Path(name).resolve())
+    return *_with_objective(algorithm, name, sources, file), sources, rest, prog
+
+
+def _split(name: str) -> tuple[str, str]:
+    """`ppo+SPO` as `ppo` and `SPO`; the second is empty where no objective is named."""
+    base, _, objective = name.rpartition("+")
+    return (base, objective) if objective in OBJECTIVES else (name, "")
+
+
+def _with_objective(
+    algorithm: ModuleType, name: str, sources: Sources, file: str = "config.json"
+) -> tuple[ModuleType, str]:
+    """The algorithm and its name with the objective asked for, or that of what is resumed; else as they are."""
+    known = {objective.lower(): objective for objective in OBJECTIVES}
+    objective = known.get(sources.objective.replace("-", "").lower(), "")
+    if sources.objective and not objective:
+        raise ValueError(_unknown("objective", sources.objective, list(known)))
+    if not objective and sources.resume is not None:
+        objective = _split(read_config(sources.resume, file)["algorithm"])[1]
+    if not objective or objective == _split(name)[1]:
+        return algorithm, name
+    return objectives.with_objective(algorithm, OBJECTIVES[objective]), f"{name}+{objective}"
 
 
 def _sources(arguments: list[str], prog: str) -> tuple[Sources, list[str]]:

@@ -135,7 +135,7 @@ class Torso(nn.Module):
 class Actor(nn.Module):
     """`pi(. | obs)`: `Categorical` over Discrete actions; over a Box, `Normal` in unit coordinates `[-1, 1]`.
 
-    The normal's log_std is one free parameter a dimension, not a function of the observation, and starts at 0. With
+    The normal's log_std is one free parameter a dimension, the same for every observation, and starts at 0. With
     more than one component it is a `NormalMixture`, whose means start at random places around 0.
     """
 
@@ -153,7 +153,8 @@ class Actor(nn.Module):
         num_actions = action_size(self.action_space)
         if self.num_components == 1:
             mean = nn.Dense(num_actions, name="head")(x)
-            return Normal(mean, self.param("log_std", nn.initializers.zeros, (num_actions,)))
+            log_std = self.param("log_std", nn.initializers.zeros, (num_actions,))
+            return Normal(mean, jnp.broadcast_to(log_std, mean.shape))  # so that a batch of them can be indexed
         shape = (self.num_components, num_actions)
         logits, mean = jnp.split(nn.Dense(shape[0] * (1 + shape[1]), name="head")(x), shape[:1], axis=-1)
         mean = mean.reshape(*mean.shape[:-1], *shape) + self.param("centers", nn.initializers.normal(1.0), shape)

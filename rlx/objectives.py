@@ -7,13 +7,20 @@ leaves the same gradient at the policy that acted. Losses are functions of array
 in place of its own are callable pytrees as well, with their coefficients as leaves:
 
     rlx.train(ppo, config, env, key, objective=SPO(epsilon=0.1))
+
+`with_objective(ppo, SPO)` is an algorithm whose Config has these coefficients, for sweeps and the command line.
 """
+
+import inspect
+from dataclasses import field, fields
+from types import ModuleType
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from rlx.pytree import pytree
+from rlx.pytree import pytree, traced
 
 
 def importance_weighted(log_ratio: jax.Array, advantage: jax.Array) -> jax.Array:
@@ -36,9 +43,8 @@ def clipped_surrogate(
     arXiv:2503.14476, section 3.1.
     """
     chex.assert_equal_shape([log_ratio, advantage])
-    ratio = jnp.exp(log_ratio)
-    clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))
-    return -jnp.minimum(ratio * advantage, clipped * advantage)
+    ratio, high = jnp.exp(log_ratio), clip if clip_high is None else clip_high
+    return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - clip, 1.0 + high) * advantage)
 
 
 def rollback_surrogate(log_ratio: jax.Array, advantage: jax.Array, clip: jax.Array, slope: jax.Array) -> jax.Array:
@@ -143,7 +149,7 @@ def adapted_coef(coef: jax.Array, kl: jax.Array, target: jax.Array) -> jax.Array
 
         coef / 2 where kl < target / 1.5,    2 coef where kl > 1.5 target
 
-    An objective is a pytree, so the loop over updates can carry it: `replace(objective, coef=adapted_coef(...))`.
+    An objective is a pytree, so the loop over updates can carry it: `replace(objective, kl_coef=adapted_coef(...))`.
 
     Source: Schulman et al. 2017, arXiv:1707.06347, section 4.
     """
@@ -201,7 +207,7 @@ class ImportanceWeighted:
 class Clip:
     """`clipped_surrogate`."""
 
-    clip: float = 0.2
+    clip: float = traced(0.2, above=0)
 
     def __call__(self, config, log_ratio, advantage, progress):
         return clipped_surrogate(log_ratio, advantage, self.clip)
@@ -211,8 +217,8 @@ class Clip:
 class ClipHigher:
     """`clipped_surrogate` with a bound of its own for ratios above 1."""
 
-    clip: float = 0.2
-    clip_high: float = 0.28
+    clip: float = traced(0.2, above=0)
+    clip_high: float = traced(0.28, above=0)
 
     def __call__(self, config, log_ratio, advantage, progress):
         return clipped_surrogate(log_ratio, advantage, self.clip, self.clip_high)
@@ -222,8 +228,8 @@ class ClipHigher:
 class Rollback:
     """`rollback_surrogate`: past the clip the gradient leads back."""
 
-    clip: float = 0.2
-    slope: float = 0.3
+    clip: float = traced(0.2, above=0)
+    slope: float = traced(0.3, at_least=0)
 
     def __call__(self, config, log_ratio, advantage, progress):
         return rollback_surrogate(log_ratio, advantage, self.clip, self.slope)
@@ -233,7 +239,7 @@ class Rollback:
 class SPO:
     """Simple Policy Optimization, `quadratic_surrogate`."""
 
-    epsilon: float = 0.2
+    epsilon: float = traced(0.2, above=0)
 
     def __call__(self, config, log_ratio, advantage, progress):
         return quadratic_surrogate(log_ratio, advantage, self.epsilon)
@@ -243,8 +249,8 @@ class SPO:
 class DPO:
     """Discovered Policy Optimisation, `discovered_surrogate`."""
 
-    alpha: float = 2.0
-    beta: float = 0.6
+    alpha: float = traced(2.0, above=0)
+    beta: float = traced(0.6, above=0)
 
     def __call__(self, config, log_ratio, advantage, progress):
         return discovered_surrogate(log_ratio, advantage, self.alpha, self.beta)
@@ -254,19 +260,51 @@ class DPO:
 class ForwardKL:
     """`penalized` by `KL(pi_old || pi)`, estimated by `k3`."""
 
-    coef: float = 1.0
-    target: float = float("inf")
+    kl_coef: float = traced(1.0, at_least=0)
+    kl_target: float = traced(float("inf"), above=0)
 
     def __call__(self, config, log_ratio, advantage, progress):
-        return penalized(log_ratio, advantage, k3(log_ratio), self.coef, self.target)
+        return penalized(log_ratio, advantage, k3(log_ratio), self.kl_coef, self.kl_target)
 
 
 @pytree
 class ReverseKL:
     """`penalized` by `KL(pi || pi_old)`, estimated by `reverse_kl`."""
 
-    coef: float = 1.0
-    target: float = float("inf")
+    kl_coef: float = traced(1.0, at_least=0)
+    kl_target: float = traced(float("inf"), above=0)
 
     def __call__(self, config, log_ratio, advantage, progress):
-        return penalized(log_ratio, advantage, reverse_kl(log_ratio), self.coef, self.target)
+        return penalized(log_ratio, advantage, reverse_kl(log_ratio), self.kl_coef, self.kl_target)
+
+
+def with_objective(algorithm: ModuleType, objective: type) -> ModuleType:
+    """The algorithm with `objective` in place of its own, and the coefficients of that as fields of its Config.
+
+        spo = with_objective(ppo, SPO)
+        state, metrics = rlx.train(spo, spo.Config(learning_rate=1e-3, epsilon=0.1), env, key)
+
+    A coefficient that the Config has already, such as PPO's `clip`, is that field, with the Config's default. The
+    algorithm returned is called `rlx.algos.ppo+SPO`.
+
+    Raises:
+        ValueError: when the algorithm's `update` takes no objective.
+    """
+    if "objective" not in inspect.signature(algorithm.update).parameters:
+        raise ValueError(f"{algorithm.__name__} has no policy objective that could be replaced")
+    names = [f.name for f in fields(objective)]
+    own = {f.name for f in fields(algorithm.Config)}
+    new = [(f.name, f.type, field(default=f.default, metadata=f.metadata)) for f in fields(objective)]
+    namespace = {name: spec for name, _, spec in new if name not in own}
+    namespace["__annotations__"] = {name: kind for name, kind, _ in new if name not in own}
+    namespace["__post_init__"] = algorithm.Config.__post_init__
+    config_class = pytree(type("Config", (algorithm.Config,), namespace))
+
+    def update(config: Any, env: Any, state: Any) -> tuple[Any, Any]:
+        chosen = objective(**{name: getattr(config, name) for name in names})
+        return algorithm.update(config, env, state, objective=chosen)
+
+    module = ModuleType(f"{algorithm.__name__}+{objective.__name__}")
+    vars(module).update({k: v for k, v in vars(algorithm).items() if k != "__name__"})
+    vars(module).update(Config=config_class, update=update)
+    return module

@@ -10,6 +10,7 @@ import datetime
 import json
 import math
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -277,8 +278,8 @@ def identity(job: Job) -> dict[str, Any]:
 
 
 def short_name(algorithm_name: str) -> str:
-    """`ppo` for `rlx.algos.ppo` and for `/somewhere/ppo.py`."""
-    return Path(algorithm_name.removeprefix("rlx.algos.")).stem
+    """`ppo` for `rlx.algos.ppo` and for `/somewhere/ppo.py`; `ppo+SPO` where another objective is named."""
+    return re.sub(r"\.py(?=\+|$)", "", Path(algorithm_name.removeprefix("rlx.algos.")).name)
 
 
 def read_config(directory: Path, file: str = "config.json") -> dict[str, Any]:

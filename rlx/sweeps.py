@@ -231,9 +231,10 @@ def sweep(
     """
     found = points(space, num_samples, seed) if isinstance(space, Mapping) else list(map(dict, space)) or [{}]
     own = algorithm.__name__.startswith("rlx.algos.")
+    file = "".join([str(Path(algorithm.__file__).resolve()), *algorithm.__name__.partition("+")[1:]])
     job = Job(
         algorithm=algorithm,
-        algorithm_name=algorithm.__name__ if own else str(Path(algorithm.__file__).resolve()),
+        algorithm_name=algorithm.__name__ if own else file,
         config=config,
         env=env,
         env_name=env_name,

@@ -120,7 +120,7 @@ def test_networks_are_the_perceptron_of_their_parameters(gaussian):
     assert isinstance(pi, Normal)
     # Three matrix products in float32.
     np.testing.assert_allclose(pi.mean, forward(params["actor"]["params"], obs), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(pi.log_std, [0.1, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(pi.log_std, np.full((4, 2, 2), 0.1), rtol=1e-6)  # one an observation, like the means
     np.testing.assert_allclose(value, forward(params["critic"]["params"], obs)[..., 0], rtol=1e-4, atol=1e-5)
     assert value.shape == pi.log_prob(pi.mode()).shape == (4, 2)
 

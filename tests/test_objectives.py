@@ -189,7 +189,7 @@ DRIFTS = {
     ForwardKL(0.7, 0.1): lambda rho, a: adaptive(rho - 1 - np.log(rho), 0.7, 0.1),
     ReverseKL(0.7, 0.1): lambda rho, a: adaptive(rho * np.log(rho) - rho + 1, 0.7, 0.1),
 }
-FIXED = [objective for objective in DRIFTS if getattr(objective, "target", np.inf) == np.inf]
+FIXED = [objective for objective in DRIFTS if getattr(objective, "kl_target", np.inf) == np.inf]
 each_objective = pytest.mark.parametrize("objective", DRIFTS, ids=str)
 loss = jax.jit(lambda objective, log_ratio, advantage: objective(None, log_ratio, advantage, 0.0))
 slope = jax.jit(jax.grad(lambda objective, log_ratio, advantage: objective(None, log_ratio, advantage, 0.0), argnums=1))
@@ -369,8 +369,8 @@ def test_a_loop_over_updates_can_carry_an_objective_that_adapts(ppo, small_run):
         def update(carry, _):
             state, objective = carry
             state, metrics = ppo.update(config, env, state, objective=objective)
-            coef = adapted_coef(objective.coef, metrics["approx_kl"], 0.01)
-            return (state, replace(objective, coef=coef)), (metrics["approx_kl"], coef)
+            coef = adapted_coef(objective.kl_coef, metrics["approx_kl"], 0.01)
+            return (state, replace(objective, kl_coef=coef)), (metrics["approx_kl"], coef)
 
         return jax.lax.scan(update, (state, objective), length=30)[1]
 
