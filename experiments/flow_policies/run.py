@@ -118,7 +118,7 @@ TASKS = {
     "MultiGoal": Task("rlx/MultiGoal", 1_500_000, 5, multi_goal, tuple(METHODS)),
     "GridWorld": Task("rlx/GridWorld", 300_000, 5, grid_world, ("ppo", "ppo-mixture", "fpo", "fpo++", "policyflow")),
     "PointMaze": Task("rlx/PointMaze-medium", 1_000_000, 3, point_maze, ("ppo", "fpo++", "policyflow")),
-    "Pendulum": Task("gymnax/Pendulum-v1", 500_000, 5, control, ("ppo", "fpo", "fpo++", "policyflow")),
+    "Pendulum": Task("gymnax/Pendulum-v1", 300_000, 5, control, ("ppo", "fpo", "fpo++", "policyflow")),
 }
 
 
