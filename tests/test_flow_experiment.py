@@ -20,13 +20,22 @@ from rlx.presets import preset
 FOLDER = Path(__file__).resolve().parents[1] / "experiments" / "flow_policies"
 
 
-@pytest.fixture(scope="module")
-def run():
-    spec = importlib.util.spec_from_file_location("flow_policies_run", FOLDER / "run.py")
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"flow_policies_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def run():
+    return load("run")
+
+
+@pytest.fixture(scope="module")
+def draw():
+    return load("draw")
 
 
 def test_every_method_has_settings_for_its_tasks(run):
@@ -100,22 +109,36 @@ def test_coming_to_the_goal_at_any_time_is_a_success(run):
     assert stay(jax.random.key(0))["success"] < 0.1
 
 
-def test_results_are_small_and_complete(run):
-    for task_name, task in run.TASKS.items():
-        for name in task.methods:
-            path = FOLDER / "results" / f"{task_name}-{name}.json"
-            result = json.loads(path.read_text())
-            assert path.stat().st_size < 50_000
-            assert result["env"] == task.env
-            assert len(result["seeds"]) == task.seeds
-            assert result["steps"] >= task.total_steps
+def test_what_is_finite_is_told_from_what_is_not(run):
+    env = rlx.envs.make("rlx/MultiGoal", max_steps=3)
+    still = policy(lambda obs, key: jnp.zeros((len(obs), 2)))
+    for number, finite in ((1.0, True), (jnp.nan, False), (jnp.inf, False)):
+        state = SimpleNamespace(params={"a": jnp.ones(3), "b": jnp.array([0.0, number])})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "control", lambda *args: {"return": 0.0})
+            assert run.endurance(still, None, env, state, None)["finite"] == finite
+
+
+def test_results_are_small_and_complete(run, draw):
+    written = (FOLDER / "README.md").read_text()
+    paths = list((FOLDER / "results").glob("*.json"))
+    assert paths
+    for path in paths:
+        result = json.loads(path.read_text())
+        task = run.TASKS[result["task"]]
+        assert path.stat().st_size < 50_000
+        assert result["env"] == task.env
+        assert len(result["seeds"]) == len(result["curve"]) == len(result["return"]) == task.seeds
+        assert task.total_steps <= result["steps"] < 1.05 * task.total_steps
+        # The table is of this result.
+        assert draw.table(result["task"], draw.results(result["task"])) in written
     for picture in FOLDER.glob("*.png"):
         assert picture.stat().st_size < 300_000
 
 
 @pytest.mark.slow
-def test_the_short_form_runs():
+def test_the_short_form_runs(run):
     command = [sys.executable, FOLDER / "run.py", "--short"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 14
+    assert len(done.stdout.splitlines()) == sum(len(task.methods) for task in run.TASKS.values())

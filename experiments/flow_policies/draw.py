@@ -36,6 +36,7 @@ COLUMNS = {
     "GridWorld": {"rarer": "share of the rarer direction", "return": "return", "steps": "steps to a goal"},
     "PointMaze": {"success": "success rate", "return": "return"},
     "Pendulum": {"return": "return"},
+    "Endurance": {"finite": "share of runs without NaN", "return": "return"},
 }
 
 
@@ -128,6 +129,7 @@ def main() -> None:
         "GridWorld": draw_grid_world,
         "PointMaze": None,
         "Pendulum": draw_pendulum,
+        "Endurance": None,
     }
     for task, draw in drawings.items():
         if not (found := results(task)):

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -105,6 +106,11 @@ def control(algorithm, config, env, state, key):
     return {"return": rlx.evaluate(algorithm, config, env, state, key, num_episodes=32).returns.mean()}
 
 
+def endurance(algorithm, config, env, state, key):
+    """Whether every weight is a number at the end, and the return. A NaN never leaves the weights again."""
+    return {"finite": jnp.isfinite(ravel_pytree(state.params)[0]).all()} | control(algorithm, config, env, state, key)
+
+
 @dataclass(frozen=True)
 class Task:
     env: str
@@ -119,6 +125,7 @@ TASKS = {
     "GridWorld": Task("rlx/GridWorld", 300_000, 5, grid_world, ("ppo", "ppo-mixture", "fpo", "fpo++", "policyflow")),
     "PointMaze": Task("rlx/PointMaze-medium", 1_000_000, 3, point_maze, ("ppo", "fpo++", "policyflow")),
     "Pendulum": Task("gymnax/Pendulum-v1", 300_000, 5, control, ("ppo", "fpo", "fpo++", "policyflow")),
+    "Endurance": Task("rlx/MultiGoal", 2_000_000, 20, endurance, ("fpo++",)),
 }
 
 
