@@ -11,6 +11,10 @@ Deviations from the paper and its code, beside those of ppo.py from its own:
 - The Brownian term is a mean over A (the paper has a sum), with the reference's velocity where algorithm 1 has it.
 - Kernels are orthogonal, the flow's last ones of gain 0.01; paths are straight; no weight decay.
 - Deterministic actions begin at noise 0, where the code draws it.
+
+Beware: what shifts the velocity is taken to shift the action by as much. Where one action is best whatever the noise,
+the velocity falls ever more steeply towards it, and once its slope exceeds twice flow_steps the midpoint rule spreads
+what it should gather: returns collapse. Against that help the Brownian term and more flow steps.
 """
 
 from collections.abc import Callable

@@ -137,7 +137,8 @@ class NormalMixture:
         equation 10 with alpha = 1/2.
         """
         log_w = jax.nn.log_softmax(self.logits)
-        mean, log_std = self.mean, jnp.broadcast_to(self.log_std, self.mean.shape)
+        shape = jnp.broadcast_shapes(jnp.shape(self.log_std), self.mean.shape[-2:])  # not of the batch, for speed
+        mean, log_std = self.mean, jnp.broadcast_to(self.log_std, shape)
         log_variance = jnp.logaddexp(2 * log_std[..., :, None, :], 2 * log_std[..., None, :, :])  # of the sum
         z = (mean[..., :, None, :] - mean[..., None, :, :]) * jnp.exp(-0.5 * log_variance)
         spread = log_variance - jnp.log(2.0) - log_std[..., :, None, :] - log_std[..., None, :, :]

@@ -157,7 +157,7 @@ def adapted_coef(coef: jax.Array, kl: jax.Array, target: jax.Array) -> jax.Array
 
 
 def asymmetric_surrogate(log_ratio: jax.Array, advantage: jax.Array, clip: jax.Array) -> jax.Array:
-    """`clipped_surrogate` where `A > 0`, else `-(rho A - |A| (rho - 1)^2 / (2 clip))`, any shape.
+    """`clipped_surrogate` where `A > 0`, else `quadratic_surrogate` with `clip` for its epsilon, any shape.
 
     The penalty, unlike the clip, pulls the ratios of bad actions back to `1 - clip`, where it is smallest.
 
@@ -165,8 +165,7 @@ def asymmetric_surrogate(log_ratio: jax.Array, advantage: jax.Array, clip: jax.A
     """
     chex.assert_equal_shape([log_ratio, advantage])
     good = advantage > 0
-    ratio = jnp.exp(jnp.where(good, 0.0, log_ratio))  # where it is not used its square must not overflow
-    penalised = -(ratio * advantage - jnp.abs(advantage) * (ratio - 1.0) ** 2 / (2.0 * clip))
+    penalised = quadratic_surrogate(jnp.where(good, 0.0, log_ratio), advantage, clip)  # its square must not overflow
     return jnp.where(good, clipped_surrogate(log_ratio, advantage, clip), penalised)
 
 

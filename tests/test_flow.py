@@ -87,6 +87,13 @@ def test_ten_steps_of_exponential_growth(sampler, factor):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
+def test_ten_steps_gather_up_to_a_slope_of_twice_their_number_and_spread_beyond(sampler):
+    end = lambda slope: abs(float(sampler(lambda x, t: slope * x, 1.0, 10)))  # the exact one is exp(slope)
+    assert end(-18.0) < 0.5
+    assert end(-22.0) > 2
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_can_be_differentiated(sampler):
     slope = jax.grad(lambda rate: sampler(lambda x, t: rate * x, 1.0, 4))(0.0)
     np.testing.assert_allclose(slope, 1.0, rtol=1e-6)

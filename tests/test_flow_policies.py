@@ -73,8 +73,8 @@ def probe(algorithm):
         gamma=0.9,
         value_clip=float("inf"),
         hidden_sizes=(16,),
-        flow_steps=5,
-        **({"num_features": 16, "brownian_coef": 0.0} if algorithm is policyflow else {"num_samples": 4}),
+        # One action is best whatever the noise: without its Brownian term PolicyFlow ends in the collapse it warns of.
+        **({"num_features": 16} if algorithm is policyflow else {"num_samples": 4, "flow_steps": 5}),
     )
 
     def train(env):
@@ -103,7 +103,6 @@ def test_the_critic_bootstraps_where_a_time_limit_cuts(probe):
 
 def test_continuous_actions_reach_their_optimum(probe):
     _, act, metrics = probe(rlx.envs.make("probe/ContinuousAction"))
-    print(act(1.0).mean(), act(-1.0).mean(), act(1.0).std(), metrics["episode_return"][::20])
     # The optimum is obs / 2. The first policy is that far from it that it gets -1; one that ignores obs gets 0.75.
     np.testing.assert_allclose([act(-1.0).mean(), act(1.0).mean()], [-0.5, 0.5], atol=0.25)
     assert metrics["episode_return"][0] < -0.5

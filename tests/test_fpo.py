@@ -168,6 +168,38 @@ def test_the_clamp_of_the_ratio_leaves_its_gradient(env, state, batches, gradien
     np.testing.assert_allclose(ravel_pytree(clamped)[0], expected, rtol=1e-3, atol=1e-5)
 
 
+def test_ratios_are_at_most_the_exponential_of_the_old_loss_and_their_mean_is_at_least_that_of_the_mean(
+    env, state, batches
+):
+    """Flow-matching losses are never negative; the exponential is convex."""
+    batch, params = batches["published"], moved(state.params)
+    apart, together = (
+        fpo.loss(params, replace(PUBLISHED, sample_ratios=x), env, batch, 0.0, ratio_objective())[1]["policy_loss"]
+        for x in (True, False)
+    )
+    assert np.exp(batch.recorded.flow_loss).mean() > apart > together > 0
+
+
+def test_samples_that_are_equal_count_as_one(env, state, batches, monkeypatch):
+    draw, params = fpo.noise_and_time, moved(state.params)
+    one = replace(PUBLISHED, num_samples=1, sample_ratios=True)
+    losses = lambda params: fpo.matching_loss(
+        one, partial(fpo.networks(one, env)[0].apply, params["actor"]), batch.obs, batch.recorded.action, draws
+    )
+    batch, draws = batches["published"], batches["published"].recorded.draws
+    batch = replace(batch, recorded=replace(batch.recorded, flow_loss=losses(state.params)))
+    expected, parts = fpo.loss(params, one, env, batch, 0.0)
+    assert parts["approx_kl"] > 1e-4
+    monkeypatch.setattr(
+        fpo,
+        "noise_and_time",
+        lambda draws, num, *sizes: jax.tree.map(lambda x: jnp.repeat(x, num, axis=1), draw(draws, 1, *sizes)),
+    )
+    for sample_ratios in (True, False):
+        six = replace(one, num_samples=6, sample_ratios=sample_ratios)
+        np.testing.assert_allclose(fpo.loss(params, six, env, batch, 0.0)[0], expected, rtol=1e-5)
+
+
 def test_the_ratio_is_not_clamped_from_below(env, state, batches):
     batch = batches["published"]
     far = replace(batch, recorded=replace(batch.recorded, flow_loss=batch.recorded.flow_loss - 5.0))

@@ -155,6 +155,16 @@ def test_ratios_have_mean_one_and_log_ratios_minus_the_divergence(state, large, 
     np.testing.assert_allclose(parts["policy_loss"], -parts["kl"], atol=1.5 * error)
 
 
+def test_start_and_noise_of_an_action_belong_together(state, batch, loss):
+    params, order = moved(state.params), jnp.arange(64)[::-1]
+    (total, _), _ = loss(params, state.params, CONFIG, batch, T)
+    (same, _), _ = loss(params, state.params, CONFIG, jax.tree.map(lambda x: x[order], batch), T[order])
+    np.testing.assert_allclose(same, total, rtol=1e-5)
+    mixed = replace(batch, recorded=replace(batch.recorded, noise=batch.recorded.noise[order]))
+    (other, _), _ = loss(params, state.params, CONFIG, mixed, T)
+    assert abs(other - total) > 1e-3
+
+
 def test_where_velocity_does_not_depend_on_the_place_the_ratio_is_that_of_ppo(env, state, batch, loss):
     """A velocity of c(s), moved by a constant: the action given its noise is normal, and ratios are exact."""
     blind = jax.tree.map(jnp.zeros_like, state.params["actor"])

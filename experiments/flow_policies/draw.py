@@ -35,6 +35,8 @@ COLUMNS = {
     },
     "GridWorld": {"rarer": "share of the rarer direction", "return": "return", "steps": "steps to a goal"},
     "PointMaze": {"success": "success rate", "return": "return"},
+    "Pendulum": {"return": "return"},
+    "Endurance": {"finite": "share of runs without NaN", "return": "return"},
 }
 
 
@@ -77,6 +79,25 @@ def draw_grid_world(found: dict[str, dict]) -> None:
     save(figure, "gridworld.png")
 
 
+def draw_pendulum(found: dict[str, dict]) -> None:
+    """Training return by environment steps and by processor time: mean over seeds and its interval."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
+    for name, result in found.items():
+        curve = np.array(result["curve"], float)  # [S, points]
+        share = (np.arange(curve.shape[1]) + 1) / curve.shape[1]
+        bands = [interval([seeds]) for seeds in curve.T]
+        value, low, high = ([band[key] for band in bands] for key in ("value", "low", "high"))
+        spans = (result["steps"], result["cpu_seconds"]["run"] / len(curve))
+        for axis, span, label in zip(axes, spans, ("environment steps", "processor seconds of a run"), strict=True):
+            axis.plot(span * share, value, label=NAMES[name])
+            axis.fill_between(span * share, low, high, alpha=0.2, lw=0)
+            axis.set(xlabel=label)
+    axes[0].set(ylabel="training return")
+    axes[1].legend(fontsize=8)
+    axes[1].set_xscale("log")
+    save(figure, "pendulum.png")
+
+
 def save(figure, name: str) -> None:
     figure.savefig(HERE / name, dpi=100)
     plt.close(figure)
@@ -103,13 +124,21 @@ def cell(values: list[float | None]) -> str:
 def main() -> None:
     readme = HERE / "README.md"
     text = readme.read_text()
-    for task, draw in (("MultiGoal", draw_multi_goal), ("GridWorld", draw_grid_world), ("PointMaze", None)):
+    drawings = {
+        "MultiGoal": draw_multi_goal,
+        "GridWorld": draw_grid_world,
+        "PointMaze": None,
+        "Pendulum": draw_pendulum,
+        "Endurance": None,
+    }
+    for task, draw in drawings.items():
         if not (found := results(task)):
             continue
         if draw:
             draw(found)
         first = next(iter(found.values()))
         note = f"{first['steps']:,} environment steps, {len(first['seeds'])} seeds: mean [95 % interval].\n\n"
+        assert all(result["steps"] == first["steps"] for result in found.values())
         pattern = rf"(<!-- table: {task} -->\n).*?(<!-- end -->)"
         text = re.sub(
             pattern, lambda m, t=task, f=found, n=note: f"{m[1]}{n}{table(t, f)}\n{m[2]}", text, flags=re.DOTALL
