@@ -311,7 +311,7 @@ def test_a_copy_of_the_file_anywhere_runs_edited(tmp_path):
 
 BAD = {
     "train ppo --env CartPoel-v1": "did you mean CartPole-v1",
-    "train poo --env CartPole-v1": "did you mean ppo?",
+    "train poo --env CartPole-v1": "did you mean ppo",
     "trian ppo": "did you mean train?",
     "train ppo": "needs an environment",
     "train": "needs an algorithm",
