@@ -33,7 +33,7 @@ COLUMNS = {
         "entropy": "entropy / log 6",
         "return_without_noise": "return without the Gaussian noise",
     },
-    "GridWorld": {"rarer": "share of the rarer direction", "return": "return", "steps": "steps to a goal"},
+    "GridWorld": {"rarer": "share of the rarer direction", "return": "return", "length": "steps to a goal"},
     "PointMaze": {"success": "success rate", "return": "return"},
     "Pendulum": {"return": "return"},
     "Endurance": {"finite": "share of runs without NaN", "return": "return"},
