@@ -33,7 +33,7 @@ COLUMNS = {
         "entropy": "entropy / log 6",
         "return_without_noise": "return without the Gaussian noise",
     },
-    "GridWorld": {"rarer": "share of the rarer direction", "return": "return", "steps": "steps to a goal"},
+    "GridWorld": {"rarer": "share of the rarer direction", "return": "return", "length": "steps to a goal"},
     "PointMaze": {"success": "success rate", "return": "return"},
     "Pendulum": {"return": "return"},
     "Endurance": {"finite": "share of runs without NaN", "return": "return"},
@@ -139,6 +139,8 @@ def main() -> None:
         first = next(iter(found.values()))
         note = f"{first['steps']:,} environment steps, {len(first['seeds'])} seeds: mean [95 % interval].\n\n"
         assert all(result["steps"] == first["steps"] for result in found.values())
+        if task == "Pendulum":
+            note = f"![learning curves](pendulum.png)\n\n{note}"
         pattern = rf"(<!-- table: {task} -->\n).*?(<!-- end -->)"
         text = re.sub(
             pattern, lambda m, t=task, f=found, n=note: f"{m[1]}{n}{table(t, f)}\n{m[2]}", text, flags=re.DOTALL

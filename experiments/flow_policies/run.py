@@ -90,7 +90,7 @@ def grid_world(algorithm, config, env, state, key):
         "rarer": jnp.minimum(up, down),
         "actions": action[:200],
         "return": episodes.returns.mean(),
-        "steps": episodes.lengths.mean(),
+        "length": episodes.lengths.mean(),
     }
 
 
