@@ -1,4 +1,4 @@
-"""Seven ways to keep a policy near the one that acted, and off-policy MDPO beside SAC, each at its own best setting.
+"""Six ways to keep a policy near the one that acted, and off-policy MDPO beside SAC, each at its own best setting.
 
     python experiments/trust_regions/compare.py
     python experiments/trust_regions/compare.py --task CartPole-v1 --method mdpo
@@ -28,7 +28,7 @@ from jax.flatten_util import ravel_pytree
 
 import rlx
 from rlx import replace, stack
-from rlx.algos import mdpo, mdpo_offpolicy, ppo, sac, trpo
+from rlx.algos import mdpo, mdpo_offpolicy, ppo, sac
 from rlx.objectives import DPO, SPO, ForwardKL, ReverseKL, with_objective
 from rlx.presets import configure, settings
 from rlx.report import Curve, curve, interval, iqm
@@ -62,7 +62,6 @@ METHODS = {
     "forward_kl": Method("KL(old, new) penalty", with_objective(ppo, ForwardKL), grid("kl_coef", 0.3, 1.0, 3.0)),
     "reverse_kl": Method("KL(new, old) penalty", with_objective(ppo, ReverseKL), grid("kl_coef", 0.3, 1.0, 3.0)),
     "mdpo": Method("MDPO", mdpo, grid("step_size", 0.3, 1.0, 3.0)),
-    "trpo": Method("TRPO", trpo, grid("max_kl", 0.003, 0.01, 0.03)),
     "sac": Method("SAC", sac, ({},), sac),  # as tuned
     "mdpo_offpolicy": Method("MDPO, off-policy", mdpo_offpolicy, grid("step_size", 0.3, 1.0, 3.0), sac),
 }
