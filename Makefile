@@ -1,6 +1,8 @@
 # All targets need only Python 3.11 or later and make. `make setup` is done by the others as needed.
 PYTHON ?= python3
 BIN := .venv/bin
+# A process a core; the tests of a file share compiled programs and stay together.
+PARALLEL := --numprocesses logical --maxprocesses 8 --dist loadfile
 
 .PHONY: setup train test test-slow lint bench tables clean
 
@@ -16,7 +18,7 @@ train: setup  ## train PPO on CartPole, evaluate it, draw its curve
 	$(BIN)/python algos/ppo.py --env CartPole-v1
 
 test: setup  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' $(PARALLEL)
 
 test-slow: setup  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

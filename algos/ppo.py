@@ -58,6 +58,7 @@ class Config:
     hidden_sizes: tuple[int, ...] = static((64, 64))
     conv_features: tuple[int, ...] = static(())  # filters of 3 x 3 convolutions before them, for image observations
     activation: str = static("tanh")
+    num_components: int = static(1)  # of the normal mixture over continuous actions
 
     @property
     def steps_per_update(self) -> int:
@@ -96,7 +97,7 @@ class Batch:
 def networks(config, env):
     """Actor and critic, separate and of the same shape."""
     torso = partial(Torso, env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
-    return Actor(env.action_space, torso()), Critic(torso())
+    return Actor(env.action_space, torso(), config.num_components), Critic(torso())
 
 
 def optimizer(config, learning_rate):

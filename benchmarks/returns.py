@@ -5,17 +5,22 @@
 
 All seeds of a task train in one program, as lanes that are spread over the devices; on a CPU there is one virtual
 device a core. Then every seed plays whole episodes, deterministically. A task whose result is there is skipped.
+
+An off-policy run does not depend on how long it will be, so its tasks at fewer steps are the same runs on their way.
 """
 
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -37,6 +42,8 @@ class Task:
     options: dict[str, Any] = field(default_factory=dict)  # of the environment
     at_least: float | None = None  # the return to reach, by the mean over seeds
     share: float | None = None  # or by this share of the seeds
+    seeds: int | None = None  # where there are fewer than of other tasks
+    episodes: int = 32  # that every seed plays
 
 
 TASKS = {
@@ -46,7 +53,25 @@ TASKS = {
     "inverted_pendulum": Task("brax/inverted_pendulum", 1_000_000, {"backend": "mjx"}, at_least=950, share=0.9),
     "Breakout-MinAtar": Task("gymnax/Breakout-MinAtar", 1_000_000, at_least=15),
     "hopper": Task("brax/hopper", 2_000_000, {"backend": "spring"}),
+    "hopper-200k": Task("brax/hopper", 200_000, {"backend": "spring"}, seeds=5),
+    "hopper-500k": Task("brax/hopper", 500_000, {"backend": "spring"}, seeds=5),
+    "halfcheetah-200k": Task("brax/halfcheetah", 200_000, {"backend": "spring"}, seeds=5),
+    "halfcheetah-500k": Task("brax/halfcheetah", 500_000, {"backend": "spring"}, seeds=5),
 }
+# Of algorithms that keep what they have seen, and need less of it.
+OFF_POLICY = {
+    "sac": {
+        "Pendulum-v1": Task("gymnax/Pendulum-v1", 20_000, at_least=-170, share=0.9, episodes=128),
+        "MountainCarContinuous-v0": Task("gymnax/MountainCarContinuous-v0", 50_000, seeds=5),
+        "inverted_pendulum": Task("brax/inverted_pendulum", 50_000, {"backend": "mjx"}, at_least=950, share=0.9),
+        **{name: task for name, task in TASKS.items() if name.startswith(("hopper-", "halfcheetah-"))},
+    },
+    "sac_discrete": {
+        "CartPole-v1": Task("gymnax/CartPole-v1", 50_000, at_least=475, share=0.9),
+        "Acrobot-v1": Task("gymnax/Acrobot-v1", 50_000, at_least=-100),
+    },
+}
+NAMES = tuple(dict.fromkeys(name for tasks in (TASKS, *OFF_POLICY.values()) for name in tasks))
 
 
 def bar(task: Task, returns: np.ndarray) -> dict[str, Any] | None:
@@ -59,11 +84,11 @@ def bar(task: Task, returns: np.ndarray) -> dict[str, Any] | None:
     return {"at_least": task.at_least, "seeds": needed, "reached": reached, "passed": reached >= needed}
 
 
-def curve(episode_return: np.ndarray, num_episodes: np.ndarray, steps_per_update: int, num_points: int = 50) -> dict:
+def curve(episode_return: np.ndarray, num_episodes: np.ndarray, steps: Callable, num_points: int = 50) -> dict:
     """Training return over `num_points` stretches of the run, from metrics `[S, U]`.
 
     Each point is the mean over the seeds of their mean over the episodes that ended within the stretch, which ends at
-    `steps`; None where no episode ended.
+    `steps` of so many updates; None where no episode ended.
     """
     num_updates = num_episodes.shape[1]
     edges = np.linspace(0, num_updates, min(num_points, num_updates) + 1).astype(int)
@@ -72,63 +97,85 @@ def curve(episode_return: np.ndarray, num_episodes: np.ndarray, steps_per_update
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
     seeds = (counts > 0).sum(0)
     points = [float(total / n) if n else None for total, n in zip(means.sum(0), seeds, strict=True)]
-    return {"steps": (edges[1:] * steps_per_update).tolist(), "mean_return": points}
+    return {"steps": [steps(int(edge)) for edge in edges[1:]], "mean_return": points}
 
 
-def lanes_program(algorithm, mesh, num_episodes):
-    """Training and evaluation of a lane a key, each device its own lanes and none waiting for another."""
+def lanes_program(algorithm, mesh, updates, num_episodes):
+    """Training of a lane a key, with an evaluation after each number of `updates`; every device has its own lanes."""
 
     def lane(config, env, key):
         train_key, evaluate_key = jax.random.split(key)
-        state, metrics = rlx.train(algorithm, config, env, train_key)
-        episodes = rlx.evaluate(algorithm, config, env, state, evaluate_key, num_episodes=num_episodes)
-        return {name: metrics[name] for name in ("episode_return", "num_episodes")}, episodes
+        state, parts, episodes = algorithm.init(config, env, train_key), [], []
+        for num in np.diff(updates, prepend=0).tolist():
+            state, metrics = rlx.resume(algorithm, config, env, state, num_updates=num)
+            parts.append({name: metrics[name] for name in ("episode_return", "num_episodes")})
+            episodes.append(rlx.evaluate(algorithm, config, env, state, evaluate_key, num_episodes=num_episodes))
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts), episodes
 
     lanes = jax.vmap(lane, in_axes=(None, None, 0))
     specs = {"in_specs": (P(), P(), P("lane")), "out_specs": P("lane")}
     return jax.jit(jax.shard_map(lanes, mesh=mesh, **specs, check_vma=False))
 
 
-def measure(task: Task, algorithm_name: str = "ppo", num_seeds: int = 10, num_episodes: int = 32) -> dict[str, Any]:
-    """Trains and evaluates all seeds of a task; the result as it is written to its file."""
+def measure(tasks: Sequence[Task], algorithm_name: str = "ppo", num_seeds: int = 10) -> list[dict[str, Any]]:
+    """Trains and evaluates all seeds of a task, or of tasks that are the same runs after more and more steps.
+
+    Returns the results as they are written to their files.
+    """
     algorithm = import_module(f"rlx.algos.{algorithm_name}")
-    config = preset(algorithm, task.env, total_steps=task.total_steps)
+    env_name, options, num_episodes = tasks[0].env, tasks[0].options, tasks[0].episodes
+    configs = [preset(algorithm, task.env, total_steps=task.total_steps) for task in tasks]
+    updates = [rlx.total_updates(config) for config in configs]
     mesh = Mesh(np.array(jax.devices()), ("lane",))
-    env = jax.device_put(rlx.envs.make(task.env, **task.options), NamedSharding(mesh, P()))
+    env = jax.device_put(rlx.envs.make(env_name, **options), NamedSharding(mesh, P()))
     num_lanes = math.ceil(num_seeds / mesh.size) * mesh.size  # every device the same number; the surplus is dropped
     keys = jax.vmap(jax.random.key)(np.arange(num_lanes))
 
     start = time.perf_counter()
-    program = lanes_program(algorithm, mesh, num_episodes).lower(config, env, keys).compile()
+    program = lanes_program(algorithm, mesh, updates, num_episodes).lower(configs[-1], env, keys).compile()
     compiled = time.perf_counter()
-    metrics, episodes = jax.device_get(program(config, env, keys))
+    metrics, evaluations = jax.device_get(program(configs[-1], env, keys))
     done = time.perf_counter()
 
-    metrics, episodes = jax.tree.map(lambda x: x[:num_seeds], (metrics, episodes))
-    returns = episodes.returns.mean(1, dtype=np.float64)
-    return {
-        "algorithm": algorithm_name,
-        "env": task.env,
-        "options": task.options,
-        "settings": settings(algorithm, task.env) | {"total_steps": task.total_steps},
-        "config": asdict(config),
-        "steps": rlx.total_updates(config) * config.steps_per_update,
-        "seeds": list(range(num_seeds)),
-        "episodes_per_seed": num_episodes,
-        "all_finished": bool(episodes.finished.all()),
-        "returns": returns.tolist(),
-        "mean": interval([returns]),
-        "iqm": interval([returns], iqm),
-        "bar": bar(task, returns),
-        "curve": curve(metrics["episode_return"], metrics["num_episodes"], config.steps_per_update),
-        "seconds": {"compile": compiled - start, "run": done - compiled},
-        "versions": versions(*PACKAGES),
-        "machine": machine() | {"device": jax.devices()[0].device_kind, "devices": mesh.size},
-    }
+    metrics, evaluations = jax.tree.map(lambda x: x[:num_seeds], (metrics, evaluations))
+    found = []
+    for task, config, num_updates, episodes in zip(tasks, configs, updates, evaluations, strict=True):
+        returns = episodes.returns.mean(1, dtype=np.float64)
+        trained = [metrics[name][:, :num_updates] for name in ("episode_return", "num_episodes")]
+        result = {
+            "algorithm": algorithm_name,
+            "env": env_name,
+            "options": options,
+            "settings": settings(algorithm, env_name) | {"total_steps": task.total_steps},
+            "config": asdict(config),
+            "steps": rlx.steps_taken(config, num_updates),
+            "seeds": list(range(num_seeds)),
+            "episodes_per_seed": num_episodes,
+            "all_finished": bool(episodes.finished.all()),
+            "returns": returns.tolist(),
+            "mean": interval([returns]),
+            "iqm": interval([returns], iqm),
+            "bar": bar(task, returns),
+            "curve": curve(*trained, partial(rlx.steps_taken, config)),
+            "seconds": {"compile": compiled - start, "run": done - compiled},
+            "versions": versions(*PACKAGES),
+            "machine": machine() | {"device": jax.devices()[0].device_kind, "devices": mesh.size},
+        }
+        found.append(result)
+    return found
+
+
+def batches(algorithm_name: str) -> list[dict[str, Task]]:
+    """The tasks of an algorithm by name, those together that one run serves, fewest steps first."""
+    together: dict[Any, dict[str, Task]] = {}
+    for name, task in OFF_POLICY.get(algorithm_name, TASKS).items():
+        same = (task.env, str(task.options)) if algorithm_name in OFF_POLICY else name
+        together.setdefault(same, {})[name] = task
+    return [dict(sorted(tasks.items(), key=lambda item: item[1].total_steps)) for tasks in together.values()]
 
 
 def main(
-    task: Literal[*TASKS] | None = None,
+    task: Literal[*NAMES] | None = None,
     algorithm: str = "ppo",
     seeds: int = 10,
     force: bool = False,
@@ -150,28 +197,32 @@ def main(
         out = ROOT / "runs" / "benchmarks" / "returns" if out == RESULTS / "returns" else out
     out.mkdir(parents=True, exist_ok=True)
     console, code = Console(), commit()  # of the start: what is imported now is what will run
-    for name, chosen in TASKS.items():
-        path = out / f"{algorithm}-{name}.json"
-        if task not in (None, name):
+    for tasks in batches(algorithm):
+        paths = {name: out / f"{algorithm}-{name}.json" for name in tasks}
+        if task is not None and task not in tasks:
             continue
-        if path.exists() and not force:
-            console.print(f"{name}: done, {path}")
+        if all(path.exists() for path in paths.values()) and not force:
+            console.print(f"{', '.join(tasks)}: done, {out}")
             continue
+        chosen = list(tasks.values())
         if short:
-            chosen = Task(**{**vars(chosen), "total_steps": chosen.total_steps // 100})
-        console.print(f"{name}: {seeds} seeds of {chosen.total_steps:,} steps")
+            before = getattr(preset(import_module(f"rlx.algos.{algorithm}"), chosen[0].env), "init_steps", 0)
+            chosen = [replace(one, total_steps=before + one.total_steps // 100) for one in chosen]
+        num_seeds = min(seeds, chosen[0].seeds or seeds)
+        console.print(f"{', '.join(tasks)}: {num_seeds} seeds of {chosen[-1].total_steps:,} steps")
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             progress.add_task("training", total=None)
-            result = measure(chosen, algorithm, seeds)
-        partial_path = path.with_suffix(".partial")
-        partial_path.write_text(json.dumps({"task": name} | result | {"commit": code}, indent=1) + "\n")
-        partial_path.replace(path)  # a result is there in full or not at all
-        mean, seconds = result["mean"], result["seconds"]
-        console.print(
-            f"{name}: mean return {mean['value']:.1f} [{mean['low']:.1f}, {mean['high']:.1f}] after "
-            f"{result['steps']:,} steps; compiled in {seconds['compile']:.0f} s, ran in {seconds['run']:.0f} s"
-        )
+            results = measure(chosen, algorithm, num_seeds)
+        for (name, path), result in zip(paths.items(), results, strict=True):
+            partial_path = path.with_suffix(".partial")
+            partial_path.write_text(json.dumps({"task": name} | result | {"commit": code}, indent=1) + "\n")
+            partial_path.replace(path)  # a result is there in full or not at all
+            mean, seconds = result["mean"], result["seconds"]
+            console.print(
+                f"{name}: mean return {mean['value']:.1f} [{mean['low']:.1f}, {mean['high']:.1f}] after "
+                f"{result['steps']:,} steps; compiled in {seconds['compile']:.0f} s, ran in {seconds['run']:.0f} s"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Speed of PPO against Rejax: the same settings, the same number of steps, on the same machine.
+"""Speed of PPO and SAC against Rejax: the same settings, the same number of steps, on the same machine.
 
     python benchmarks/speed.py
 
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
-SHARED = {
+PPO = {
     "num_steps": 128,
     "num_epochs": 4,
     "hidden_sizes": [64, 64],
@@ -37,14 +37,32 @@ SHARED = {
     "max_grad_norm": 0.5,
     "adam_epsilon": 1e-8,
 }
+SAC = {
+    "env": "Pendulum-v1",
+    "total_steps": 2**8 + 2**12,
+    "warmup_steps": 2**8,
+    "num_envs": 1,
+    "num_steps": 64,
+    "utd_ratio": 1,
+    "batch_size": 256,
+    "hidden_sizes": [64, 64],
+    "activation": "relu",
+    "learning_rate": 3e-4,
+    "gamma": 0.99,
+    "tau": 0.005,
+}
 # total_steps are whole updates, and about a second or more of work
 CASES = {
-    "CartPole-v1": SHARED
+    "CartPole-v1": PPO
     | {"env": "CartPole-v1", "total_steps": 2**18, "num_envs": 4, "num_minibatches": 4, "activation": "tanh"},
-    "Breakout-MinAtar": SHARED
+    "Breakout-MinAtar": PPO
     | {"env": "Breakout-MinAtar", "total_steps": 2**19, "num_envs": 64, "num_minibatches": 8, "activation": "relu"},
+    # The buffers of Rejax's settings for this task, of its SAC by default, and of the paper.
+    "SAC, buffer 10^4": SAC | {"capacity": 10_000},
+    "SAC, buffer 2^17": SAC | {"capacity": 2**17},
+    "SAC, buffer 10^6": SAC | {"capacity": 1_000_000},
 }
-LIBRARIES = {"rlx": "peers.rlx_ppo", "rejax": "peers.rejax_ppo"}
+LIBRARIES = ("rlx", "rejax")
 QUANTITIES: dict[str, tuple[Callable, str]] = {
     "steps/s": (lambda m: m["steps_per_second"]["median"], ",.0f"),
     "trace + compile, s": (lambda m: m["trace_seconds"] + m["compile_seconds"], ".2f"),
@@ -53,6 +71,11 @@ QUANTITIES: dict[str, tuple[Callable, str]] = {
     "import, s": (lambda m: m["import_seconds"], ".2f"),
     "peak memory, MiB": (lambda m: m["peak_memory_bytes"] / 2**20, ",.0f"),
 }
+
+
+def algorithm(case: str) -> str:
+    """Which of the algorithms a case measures."""
+    return "sac" if case.startswith("SAC") else "ppo"
 
 
 def rejax_python() -> Path:
@@ -113,7 +136,8 @@ def main(
     """
     cases = {name: settings for name, settings in CASES.items() if case in (None, name)}
     if short:
-        cases = {name: s | {"total_steps": 4 * s["num_envs"] * s["num_steps"]} for name, s in cases.items()}
+        few = lambda s: s.get("warmup_steps", 0) + 4 * s["num_envs"] * s["num_steps"]
+        cases = {name: s | {"total_steps": few(s)} for name, s in cases.items()}
         out = ROOT / "runs" / "benchmarks" / "speed.json" if out == RESULTS / "speed.json" else out
     console, code = Console(stderr=True), commit()
     with console.status("environment of Rejax"):
@@ -123,16 +147,21 @@ def main(
         for repeat in range(repeats):
             for library, python in pythons.items():
                 with console.status(f"{name}, {library}, {repeat + 1} of {repeats}"):
-                    measured = measurement(python, LIBRARIES[library], settings, num_runs, platform)
-                measurements.append({"case": name, "library": library, "repeat": repeat} | measured)
+                    measured = measurement(python, f"peers.{library}_{algorithm(name)}", settings, num_runs, platform)
+                about = {"case": name, "library": library, "repeat": repeat, "commit": code}
+                measurements.append(about | measured)
                 speed = measured["steps_per_second"]["median"]
                 console.print(f"{name}, {library}, {repeat + 1} of {repeats}: {speed:,.0f} steps/s")
-    result = {"commit": code, "machine": machine(), "settings": cases, "measurements": measurements}
+    result = {"machine": machine(), "settings": cases, "measurements": measurements}
+    if case is not None and out.exists():  # what was measured of the other cases stays
+        before = json.loads(out.read_text())
+        others = [m for m in before["measurements"] if m["case"] != case]
+        result |= {"settings": before["settings"] | cases, "measurements": others + measurements}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
 
     ours, theirs = (next(m for m in measurements if m["library"] == name)["versions"] for name in LIBRARIES)
-    table = Table("case", "quantity", "rlx", "Rejax", "rlx / Rejax", title=f"PPO on {measurements[0]['device']}")
+    table = Table("case", "quantity", "rlx", "Rejax", "rlx / Rejax", title=f"on {measurements[0]['device']}")
     for row in rows(result):
         table.add_row(*row)
     Console().print(table)

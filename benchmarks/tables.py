@@ -3,19 +3,21 @@
     python benchmarks/tables.py
     python benchmarks/tables.py --check
 
-A table stands between `<!-- table: returns -->` or `<!-- table: speed -->` and `<!-- end -->`; the rest of the README
-is left alone.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names algorithms, returns, speed and sweeps;
+the rest of the README is left alone.
 """
 
+import ast
 import json
 import re
 import sys
 from pathlib import Path
+from statistics import median
 
 from provenance import RESULTS, ROOT
 from speed import rows
 
-TABLE = re.compile(r"(?<=<!-- table: )(returns|speed) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(?<=<!-- table: )(algorithms|returns|speed|sweeps) -->\n.*?(?=<!-- end -->)", re.DOTALL)
 
 
 def markdown(header: list[str], body: list[tuple[str, ...]], num_text: int) -> str:
@@ -59,12 +61,53 @@ def speed_table(result: dict) -> str:
     return markdown(["case", "quantity", "rlx", "Rejax", "rlx / Rejax"], rows(result), num_text=2)
 
 
+def sweeps_table(sweeps: dict, kills: dict) -> str:
+    """What sweeps cost and find, and what survives."""
+    lanes, grid, memory, halving = (sweeps[part] for part in ("lanes", "grid", "memory", "halving"))
+    cores = [m["cores_used"] for m in lanes["measurements"]["rlx_lanes"]]
+    swept, apart, peak = grid["sweep"], grid["processes"], memory["peak_memory_bytes"]
+    found = [r["share"] for r in halving["repetitions"]]
+    steps = [r["steps_share"] for r in halving["repetitions"]]
+    training, sweep = (f"{kills[case]['survived']} of {kills[case]['trials']}" for case in ("training", "sweep"))
+    body = [
+        (
+            f"{lanes['settings']['num_lanes']} seeds in one program, steps/s over those of Rejax's vmap",
+            f"{median(lanes['ratios']):.2f} [{min(lanes['ratios']):.2f}, {max(lanes['ratios']):.2f}], "
+            f"{median(cores):.1f} of {lanes['machine']['cpus']} cores in use",
+        ),
+        (
+            f"one command of {swept['lanes']} lanes in {swept['programs']} programs, wall time",
+            f"{swept['wall_seconds']:.0f} s; as {len(apart['seconds'])} processes, one after another, "
+            f"{apart['wall_seconds']:.0f} s: {grid['ratio']:.1f} times as long",
+        ),
+        ("its peak memory", f"{swept['peak_memory_bytes'] / 2**20:,.0f} MiB"),
+        ("peak memory of 8 lanes of 1000 updates over that of 10 updates", f"{peak['1000'] / peak['10']:.2f}"),
+        (
+            f"halving by 3: return of the found over that of the best of the grid, {len(found)} repetitions",
+            f"{', '.join(f'{share:.2f}' for share in found)}, for {median(steps):.0%} of the steps",
+        ),
+        ("trainings killed at random moments that end bitwise as if never stopped", training),
+        ("the same of sweeps", sweep),
+    ]
+    return markdown(["quantity", "measured"], body, num_text=2)
+
+
+def algorithms_table() -> str:
+    """What there is in `algos/`, in the first words of each file."""
+    paths = [path for path in sorted((ROOT / "algos").glob("*.py")) if path.stem != "__init__"]
+    first = lambda path: ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+    return markdown(["algorithm", "what it is"], [(f"`{path.stem}`", first(path)) for path in paths], num_text=2)
+
+
 def tables(results: Path = RESULTS) -> dict[str, str]:
     """Every table that there are results for."""
     returns = [json.loads(path.read_text()) for path in sorted((results / "returns").glob("*.json"))]
-    found = {"returns": returns_table(returns)} if returns else {}
+    found = {"algorithms": algorithms_table()} | ({"returns": returns_table(returns)} if returns else {})
     if (results / "speed.json").exists():
         found["speed"] = speed_table(json.loads((results / "speed.json").read_text()))
+    measured = [results / f"{name}.json" for name in ("sweeps", "kills")]
+    if all(path.exists() for path in measured):
+        found["sweeps"] = sweeps_table(*(json.loads(path.read_text()) for path in measured))
     return found
 
 

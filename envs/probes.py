@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from rlx.env import Env
 from rlx.pytree import pytree
-from rlx.spaces import Box, Discrete
+from rlx.spaces import Box, Discrete, Space
 
 
 @pytree
@@ -92,6 +92,47 @@ class ContinuousAction(Observation):
 class Endless(Probe):
     def step(self, key, state, action, params):
         return state, state, jnp.float32(params.reward), jnp.array(False), jnp.array(False), {}
+
+
+@pytree
+class Drawn:
+    kind: jax.Array  # which probe the episode is
+    state: jax.Array  # of that probe
+
+
+class Mixed:
+    """Every episode is one of several probes, told by a one-hot number beside the probe's own observation.
+
+    One program learns all of them; the actions are those of `action_space`, which the probes must take.
+    """
+
+    default_params: ClassVar = Params()
+
+    def __init__(self, kinds: tuple[type[Probe], ...], actions: Space):
+        self.probes, self.actions = [kind() for kind in kinds], actions
+
+    def observation_space(self, params):
+        return Box(-1.0, 1.0, (len(self.probes) + 1,))
+
+    def action_space(self, params):
+        return self.actions
+
+    def reset(self, key, params):
+        kind_key, key = jax.random.split(key)
+        kind = jax.random.randint(kind_key, (), 0, len(self.probes))
+        keys = jax.random.split(key, len(self.probes))
+        state = jnp.stack([probe.start(key) for probe, key in zip(self.probes, keys, strict=True)])[kind]
+        return self.obs(kind, state[0]), Drawn(kind, state)
+
+    def step(self, key, state, action, params):
+        steps = [probe.step(None, state.state, action, params)[1:4] for probe in self.probes]  # none needs a key
+        successor, reward, terminated = (jnp.stack(x)[state.kind] for x in zip(*steps, strict=True))
+        obs = self.obs(state.kind, successor[0])
+        return obs, Drawn(state.kind, successor), reward, terminated, jnp.array(False), {}
+
+    def obs(self, kind, obs):
+        """The observation of an episode of this kind, in which the probe shows `obs`."""
+        return jnp.append(jax.nn.one_hot(kind, len(self.probes)), obs)
 
 
 PROBES = {

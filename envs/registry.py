@@ -9,7 +9,12 @@ from typing import Any
 from rlx.env import Env
 
 # namespace -> module with NAMES and `make(name, **options) -> Env`; it imports its suite inside `make`
-_suites = {"gymnax": "rlx.envs.from_gymnax", "brax": "rlx.envs.from_brax", "probe": "rlx.envs.probes"}
+_suites = {
+    "gymnax": "rlx.envs.from_gymnax",
+    "brax": "rlx.envs.from_brax",
+    "rlx": "rlx.envs.own",
+    "probe": "rlx.envs.probes",
+}
 _registered: dict[str, Callable[..., Env]] = {}
 
 

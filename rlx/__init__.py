@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rlx.env import Env, EnvState, Transition
 from rlx.pytree import pytree, replace, stack, static, traced
-from rlx.train import Episodes, evaluate, resume, total_updates, train
+from rlx.train import Episodes, evaluate, resume, state_bytes, steps_taken, total_updates, train
 
 if TYPE_CHECKING:
     from rlx import algos, envs
@@ -25,7 +25,9 @@ __all__ = [
     "replace",
     "resume",
     "stack",
+    "state_bytes",
     "static",
+    "steps_taken",
     "sweep",
     "total_updates",
     "traced",

@@ -22,9 +22,11 @@ from rich.console import Console
 
 import rlx.algos
 import rlx.envs
+from rlx import objectives
 from rlx.env import Env, with_params
 from rlx.envs.registry import full_name
 from rlx.presets import configure, settings
+from rlx.replay import without_replay
 from rlx.run import (
     CHECKPOINT_SECONDS,
     OPTIONS,
@@ -34,6 +36,7 @@ from rlx.run import (
     execute,
     identity,
     keys,
+    plan,
     read_config,
     read_rows,
     short_name,
@@ -50,6 +53,9 @@ COMMANDS = {
     "envs": "list environments:  rlx envs [brax]",
 }
 
+NAMES = ("Clip", "ClipHigher", "DPO", "ForwardKL", "ImportanceWeighted", "ReverseKL", "Rollback", "SPO")
+OBJECTIVES = {name: getattr(objectives, name) for name in NAMES}
+
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
@@ -59,6 +65,8 @@ class Sources:
     """environment, `namespace/Name` or an unambiguous `Name`; `rlx envs` lists them"""
     resume: Path | None = None
     """run directory to go on with, in its own settings; --total-steps may be raised"""
+    objective: str = ""
+    """policy objective in place of the algorithm's own, such as SPO; its coefficients become options"""
     preset: bool = True
     """start from the tuned settings"""
 
@@ -83,6 +91,11 @@ class TrainOptions(Sources):
     """episodes of each evaluation"""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     """how often to write a checkpoint; evaluations and the end come with one"""
+    checkpoint_replay: bool = True
+    """keep a replay buffer in checkpoints; without it they are small, and a resumed run begins with a new buffer of
+    random actions: it is another run than the one that was never stopped"""
+    dry_run: bool = False
+    """say what would run and how much memory its state takes, and stop"""
     compile_cache: bool = True
     """keep compiled programs on disk for the next start"""
 
@@ -133,7 +146,8 @@ def run_file(path: str) -> None:
     with _errors():
         prog = f"python {sys.argv[0]}"
         sources, rest = _sources(sys.argv[1:], prog)
-        _train_algorithm(sys.modules["__main__"], str(Path(path).resolve()), sources, rest, prog)
+        algorithm, name = _with_objective(sys.modules["__main__"], str(Path(path).resolve()), sources)
+        _train_algorithm(algorithm, name, sources, rest, prog)
 
 
 def algorithms() -> list[str]:
@@ -142,11 +156,14 @@ def algorithms() -> list[str]:
 
 
 def load_algorithm(name: str) -> ModuleType:
-    """The algorithm `name`: one that ships (`ppo`, `rlx.algos.ppo`), or the path of a file.
+    """The algorithm `name`: one that ships (`ppo`, `rlx.algos.ppo`), or the path of a file; `ppo+SPO` has an objective.
 
     Raises:
         ValueError: unknown name, naming the closest; or a file that is not an algorithm.
     """
+    base, objective = _split(name)
+    if objective:
+        return objectives.with_objective(load_algorithm(base), OBJECTIVES[objective])
     short = name.removeprefix("rlx.algos.")
     if short in algorithms():
         return importlib.import_module(f"rlx.algos.{short}")
@@ -184,10 +201,32 @@ def _algorithm(command: str, arguments: list[str]) -> tuple[ModuleType, str, Sou
             f"rlx {command} needs an algorithm: rlx {command} ppo --env NAME; there are {', '.join(algorithms())}"
         )
     file = "config.json" if command == "train" else "sweep.json"
-    name = named[0] if named else read_config(sources.resume, file)["algorithm"]
+    name = named[0] if named else _split(read_config(sources.resume, file)["algorithm"])[0]
     algorithm = load_algorithm(name)
     shipped = algorithm.__name__.startswith("rlx.algos.")
-    return algorithm, algorithm.__name__ if shipped else str(Path(name).resolve()), sources, rest, prog
+    name = algorithm.__name__ if shipped else str(Path(name).resolve())
+    return *_with_objective(algorithm, name, sources, file), sources, rest, prog
+
+
+def _split(name: str) -> tuple[str, str]:
+    """`ppo+SPO` as `ppo` and `SPO`; the second is empty where no objective is named."""
+    base, _, objective = name.rpartition("+")
+    return (base, objective) if objective in OBJECTIVES else (name, "")
+
+
+def _with_objective(
+    algorithm: ModuleType, name: str, sources: Sources, file: str = "config.json"
+) -> tuple[ModuleType, str]:
+    """The algorithm and its name with the objective asked for, or that of what is resumed; else as they are."""
+    known = {objective.lower(): objective for objective in OBJECTIVES}
+    objective = known.get(sources.objective.replace("-", "").lower(), "")
+    if sources.objective and not objective:
+        raise ValueError(_unknown("objective", sources.objective, list(known)))
+    if not objective and sources.resume is not None:
+        objective = _split(read_config(sources.resume, file)["algorithm"])[1]
+    if not objective or objective == _split(name)[1]:
+        return algorithm, name
+    return objectives.with_objective(algorithm, OBJECTIVES[objective]), f"{name}+{objective}"
 
 
 def _sources(arguments: list[str], prog: str) -> tuple[Sources, list[str]]:
@@ -233,6 +272,7 @@ def _train_algorithm(
         num_evaluations=options.num_evaluations,
         eval_episodes=options.eval_episodes,
         checkpoint_seconds=options.checkpoint_seconds,
+        checkpoint_replay=options.checkpoint_replay,
     )
     if saved is None:
         _check_new(job.directory, options)
@@ -245,6 +285,9 @@ def _train_algorithm(
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
     if saved is None and sources.preset and (others := _tuned_elsewhere(algorithm, env_name)):
         console.print(f"no tuned settings: there is no {short_name(algorithm_name)}.toml; {env_name} is in {others}")
+    if options.dry_run:
+        console.print(plan(job))
+        return
     status = execute(job, console, resume=saved is not None, from_update=options.from_update)
     if status:
         sys.exit(status)
@@ -280,6 +323,7 @@ def _check_resume(saved: dict[str, Any], job: Job, options: Any) -> None:
     now = identity(job)
     pairs = [(name, saved[name], now[name]) for name in ("env", "env_options", "env_params", "seed")]
     pairs += [("out", job.directory, options.out or job.directory)]
+    pairs += [("checkpoint_replay", saved.get("checkpoint_replay", True), job.checkpoint_replay)]
     pairs += [(name, saved["config"].get(name, value), value) for name, value in now["config"].items()]
     changed = [f"{name} = {old} -> {new}" for name, old, new in pairs if old != new]
     changed += [] if options.preset else ["--no-preset"]
@@ -307,6 +351,7 @@ def _eval(options: EvalOptions) -> None:
     asked = {name: saved[name] for name in ("env_options", "env_params", "seed")}
     job = Job(algorithm, saved["algorithm"], config, env, env_name=saved["env"], directory=options.run, **asked)
     like = jax.eval_shape(algorithm.init, config, env, jax.random.key(0))
+    like = like if saved.get("checkpoint_replay", True) else without_replay(like)
     state = restore(options.run / "checkpoints", like, update, {"run": identity(job)})
     key = jax.random.fold_in(keys(saved["seed"])[1], options.seed + 1)
     console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -38,6 +38,19 @@ class Categorical:
         log_p, log_q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
+    def tsallis(self, other: "Categorical", q: jax.Array) -> jax.Array:
+        """`D_q(self || other)`, the Bregman divergence of the negative Tsallis entropy of index q > 0; KL at q = 1.
+
+            D_q = sum p (log_q p - q log_q p') + (q - 1) sum p' log_q p',    log_q x = (x^(q-1) - 1) / (q - 1)
+                = sum (p^q - q p p'^(q-1) + (q - 1) p'^q) / (q - 1)
+
+        The second form is that of Basu et al. 1998, Robust and efficient estimation by minimising a density power
+        divergence, Biometrika 85, equation 1, over q - 1.
+        """
+        log_p, log_q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
+        own, others = log_tsallis(log_p, q), log_tsallis(log_q, q)
+        return jnp.sum(jnp.exp(log_p) * (own - q * others) + (q - 1.0) * jnp.exp(log_q) * others, axis=-1)
+
 
 @pytree
 class Normal:
@@ -69,6 +82,79 @@ class Normal:
         z = (self.mean - other.mean) * jnp.exp(-other.log_std)
         return jnp.sum(-log_ratio + 0.5 * (jnp.exp(2 * log_ratio) + z**2) - 0.5, axis=-1)
 
+    def tsallis(self, other: "Normal", q: jax.Array) -> jax.Array:
+        """`D_q(self || other)` of `Categorical.tsallis`, with densities and integrals; KL at q = 1.
+
+        It is infinite, and NaN is returned, where q < 1 and a variance of self is `1 / (1 - q)` times other's or more.
+        """
+        own, cross, others = (p._mean_log(r, q) for p, r in ((self, self), (self, other), (other, other)))
+        return own - q * cross + (q - 1.0) * others
+
+    def _mean_log(self, other: "Normal", q: jax.Array) -> jax.Array:
+        """`E[log_q p'(x)]` for x from self: `log_tsallis` of a product over dimensions of Gaussian integrals.
+
+        With `c = q - 1` and `k_i = s_i^2 / s'_i^2`, `E[p'(x)^c]^(1/c) =`
+        `prod_i (2 pi s'_i^2)^(-1/2) (1 + c k_i)^(-1/(2c)) exp(-((m_i - m'_i) / s'_i)^2 / (2 (1 + c k_i)))`.
+        """
+        c = q - 1.0
+        k = jnp.exp(2.0 * (self.log_std - other.log_std))
+        z = (self.mean - other.mean) * jnp.exp(-other.log_std)
+        spread = jnp.where(c == 0.0, k, jnp.log1p(c * k) / jnp.where(c == 0.0, 1.0, c))
+        return log_tsallis(jnp.sum(-0.5 * (LOG_2PI + spread + z**2 / (1.0 + c * k)) - other.log_std, axis=-1), q)
+
+
+@pytree
+class NormalMixture:
+    """`sum_k w_k N(mean_k, std_k)`: several `Normal`s, of which softmax(logits `[..., K]`) chooses one.
+
+    Mean `[..., K, A]`; log_std is broadcast to it.
+    """
+
+    logits: jax.Array
+    mean: jax.Array
+    log_std: jax.Array
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """`[..., A]`; no gradient goes through the choice."""
+        choice_key, noise_key = jax.random.split(key)
+        return self._of(Categorical(self.logits).sample(choice_key), self.normals.sample(noise_key))
+
+    def mode(self) -> jax.Array:
+        """The mean of the most probable component."""
+        return self._of(Categorical(self.logits).mode(), self.mean)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """`log sum_k w_k N(action; mean_k, std_k)`."""
+        log_prob = jax.nn.log_softmax(self.logits) + self.normals.log_prob(action[..., None, :])
+        return jax.scipy.special.logsumexp(log_prob, axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """A lower bound, in nats; the entropy itself has no closed form.
+
+            sum_k w_k H(N_k) - sum_k w_k log sum_j w_j exp(-B_kj),    B the Bhattacharyya distance
+
+        Exact where components are equal or far apart. Source: Kolchinsky and Tracey 2017, arXiv:1706.02419,
+        equation 10 with alpha = 1/2.
+        """
+        log_w = jax.nn.log_softmax(self.logits)
+        shape = jnp.broadcast_shapes(jnp.shape(self.log_std), self.mean.shape[-2:])  # not of the batch, for speed
+        mean, log_std = self.mean, jnp.broadcast_to(self.log_std, shape)
+        log_variance = jnp.logaddexp(2 * log_std[..., :, None, :], 2 * log_std[..., None, :, :])  # of the sum
+        z = (mean[..., :, None, :] - mean[..., None, :, :]) * jnp.exp(-0.5 * log_variance)
+        spread = log_variance - jnp.log(2.0) - log_std[..., :, None, :] - log_std[..., None, :, :]
+        distance = jnp.sum(0.25 * z**2 + 0.5 * spread, axis=-1)
+        overlap = jax.scipy.special.logsumexp(log_w[..., None, :] - distance, axis=-1)
+        return jnp.sum(jnp.exp(log_w) * (self.normals.entropy() - overlap), axis=-1)
+
+    @property
+    def normals(self) -> Normal:
+        """The components."""
+        return Normal(self.mean, self.log_std)
+
+    def _of(self, component, values):
+        chosen = component[..., None] == jnp.arange(self.logits.shape[-1])
+        return jnp.sum(jnp.where(chosen[..., None], values, 0.0), axis=-2)
+
 
 @pytree
 class TanhNormal:
@@ -96,10 +182,20 @@ class TanhNormal:
         """
         return Normal(self.mean, self.log_std).log_prob(u) - jnp.sum(tanh_log_det(u), axis=-1)
 
+    def kl(self, other: "TanhNormal") -> jax.Array:
+        """`KL(self || other)`, in nats: that of the normals, because both are squashed alike."""
+        return Normal(self.mean, self.log_std).kl(Normal(other.mean, other.log_std))
+
+
+def log_tsallis(log_x: jax.Array, q: jax.Array) -> jax.Array:
+    """`log_q x = (x^(q-1) - 1) / (q - 1)` from `log x`, elementwise; `log x` at q = 1."""
+    c = q - 1.0
+    return jnp.where(c == 0.0, log_x, jnp.expm1(c * log_x) / jnp.where(c == 0.0, 1.0, c))
+
 
 def tanh_log_det(u: jax.Array) -> jax.Array:
     """`log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2 u))`, elementwise."""
     return 2.0 * (jnp.log(2.0) - u - jax.nn.softplus(-2.0 * u))
 
 
-__all__ = ["Categorical", "Normal", "TanhNormal", "tanh_log_det"]
+__all__ = ["Categorical", "Normal", "NormalMixture", "TanhNormal", "log_tsallis", "tanh_log_det"]

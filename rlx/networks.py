@@ -1,26 +1,28 @@
-"""Flax networks: a torso for vectors or images, an actor and a critic on top of it."""
+"""Flax networks: a torso for vectors or images, and on top of it an actor, a critic, the velocity of a flow."""
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rlx.distributions import Categorical, Normal
-from rlx.spaces import Discrete, Space
+from rlx.distributions import Categorical, Normal, NormalMixture, TanhNormal
+from rlx.spaces import Box, Discrete, Space
 
 
-def initialize(key: jax.Array, obs: jax.Array, **networks: tuple[nn.Module, float]) -> dict[str, Any]:
+def initialize(key: jax.Array, obs: jax.Array, **networks: tuple) -> dict[str, Any]:
     """Parameters of several networks for inputs like `obs`, with orthogonal kernels, by name.
 
         params = initialize(key, obs, actor=(actor, 0.01), critic=(critic, 1.0))
 
     The number is the gain of the layer called `head`; all other kernels have gain sqrt(2), and what is not a kernel
-    starts as the module says. All kernels are drawn together, so that they compile to one loop.
+    starts as the module says. What follows the number are further inputs of the network, after `obs`. All kernels are
+    drawn together, so that they compile to one loop.
     """
-    params = {name: module.init(key, obs) for name, (module, _) in networks.items()}
+    params = {name: module.init(key, obs, *inputs) for name, (module, _, *inputs) in networks.items()}
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     names = [[entry.key for entry in path] for path, _ in leaves]
     kernels = [i for i, name in enumerate(names) if name[-1] == "kernel"]
@@ -74,20 +76,41 @@ def activation(name: str) -> Callable:
     return function
 
 
+def join(*vectors: jax.Array) -> jax.Array:
+    """Vectors `[..., n_i]` as one `[..., sum n_i]`; their leading axes are broadcast."""
+    batch_shape = jnp.broadcast_shapes(*(x.shape[:-1] for x in vectors))
+    return jnp.concatenate([jnp.broadcast_to(x, (*batch_shape, x.shape[-1])) for x in vectors], axis=-1)
+
+
+def action_size(space: Space) -> int:
+    """Number `A` of a continuous action's dimensions.
+
+    Raises:
+        ValueError: for Discrete actions, and for a Box that has not exactly one axis.
+    """
+    if isinstance(space, Discrete):
+        raise ValueError("this policy needs continuous actions (a Box), the environment's are Discrete")
+    if len(space.shape) != 1:
+        raise ValueError(f"actions of shape {space.shape} are not supported: give the Box one axis")
+    return space.shape[0]
+
+
 class Torso(nn.Module):
     """Observations `[..., *observation shape]` to features `[..., hidden_sizes[-1]]`.
 
     Integer observations are one-hot encoded. Images `[H, W, C]` go through 3 x 3 convolutions when there are
-    `conv_features`; everything is then flattened and goes through dense layers.
+    `conv_features`; everything is then flattened, joined by what else is given (vectors `[..., n]`, leading axes are
+    broadcast), and goes through dense layers, with `layer_norm` before each activation.
     """
 
     observation_space: Space
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     conv_features: tuple[int, ...] = ()
+    layer_norm: bool = False
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> jax.Array:
+    def __call__(self, obs: jax.Array, *others: jax.Array) -> jax.Array:
         space, act = self.observation_space, activation(self.activation)
         if isinstance(space, Discrete):
             if not jnp.issubdtype(obs.dtype, jnp.integer):
@@ -102,41 +125,129 @@ class Torso(nn.Module):
             )
         for features in self.conv_features:
             x = act(nn.Conv(features, (3, 3), padding="VALID")(x))
-        x = x.reshape(*batch_shape, -1)
+        x = join(x.reshape(*batch_shape, -1), *others)
         for features in self.hidden_sizes:
-            x = act(nn.Dense(features)(x))
+            x = nn.Dense(features)(x)
+            x = act(nn.LayerNorm()(x) if self.layer_norm else x)
         return x
 
 
 class Actor(nn.Module):
     """`pi(. | obs)`: `Categorical` over Discrete actions; over a Box, `Normal` in unit coordinates `[-1, 1]`.
 
-    The normal's log_std is one free parameter a dimension, not a function of the observation, and starts at 0.
+    The normal's log_std is one free parameter a dimension, the same for every observation, and starts at 0. With
+    more than one component it is a `NormalMixture`, whose means start at random places around 0.
     """
+
+    action_space: Space
+    torso: Torso
+    num_components: int = 1  # of a Box's density
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> Categorical | Normal | NormalMixture:
+        x = self.torso(obs)
+        if isinstance(self.action_space, Discrete):
+            if self.num_components != 1:
+                raise ValueError(f"num_components = {self.num_components} needs continuous actions: leave it at 1")
+            return Categorical(nn.Dense(self.action_space.n, name="head")(x))
+        num_actions = action_size(self.action_space)
+        if self.num_components == 1:
+            mean = nn.Dense(num_actions, name="head")(x)
+            log_std = self.param("log_std", nn.initializers.zeros, (num_actions,))
+            return Normal(mean, jnp.broadcast_to(log_std, mean.shape))  # so that a batch of them can be indexed
+        shape = (self.num_components, num_actions)
+        logits, mean = jnp.split(nn.Dense(shape[0] * (1 + shape[1]), name="head")(x), shape[:1], axis=-1)
+        mean = mean.reshape(*mean.shape[:-1], *shape) + self.param("centers", nn.initializers.normal(1.0), shape)
+        return NormalMixture(logits, mean, self.param("log_std", nn.initializers.zeros, shape))
+
+
+class TanhActor(nn.Module):
+    """`pi(. | obs)` over a Box: `TanhNormal` in unit coordinates, log_std a function of the observation in [-10, 2]."""
 
     action_space: Space
     torso: Torso
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> Categorical | Normal:
-        x = self.torso(obs)
-        if isinstance(self.action_space, Discrete):
-            return Categorical(nn.Dense(self.action_space.n, name="head")(x))
-        if len(self.action_space.shape) != 1:
-            raise ValueError(f"actions of shape {self.action_space.shape} are not supported: give the Box one axis")
-        (num_actions,) = self.action_space.shape
-        mean = nn.Dense(num_actions, name="head")(x)
-        return Normal(mean, self.param("log_std", nn.initializers.zeros, (num_actions,)))
+    def __call__(self, obs: jax.Array) -> TanhNormal:
+        mean, log_std = jnp.split(
+            nn.Dense(2 * action_size(self.action_space), name="head")(self.torso(obs)), 2, axis=-1
+        )
+        return TanhNormal(mean, jnp.clip(log_std, -10.0, 2.0))
 
 
 class Critic(nn.Module):
-    """`V(obs)`, `[...]`."""
+    """`V(obs)`, or `Q(obs, action)`, `[...]`."""
 
     torso: Torso
 
     @nn.compact
+    def __call__(self, obs: jax.Array, *action: jax.Array) -> jax.Array:
+        return nn.Dense(1, name="head")(self.torso(obs, *action))[..., 0]
+
+
+class ActionValues(nn.Module):
+    """`Q(obs, .)` of every Discrete action, `[..., A]`."""
+
+    action_space: Space
+    torso: Torso
+
+    @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
-        return nn.Dense(1, name="head")(self.torso(obs))[..., 0]
+        return nn.Dense(self.action_space.n, name="head")(self.torso(obs))
 
 
-__all__ = ["Actor", "Critic", "Torso", "activation", "initialize", "orthogonal"]
+class Velocity(nn.Module):
+    """Velocity `v(x, t; obs)` of a flow, `[..., A]`: FPO's network. Leading axes of obs, x and t are broadcast.
+
+    The torso sees `[obs, x, cos(2^j t), sin(2^j t)]` with j < 4, and its head's output is scaled down, so that the flow
+    begins near the identity and moves slowly. Source: code of McAllister et al. 2025, arXiv:2507.21053.
+    """
+
+    torso: Torso
+    scale: float = 0.25
+
+    @nn.compact
+    def __call__(self, obs: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+        waves = jnp.asarray(t)[..., None] * 2.0 ** jnp.arange(4)
+        features = self.torso(obs, x, jnp.cos(waves), jnp.sin(waves))
+        return self.scale * nn.Dense(x.shape[-1], name="head")(features)
+
+
+class FourierVelocity(nn.Module):
+    """Velocity `v(x, t; obs)` of a flow, `[..., A]`: PolicyFlow's network. Leading axes of obs, x and t are broadcast.
+
+        emb  = W_2 mish(W_1 [cos(2 pi f t), sin(2 pi f t)]) + W_3 obs,    f ~ N(0, 16^2), never trained
+        v    = head(torso layers([x, emb]))
+
+    Source: code of Yang et al. 2026, arXiv:2602.01156; Fourier features: Tancik et al. 2020, arXiv:2006.10739.
+    """
+
+    torso: Torso  # of it: how observations are encoded, and the layers
+    num_features: int = 64  # of the embedding
+
+    @nn.compact
+    def __call__(self, obs: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+        torso, dense = self.torso, partial(nn.Dense, self.num_features)
+        frequencies = self.param("frequencies", nn.initializers.normal(16.0), (self.num_features // 8,))
+        waves = 2.0 * jnp.pi * jnp.asarray(t)[..., None] * jax.lax.stop_gradient(frequencies)
+        time = jax.nn.mish(dense(name="time_0")(join(jnp.cos(waves), jnp.sin(waves))))
+        seen = Torso(torso.observation_space, (), torso.activation, torso.conv_features, name="encoder")(obs)
+        embedding = dense(name="time_1")(time) + dense(name="condition")(seen)
+        layers = Torso(Box(-jnp.inf, jnp.inf, x.shape[-1:]), torso.hidden_sizes, torso.activation, name="layers")
+        return nn.Dense(x.shape[-1], name="head")(layers(x, embedding))
+
+
+__all__ = [
+    "ActionValues",
+    "Actor",
+    "Critic",
+    "FourierVelocity",
+    "TanhActor",
+    "Torso",
+    "Velocity",
+    "action_size",
+    "activation",
+    "initialize",
+    "join",
+    "orthogonal",
+]

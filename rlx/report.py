@@ -384,8 +384,7 @@ def _died(path, update, saved):
         return False  # evaluated later, by hand
     if not update:
         return True
-    steps_per_update = next(row["step"] for row in rows if row["update"] == update) // update
-    return update not in evaluation_points(saved["steps"] // steps_per_update, saved["num_evaluations"])
+    return update not in evaluation_points(saved["updates"], saved["num_evaluations"])
 
 
 def _lane(path, sweep, lane):

@@ -10,6 +10,7 @@ import datetime
 import json
 import math
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -28,14 +29,26 @@ from rich.console import Console
 from rlx.env import Env
 from rlx.progress import Display
 from rlx.pytree import is_static
-from rlx.train import Episodes, advance, evaluate, total_updates
+from rlx.replay import with_replay, without_replay
+from rlx.train import Episodes, advance, evaluate, state_bytes, steps_taken, total_updates
 
 ROWS = 1000
 CHUNK_SECONDS = 0.5
 CHUNK_UPDATES = 256
 CHECKPOINT_SECONDS = 60.0
-OPTIONS = ("num_evaluations", "eval_episodes")
-NEEDED = ("algorithm", "env", "env_options", "env_params", "seed", "eval_episodes", "config", "preset", "steps")
+OPTIONS = ("num_evaluations", "eval_episodes", "checkpoint_replay")
+NEEDED = (
+    "algorithm",
+    "env",
+    "env_options",
+    "env_params",
+    "seed",
+    "eval_episodes",
+    "config",
+    "preset",
+    "updates",
+    "steps",
+)
 LOGS = ("metrics.jsonl", "evaluations.jsonl")
 NO_LOG = {"seconds": 0.0, "count": 0, "sums": {}}
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "gymnax", "brax", "mujoco", "mujoco-mjx")
@@ -58,6 +71,7 @@ class Job:
     num_evaluations: int = 1
     eval_episodes: int = 32
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    checkpoint_replay: bool = True
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -85,6 +99,7 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
     updates, started = total_updates(config), time.perf_counter()
     init = jax.jit(lambda config, env, key: algorithm.init(config, env, key)).lower(config, env, train_key)
     like = jax.eval_shape(algorithm.init, config, env, train_key)
+    kept = (lambda state: state) if job.checkpoint_replay else without_replay  # of a state, in checkpoints
     length = min(updates, CHUNK_UPDATES)
     # Every error of tracing comes here.
     lowered = chunk.lower(algorithm, config, env, like, jnp.int32(0), jnp.int32(1), length)
@@ -96,7 +111,7 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
     state, done, logged = None, 0, NO_LOG
     rows, evaluations = (read_rows(directory / name) if resume else [] for name in LOGS)
     if resume and (rows or from_update is not None or checkpoint.numbers(checkpoints)):
-        state = checkpoint.restore(checkpoints, like, from_update, {"run": identity(job)})
+        state = checkpoint.restore(checkpoints, kept(like), from_update, {"run": identity(job)})
         done = int(state.num_updates)
         logged = checkpoint.read(checkpoints, done)["log"]
         rows = [row for row in rows if row["update"] <= done - logged["count"]]
@@ -104,37 +119,40 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
         _check_unfinished(directory, done, updates, evaluations)
     if resume:
         console.print(f"resuming after {done} of {updates} updates")
-        _warn_of_schedules(directory, done * config.steps_per_update, updates * config.steps_per_update, console)
+        _warn_of_schedules(directory, steps_taken(config, done), steps_taken(config, updates), console)
     step_updates = lowered.compile()
-    state = init.compile()(config, env, train_key) if state is None else state
+    if state is None:
+        state = init.compile()(config, env, train_key)
+    elif not job.checkpoint_replay:
+        state = with_replay(state, init.compile()(config, env, train_key))
 
     # Everything that can fail early has succeeded: only from here on is anything written or deleted.
     directory.mkdir(parents=True, exist_ok=True)
     if resume:
         checkpoint.set_aside(checkpoints, done)
-        for name, kept in zip(LOGS, (rows, evaluations), strict=True):
-            write_rows(directory / name, kept)
+        for name, known in zip(LOGS, (rows, evaluations), strict=True):
+            write_rows(directory / name, known)
         for stale in ("evaluation.json", "curve.png"):
             (directory / stale).unlink(missing_ok=True)
     write_json(directory / "config.json", describe(job, *OPTIONS))
     compile_seconds = time.perf_counter() - started
-    rounded = updates * config.steps_per_update
+    rounded = steps_taken(config, updates)
     extra = f" (rounded up to whole updates from {config.total_steps:,})" if rounded != config.total_steps else ""
     console.print(f"{rounded:,} steps{extra} in {updates:,} updates; traced and compiled in {compile_seconds:.1f} s")
 
     points = evaluation_points(updates, job.num_evaluations)
     metrics_log, evaluations_log = (directory / name for name in LOGS)
     with open(metrics_log, "a") as metrics_file, open(evaluations_log, "a") as evaluations_file, Stop() as stop:
-        logger = Logger(metrics_file, math.ceil(updates / ROWS), config.steps_per_update, logged)
+        logger = Logger(metrics_file, math.ceil(updates / ROWS), config, logged)
 
         def save():
             about = {"run": identity(job), "log": logger.saved()}
             keep = [] if (top := best(evaluations)) is None else [top["update"]]
-            checkpoint.save(checkpoints, done, state, about, keep)
+            checkpoint.save(checkpoints, done, kept(state), about, keep)
 
         save()  # a state that cannot be stored is known before it is trained
         last_checkpoint, size, alive = time.perf_counter(), 1, True
-        with Display(console, rounded, done * config.steps_per_update) as display:
+        with Display(console, rounded, steps_taken(config, done)) as display:
             while not stop.asked:
                 if (done in points or not alive) and all(row["update"] != done for row in evaluations):
                     save()  # the best checkpoint holds exactly what was evaluated
@@ -148,7 +166,7 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
                 survived = int(state.num_updates) - done
                 logger.add(done, {name: np.asarray(x)[:survived] for name, x in metrics.items()})
                 done, alive = done + survived, survived == num
-                display.show(done * config.steps_per_update, logger.episode_return)
+                display.show(steps_taken(config, done), logger.episode_return)
                 now = time.perf_counter()
                 size = max(1, min(length, int(num * CHUNK_SECONDS / (now - before)), 8 * num))
                 if now - last_checkpoint > job.checkpoint_seconds:
@@ -163,7 +181,7 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
     draw(directory)
     if not complete:
         console.print(
-            f"interrupted after {done * config.steps_per_update:,} of {rounded:,} steps; "
+            f"interrupted after {steps_taken(config, done):,} of {rounded:,} steps; "
             f"everything is in {directory}, go on with --resume {directory}"
         )
         return 128 + stop.asked
@@ -179,6 +197,26 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
         )
     console.print(f"curve: {directory / 'curve.png'}")
     return 0 if alive else 1
+
+
+def plan(job: Job) -> str:
+    """What would run and how large its training state is, in words; nothing of it is allocated."""
+    updates, sizes = total_updates(job.config), state_bytes(job.algorithm, job.config, job.env)
+    replay = sizes.get("replay", 0)
+    parts = ", ".join(f"{name} {_mebibytes(size)}" for name, size in sizes.items() if size >= sum(sizes.values()) / 100)
+    lines = [
+        f"{steps_taken(job.config, updates):,} steps in {updates:,} updates",
+        f"training state: {_mebibytes(sum(sizes.values()))} ({parts})",
+        f"checkpoint: {_mebibytes(sum(sizes.values()) - (0 if job.checkpoint_replay else replay))}",
+    ]
+    if replay and job.checkpoint_replay:
+        without = _mebibytes(sum(sizes.values()) - replay)
+        lines[-1] += f"; {without} with --no-checkpoint-replay, and then a resumed run starts with a new buffer"
+    return "\n".join(lines)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
 
 
 def evaluation_points(num_updates: int, num_evaluations: int) -> list[int]:
@@ -214,7 +252,7 @@ def evaluation(episodes: Episodes, num_updates: int, config: Any, deterministic:
         "unfinished": int((~np.asarray(episodes.finished)).sum()),
         "deterministic": deterministic,
         "update": num_updates,
-        "step": num_updates * config.steps_per_update,
+        "step": steps_taken(config, num_updates),
         "returns": returns.tolist(),
     }
     return strict(found)
@@ -240,8 +278,8 @@ def identity(job: Job) -> dict[str, Any]:
 
 
 def short_name(algorithm_name: str) -> str:
-    """`ppo` for `rlx.algos.ppo` and for `/somewhere/ppo.py`."""
-    return Path(algorithm_name.removeprefix("rlx.algos.")).stem
+    """`ppo` for `rlx.algos.ppo` and for `/somewhere/ppo.py`; `ppo+SPO` where another objective is named."""
+    return re.sub(r"\.py(?=\+|$)", "", Path(algorithm_name.removeprefix("rlx.algos.")).name)
 
 
 def read_config(directory: Path, file: str = "config.json") -> dict[str, Any]:
@@ -332,8 +370,8 @@ class Logger:
     `saved()` is what a checkpoint has to keep of it, so that a resumed run writes the rows of one never stopped.
     """
 
-    def __init__(self, file, every: int, steps_per_update: int, saved: dict[str, Any] = NO_LOG):
-        self.file, self.every, self.steps_per_update = file, every, steps_per_update
+    def __init__(self, file, every: int, config: Any, saved: dict[str, Any] = NO_LOG):
+        self.file, self.every, self.config = file, every, config
         self.start, self.count = time.perf_counter() - saved["seconds"], saved["count"]
         self.sums = {name: np.array(total, np.float64) for name, total in saved["sums"].items()}
         self.episode_return = None  # the latest
@@ -361,7 +399,7 @@ class Logger:
         """Writes what is pending as one row, after `num_updates` updates."""
         if not self.count:
             return
-        row = {"update": num_updates, "step": num_updates * self.steps_per_update, "seconds": self._seconds()}
+        row = {"update": num_updates, "step": steps_taken(self.config, num_updates), "seconds": self._seconds()}
         episodes = self.sums["num_episodes"]
         for name, total in self.sums.items():
             if name == "num_episodes":
@@ -437,7 +475,8 @@ def describe(job: Any, *names: str) -> dict[str, Any]:
         "config": asdict(job.config),
         "static": [f for f, spec in type(job.config).__dataclass_fields__.items() if is_static(spec)],
         "preset": job.preset,
-        "steps": total_updates(job.config) * job.config.steps_per_update,
+        "updates": total_updates(job.config),
+        "steps": steps_taken(job.config, total_updates(job.config)),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "python": platform.python_version(),

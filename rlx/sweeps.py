@@ -32,6 +32,7 @@ from rlx.presets import configure
 from rlx.progress import Display
 from rlx.pytree import is_static
 from rlx.search import points, split
+from rlx.train import steps_taken
 
 ROWS = 100  # of each lane's log
 
@@ -230,9 +231,10 @@ def sweep(
     """
     found = points(space, num_samples, seed) if isinstance(space, Mapping) else list(map(dict, space)) or [{}]
     own = algorithm.__name__.startswith("rlx.algos.")
+    file = "".join([str(Path(algorithm.__file__).resolve()), *algorithm.__name__.partition("+")[1:]])
     job = Job(
         algorithm=algorithm,
-        algorithm_name=algorithm.__name__ if own else str(Path(algorithm.__file__).resolve()),
+        algorithm_name=algorithm.__name__ if own else file,
         config=config,
         env=env,
         env_name=env_name,
@@ -392,9 +394,7 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
     display.label = f"lanes {lanes[0].number} to {lanes[-1].number}, best "
 
     with open(log, "a") as file:
-        logger = run.Logger(
-            file, program.interval or math.ceil(group.updates / ROWS), group.config.steps_per_update, logged
-        )
+        logger = run.Logger(file, program.interval or math.ceil(group.updates / ROWS), group.config, logged)
 
         def save():
             own = jax.tree.map(lambda x: jax.device_put(x[:num], jax.devices()[0]), state)
@@ -437,7 +437,7 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
                 "varied": point,
                 "updates": evaluation["update"],
                 "steps": evaluation["step"],
-                "planned_steps": group.updates * group.config.steps_per_update,
+                "planned_steps": steps_taken(group.config, group.updates),
                 "return_mean": evaluation["mean"],
                 "return_std": evaluation["std"],
                 "training_return": (logger.episode_return or [None] * num)[i],
@@ -544,7 +544,7 @@ def plan(job: Job) -> str:
         num = len(group.numbers) * job.num_seeds
         state = shapes(job.algorithm, group, num, job.pbt is not None)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        steps = group.updates * group.config.steps_per_update
+        steps = steps_taken(group.config, group.updates)
         total += num * steps
         lines.append(
             f"{_label(job, group)}{num} lane{'s' * (num > 1)} of {steps:,} steps, states of {size / MIB:,.1f} MiB"

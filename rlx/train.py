@@ -2,9 +2,11 @@
 
 An algorithm is a module with `Config`, `init(config, env, key) -> State`, `update(config, env, state, ...) ->
 (State, metrics)` and `act(config, env, state, obs, key, deterministic=False) -> (action, recorded)`. Its Config has
-`total_steps` (static) and `steps_per_update`; its State counts its updates in `num_updates` (int32).
+`total_steps` (static) and `steps_per_update`, and `init_steps` where `init` already takes steps that belong to the run;
+its State counts its updates in `num_updates` (int32).
 """
 
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -13,14 +15,27 @@ import jax.numpy as jnp
 
 from rlx.env import Env
 from rlx.pytree import pytree
+from rlx.replay import is_replay, rewind
 from rlx.rollout import reset
 
 EVALUATION = 0x65766C  # names the random stream of `evaluate`
 
 
 def total_updates(config: Any) -> int:
-    """Number of updates of a whole run: `ceil(total_steps / steps_per_update)`."""
-    return -(-config.total_steps // config.steps_per_update)
+    """Number of updates of a whole run: `ceil((total_steps - init_steps) / steps_per_update)`."""
+    return -(-(config.total_steps - getattr(config, "init_steps", 0)) // config.steps_per_update)
+
+
+def steps_taken(config: Any, num_updates: int) -> int:
+    """Environment steps of `init` and `num_updates` updates: `init_steps + num_updates * steps_per_update`."""
+    return getattr(config, "init_steps", 0) + num_updates * config.steps_per_update
+
+
+def state_bytes(algorithm: Any, config: Any, env: Env) -> dict[str, int]:
+    """Memory of the State of a run, in bytes by its fields, known without allocating any of it."""
+    state = jax.eval_shape(algorithm.init, config, env, jax.random.key(0))
+    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return {field.name: size(getattr(state, field.name)) for field in fields(state)}
 
 
 def train(algorithm: Any, config: Any, env: Env, key: jax.Array, **kwargs: Any) -> tuple[Any, Any]:
@@ -77,7 +92,8 @@ def advance(
     Returns the State and the metrics `[length]`, of which the first `num <= length` are filled; `done` and `num` are
     traced, so one program serves any. A run is frozen by the first update that turns a finite number of its State into
     NaN or infinity: that update is undone and later ones change nothing, so `state.num_updates < done + num` tells
-    which runs died and after how many updates. Metrics are NaN (0 episodes) from there on.
+    which runs died and after how many updates. Metrics are NaN (0 episodes) from there on. A `Replay` is rewound, which
+    takes back as many elements as it has `spare` rows.
     """
     shapes = jax.eval_shape(algorithm.update, config, env, state)[1]
     blank = lambda x: jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)
@@ -87,7 +103,7 @@ def advance(
         state, alive, metrics = carry
         new, new_metrics = algorithm.update(config, env, state)
         alive &= _sound(state, new)
-        state = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, state)
+        state = jax.tree.map(partial(_keep, alive), new, state, is_leaf=is_replay)
         metrics = jax.tree.map(lambda all_, x: all_.at[i].set(jnp.where(alive, x, blank(x))), metrics, new_metrics)
         return state, alive, metrics
 
@@ -96,10 +112,16 @@ def advance(
 
 
 def _sound(old: Any, new: Any) -> jax.Array:
-    """Whether no number that was finite has become NaN or infinite."""
-    pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
-    worse = [jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)) for a, b in pairs if jnp.issubdtype(b.dtype, jnp.floating)]
+    """Whether no number that was finite has become NaN or infinite; what a `Replay` holds is not read."""
+    pairs = zip(*(jax.tree.leaves(tree, is_leaf=is_replay) for tree in (old, new)), strict=True)
+    floats = ((a, b) for a, b in pairs if not is_replay(a) and jnp.issubdtype(a.dtype, jnp.floating))
+    worse = [jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)) for a, b in floats]
     return ~jnp.any(jnp.array(worse)) if worse else jnp.bool_(True)
+
+
+def _keep(alive: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where alive, else `old`."""
+    return rewind(new, old, ~alive) if is_replay(new) else jnp.where(alive, new, old)
 
 
 @pytree

@@ -2,6 +2,7 @@ import copy
 import json
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -141,30 +142,32 @@ def test_curve_weighs_seeds_equally_and_skips_stretches_without_episodes():
 
     episode_return = np.array([[np.nan, 10.0, 20.0, np.nan], [np.nan, np.nan, 5.0, np.nan]])
     num_episodes = np.array([[0, 1, 3, 0], [0, 0, 4, 0]])
-    assert curve(episode_return, num_episodes, steps_per_update=8, num_points=2) == {
+    steps = lambda num_updates: 8 * num_updates
+    assert curve(episode_return, num_episodes, steps, num_points=2) == {
         "steps": [16, 32],
         "mean_return": [10.0, 12.5],
     }
-    assert curve(episode_return, num_episodes, 8)["mean_return"] == [None, 10.0, 12.5, None]
+    assert curve(episode_return, num_episodes, steps)["mean_return"] == [None, 10.0, 12.5, None]
 
 
 def test_every_task_is_there_and_divides_its_settings():
-    from returns import TASKS
+    from returns import OFF_POLICY, TASKS
 
     import rlx
-    from rlx.algos import ppo
     from rlx.envs.registry import full_name
     from rlx.presets import preset
 
-    for task in TASKS.values():
-        assert full_name(task.env) == task.env
-        assert rlx.total_updates(preset(ppo, task.env, total_steps=task.total_steps)) > 50
+    for algorithm, tasks in {"ppo": TASKS, **OFF_POLICY}.items():
+        module = import_module(f"rlx.algos.{algorithm}")
+        for task in tasks.values():
+            assert full_name(task.env) == task.env
+            assert rlx.total_updates(preset(module, task.env, total_steps=task.total_steps)) > 20
 
 
 def test_returns_of_a_probe():
     from returns import Task, measure
 
-    result = measure(Task("probe/Constant", 2_000, at_least=1.0), num_seeds=3, num_episodes=4)
+    (result,) = measure([Task("probe/Constant", 2_000, at_least=1.0, episodes=4)], num_seeds=3)
     json.dumps(result, allow_nan=False)
     assert result["returns"] == [1.0, 1.0, 1.0]
     assert result["bar"] == {"at_least": 1.0, "passed": True}
@@ -174,12 +177,22 @@ def test_returns_of_a_probe():
     assert result["config"]["total_steps"] == result["settings"]["total_steps"] == 2_000
 
 
+def test_tasks_at_fewer_steps_are_the_same_runs_of_an_off_policy_algorithm_only():
+    from returns import batches
+
+    assert [list(tasks) for tasks in batches("sac")][-2:] == [
+        ["hopper-200k", "hopper-500k"],
+        ["halfcheetah-200k", "halfcheetah-500k"],
+    ]
+    assert all(len(tasks) == 1 for tasks in batches("ppo"))
+
+
 def test_measured_returns_are_not_measured_again(tmp_path, monkeypatch):
     import returns
 
     calls = []
     result = {"mean": {"value": 1.0, "low": 1.0, "high": 1.0}, "steps": 1, "seconds": {"compile": 1.0, "run": 1.0}}
-    monkeypatch.setattr(returns, "measure", lambda *args: calls.append(args) or copy.deepcopy(result))
+    monkeypatch.setattr(returns, "measure", lambda *args: calls.append(args) or [copy.deepcopy(result)])
     monkeypatch.setattr(returns.jax.config, "update", lambda *args: None)
     for force, expected in ((False, 1), (False, 1), (True, 2)):
         returns.main(task="CartPole-v1", force=force, out=tmp_path)
@@ -188,14 +201,16 @@ def test_measured_returns_are_not_measured_again(tmp_path, monkeypatch):
 
 
 def test_speed_cases_are_whole_updates_of_one_configuration():
-    from speed import CASES
+    from speed import CASES, algorithm
 
-    from rlx.algos import ppo
+    import rlx
+    from rlx.algos import ppo, sac
 
-    for settings in CASES.values():
-        config = ppo.Config(**{k: v for k, v in settings.items() if k != "env"})
-        assert config.total_steps % config.steps_per_update == 0
-        assert config.steps_per_update % config.num_minibatches == 0
+    for case, settings in CASES.items():
+        config = {"ppo": ppo, "sac": sac}[algorithm(case)].Config(**{k: v for k, v in settings.items() if k != "env"})
+        assert rlx.steps_taken(config, rlx.total_updates(config)) == config.total_steps
+        if algorithm(case) == "ppo":
+            assert config.steps_per_update % config.num_minibatches == 0
 
 
 def test_speed_measurement_has_the_schema(speed_result):

@@ -22,6 +22,7 @@ import rlx as library
 from rlx import cli
 from rlx.algos import ppo
 from rlx.checkpoint import numbers, restore
+from rlx.objectives import SPO
 from rlx.progress import Display
 from rlx.run import Logger, best, evaluate_run, evaluation_points, keys, short_name
 
@@ -310,7 +311,7 @@ def test_a_copy_of_the_file_anywhere_runs_edited(tmp_path):
 
 BAD = {
     "train ppo --env CartPoel-v1": "did you mean CartPole-v1",
-    "train poo --env CartPole-v1": "did you mean ppo?",
+    "train poo --env CartPole-v1": "did you mean ppo",
     "trian ppo": "did you mean train?",
     "train ppo": "needs an environment",
     "train": "needs an algorithm",
@@ -336,6 +337,9 @@ BAD = {
     "train ppo --env CartPole-v1 --num-evaluations 0": "--num-evaluations 0: give at least 1",
     "train ppo --env CartPole-v1 --checkpoint-seconds -1": "--checkpoint-seconds -1.0: give 0 or more",
     "train ppo --env CartPole-v1 --from-update 3": "needs --resume",
+    "train ppo --env CartPole-v1 --objective spoo": "unknown objective 'spoo': did you mean spo or dpo?",
+    "train ppo --env CartPole-v1 --objective SPO --epsilon 0": "epsilon = 0.0: it has to be above 0",
+    "train ppo --env CartPole-v1 --epsilon 0.1": "--epsilon",
     "train ppo --env": "Missing value for argument",
     "train --resume nowhere": "not a run directory",
     "train ppo --env CartPole-v1 --seed -1": "give a number from 0",
@@ -461,7 +465,7 @@ def test_a_damaged_checkpoint_can_be_gone_around(long, cut, tmp_path, monkeypatc
 @pytest.mark.usefixtures("long")
 def test_parameters_of_the_environment_are_recorded_and_kept(tmp_path, capsys, monkeypatch):
     as_long(monkeypatch)  # and so its compiled programs
-    flags = ["--env-params", "gravity=3", "length=0.75", "--value-clip", "inf", "--total-steps", "256"]
+    flags = ["--env-params", "gravity=3", "length=0.75", "--value-clip", "inf", "--total-steps", "384"]
     assert rlx(*TRAIN, "--out", tmp_path / "run", *flags) == 0
     assert "environment: gravity=3, length=0.75" in capsys.readouterr().out
     refuse = lambda constant: pytest.fail(f"{constant} is not JSON")
@@ -486,6 +490,9 @@ def test_a_renamed_file_is_told_where_tuned_settings_are(tmp_path):
     assert cli._tuned_elsewhere(own, "gymnax/Pendulum-v1") == ""
 
 
+TEN = SimpleNamespace(steps_per_update=10, init_steps=5)
+
+
 def test_rows_are_means_weighted_by_episodes_wherever_the_run_was_cut():
     rng = np.random.default_rng(0)
     episodes = np.array([0, 3, 1, 0, 0, 0, 2])
@@ -495,15 +502,15 @@ def test_rows_are_means_weighted_by_episodes_wherever_the_run_was_cut():
     logs = []
     for border in range(8):
         file = io.StringIO()
-        first = Logger(file, 3, 10)
+        first = Logger(file, 3, TEN)
         first.add(0, part(0, border))
-        second = Logger(file, 3, 10, json.loads(json.dumps(first.saved())))
+        second = Logger(file, 3, TEN, json.loads(json.dumps(first.saved())))
         second.add(border, part(border, 7))
         second.flush(7)
         found = [json.loads(line) for line in file.getvalue().splitlines()]
         logs.append([{name: value for name, value in row.items() if name != "seconds"} for row in found])
     assert all(log == logs[0] for log in logs)
-    assert [row["step"] for row in logs[0]] == [30, 60, 70]
+    assert [row["step"] for row in logs[0]] == [35, 65, 75]
     assert [row["num_episodes"] for row in logs[0]] == [4, 0, 2]
     assert logs[0][0]["episode_return"] == pytest.approx((3 * returns[1] + returns[2]) / 4, rel=1e-5)
     assert logs[0][1]["episode_return"] is None
@@ -516,7 +523,7 @@ def test_rows_of_several_runs_are_those_of_each():
     metrics = {"num_episodes": rng.integers(0, 3, (2, 7)), "episode_return": rng.normal(size=(2, 7))}
     files = [io.StringIO() for _ in range(3)]
     for file, of in zip(files, (metrics, *({k: v[i] for k, v in metrics.items()} for i in range(2))), strict=True):
-        logger = Logger(file, 3, 10)
+        logger = Logger(file, 3, TEN)
         logger.add(0, of)
         logger.flush(7)
     both, *each = ([json.loads(line) for line in file.getvalue().splitlines()] for file in files)
@@ -544,3 +551,57 @@ def test_ctrl_c_leaves_logs_whole_and_says_how_far_it_came(tmp_path):
     assert "--resume" in output
     last = rows(tmp_path / "run")[-1]
     assert last["update"] == max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_another_objective_is_an_option_with_its_coefficients_and_is_remembered(tmp_path, capsys):
+    spo = ["--objective", "spo", "--epsilon", "0.05"]
+    out = tmp_path / "spo"
+    assert rlx(*TRAIN, *spo, "--total-steps", "1024", "--out", out) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["algorithm"] == "rlx.algos.ppo+SPO"
+    assert (config["config"]["epsilon"], config["config"]["clip"]) == (0.05, 0.2)
+    assert rlx("eval", out, "--num-episodes", "2") == 0
+    capsys.readouterr()
+    assert rlx("train", "--resume", out, "--objective", "dpo") == 2
+    assert rlx("train", "--resume", out, "--epsilon", "0.1") == 2
+    error = capsys.readouterr().err
+    assert "is a run of ppo+SPO, not of ppo+DPO" in error
+    assert "epsilon = 0.05 -> 0.1" in error
+    assert rlx("train", "--resume", out, "--total-steps", "2048") == 0
+    assert rlx(*TRAIN, *spo, "--out", tmp_path / "whole") == 0
+    # The rate falls over 1024 steps in one run and over 2048 in the other: the rows differ, but not their places.
+    assert [row["update"] for row in rows(out)] == [row["update"] for row in rows(tmp_path / "whole")]
+
+
+def test_another_objective_trains_as_in_the_library(tmp_path):
+    for name, flags in {"SPO": ["--epsilon", "0.05"], "ImportanceWeighted": []}.items():
+        assert rlx(*TRAIN, "--objective", name, *flags, "--out", tmp_path / name) == 0
+    config = ppo.Config(total_steps=2048, num_envs=4, num_steps=32, hidden_sizes=(8,))
+    env, (key, _) = library.envs.make("CartPole-v1"), keys(0)
+    _, metrics = library.train(ppo, config, env, key, objective=SPO(0.05))
+    logged = [row["policy_loss"] for row in rows(tmp_path / "SPO")]
+    # Two programs with the same operations: they may be fused differently, and differences grow over 16 updates.
+    np.testing.assert_allclose(logged, metrics["policy_loss"], rtol=0.05, atol=1e-4)
+    assert not np.allclose(logged, [row["policy_loss"] for row in rows(tmp_path / "ImportanceWeighted")], rtol=0.05)
+
+
+def test_an_edited_copy_takes_another_objective_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "algos" / "ppo.py", tmp_path / "mine.py")
+    arguments = ["--objective", "forward-kl", "--kl-coef", "2", "--total-steps", "256"]
+    assert rlx("train", "mine.py", *TRAIN[2:], *arguments, "--out", "run") == 0
+    assert json.loads(Path("run/config.json").read_text())["algorithm"] == f"{tmp_path.resolve()}/mine.py+ForwardKL"
+    assert rlx("train", "--resume", "run", "--total-steps", "512") == 0
+    assert rlx("eval", "run", "--num-episodes", "2") == 0
+
+
+@pytest.mark.parametrize("name", ["rlx.algos.ppo+SPO", "/somewhere/else/ppo.py+SPO"])
+def test_the_short_name_keeps_the_objective(name):
+    assert short_name(name) == "ppo+SPO"
+
+
+def test_every_objective_can_be_named():
+    from rlx import objectives
+
+    kinds = [kind for kind in vars(objectives).values() if isinstance(kind, type) and "__call__" in vars(kind)]
+    assert sorted(cli.OBJECTIVES) == sorted(kind.__name__ for kind in kinds)

@@ -9,8 +9,20 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rlx.distributions import Categorical, Normal
-from rlx.networks import Actor, Critic, Torso, activation, initialize, orthogonal
+from rlx.distributions import Categorical, Normal, NormalMixture, TanhNormal
+from rlx.networks import (
+    Actor,
+    Critic,
+    FourierVelocity,
+    TanhActor,
+    Torso,
+    Velocity,
+    action_size,
+    activation,
+    initialize,
+    join,
+    orthogonal,
+)
 from rlx.spaces import Box, Discrete
 
 SHAPES = [(64, 8), (8, 64), (16, 16), (3, 3, 4, 8), (3, 3, 1, 16), (5, 1), (1, 7), (1, 1)]
@@ -108,9 +120,39 @@ def test_networks_are_the_perceptron_of_their_parameters(gaussian):
     assert isinstance(pi, Normal)
     # Three matrix products in float32.
     np.testing.assert_allclose(pi.mean, forward(params["actor"]["params"], obs), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(pi.log_std, [0.1, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(pi.log_std, np.full((4, 2, 2), 0.1), rtol=1e-6)  # one an observation, like the means
     np.testing.assert_allclose(value, forward(params["critic"]["params"], obs)[..., 0], rtol=1e-4, atol=1e-5)
     assert value.shape == pi.log_prob(pi.mode()).shape == (4, 2)
+
+
+def test_critics_of_actions_are_the_perceptron_of_both():
+    critic = Critic(Torso(VECTOR, (8, 8), "tanh"))
+    obs, action = np.random.default_rng(1).normal(size=(2, 6, 3)).astype(np.float32)
+    params = initialize(jax.random.key(0), obs[0], critic=(critic, 1.0, action[0, :2]))["critic"]
+    x = forward(params["params"], np.concatenate([obs, action[:, :2]], axis=-1))
+    np.testing.assert_allclose(critic.apply(params, obs, action[:, :2]), x[:, 0], rtol=1e-5, atol=1e-6)
+
+
+def test_layer_norm_stands_before_the_activation():
+    torso = Torso(VECTOR, (8,), "relu", layer_norm=True)
+    obs = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
+    params = torso.init(jax.random.key(0), obs)
+    x = obs @ np.asarray(params["params"]["Dense_0"]["kernel"])
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(torso.apply(params, obs), np.maximum(x, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_tanh_actors_have_a_spread_for_every_observation_within_limits():
+    actor = TanhActor(Box(-1.0, 1.0, (2,)), Torso(VECTOR, (8, 8), "tanh"))
+    obs = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
+    params = initialize(jax.random.key(0), obs[0], actor=(actor, 0.01))["actor"]
+    pi = actor.apply(params, obs)
+    assert isinstance(pi, TanhNormal)
+    x = forward(params["params"], obs)
+    np.testing.assert_allclose(pi.mean, x[:, :2], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pi.log_std, x[:, 2:], rtol=1e-5, atol=1e-6)
+    far = actor.apply(jax.tree.map(lambda x: 1e4 * x, params), obs).log_std
+    assert set(np.asarray(far).ravel().tolist()) == {-10.0, 2.0}
 
 
 def test_activations_come_from_jax_nn():
@@ -134,6 +176,25 @@ def test_discrete_actions_get_a_categorical_that_starts_nearly_uniform():
     assert pi.logits.shape == (6, 4)
     # The head's gain of 0.01 times features within [-1, 1].
     np.testing.assert_allclose(pi.entropy(), np.log(4), atol=1e-3)
+
+
+def test_a_mixture_head_gives_a_mixture_whose_components_start_apart():
+    actor = Actor(Box(-1.0, 1.0, (2,)), Torso(VECTOR, (16,)), num_components=3)
+    params = jax.jit(lambda: initialize(jax.random.key(0), jnp.zeros(3), actor=(actor, 0.01)))()["actor"]
+    pi = actor.apply(params, jnp.ones((4, 5, 3)))
+    assert isinstance(pi, NormalMixture)
+    assert pi.log_prob(pi.mode()).shape == pi.entropy().shape == (4, 5)
+    centers = np.asarray(params["params"]["centers"])
+    # The head adds its gain of 0.01 times features within [-1, 1].
+    np.testing.assert_allclose(pi.mean, np.broadcast_to(centers, (4, 5, 3, 2)), atol=0.1)
+    np.testing.assert_allclose(pi.logits, 0, atol=0.1)
+    assert np.linalg.norm(centers[:, None] - centers, axis=-1)[~np.eye(3, dtype=bool)].min() > 0.3
+
+
+def test_a_mixture_over_categories_is_refused():
+    actor = Actor(Discrete(3), Torso(VECTOR), num_components=2)
+    with pytest.raises(ValueError, match="num_components = 2 needs continuous actions"):
+        actor.init(jax.random.key(0), jnp.zeros(3))
 
 
 def test_normalised_categories_are_refused():
@@ -182,6 +243,95 @@ def test_images_without_convolutions_are_flattened():
 def test_convolutions_of_observations_that_are_no_images_are_refused(space, obs):
     with pytest.raises(ValueError, match=r"conv_features = \(4,\) needs observations \[height, width, channels\]"):
         actor_critic(space, Discrete(2), obs, conv_features=(4,))
+
+
+def test_join_broadcasts_leading_axes():
+    joined = join(jnp.ones((5, 1, 3)), jnp.zeros((4, 2)), jnp.full((1,), 2.0))
+    assert joined.shape == (5, 4, 6)
+    np.testing.assert_array_equal(joined[3, 2], [1, 1, 1, 0, 0, 2])
+
+
+def test_the_torso_sees_what_else_is_given():
+    torso = Torso(VECTOR, (), "tanh")
+    np.testing.assert_array_equal(torso.apply({}, jnp.ones((4, 3)), jnp.zeros((4, 2))), [[1, 1, 1, 0, 0]] * 4)
+    images = Torso(IMAGE, (), "tanh")
+    assert images.apply({}, jnp.ones((4, 1, 5, 6, 2)), jnp.zeros((4, 3, 7))).shape == (4, 3, 67)
+
+
+def test_continuous_policies_say_what_they_need_of_the_action_space():
+    assert action_size(Box(-1.0, 1.0, (3,))) == 3
+    with pytest.raises(ValueError, match="needs continuous actions"):
+        action_size(Discrete(4))
+    with pytest.raises(ValueError, match="give the Box one axis"):
+        action_size(Box(-1.0, 1.0, ()))
+
+
+@pytest.fixture(scope="module", params=[Velocity, FourierVelocity])
+def velocity(request):
+    net = request.param(Torso(VECTOR, (16, 8), "tanh"))
+    inputs = jnp.zeros(2), 0.0
+    params = jax.jit(lambda: initialize(jax.random.key(0), jnp.zeros(3), flow=(net, 0.01, *inputs)))()["flow"]
+    return net, params
+
+
+def numpy_velocity(net, params, obs, x, t):
+    """One velocity, from the definitions."""
+    dense = lambda name, x: x @ params[name]["kernel"] + params[name]["bias"]
+    if isinstance(net, Velocity):
+        waves = t * np.array([1, 2, 4, 8])
+        return 0.25 * forward(params, np.concatenate([obs, x, np.cos(waves), np.sin(waves)]))
+    waves = 2 * np.pi * t * params["frequencies"]
+    hidden = dense("time_0", np.concatenate([np.cos(waves), np.sin(waves)]))
+    hidden = hidden * np.tanh(np.log1p(np.exp(hidden)))  # mish
+    embedding = dense("time_1", hidden) + dense("condition", obs)
+    return forward(params | {"torso": params["layers"]}, np.concatenate([x, embedding]))
+
+
+def test_velocities_are_those_of_their_parameters(velocity):
+    net, params = velocity
+    params = jax.tree.map(lambda x: np.asarray(x + 0.1, np.float64), params)
+    rng = np.random.default_rng(0)
+    obs, x, t = rng.normal(size=(4, 3)), rng.normal(size=(4, 5, 2)), rng.uniform(size=(4, 5))
+    found = net.apply(params, jnp.float32(obs)[:, None], jnp.float32(x), jnp.float32(t))
+    assert found.shape == (4, 5, 2)
+    for i, j in np.ndindex(4, 5):
+        expected = numpy_velocity(net, params["params"], obs[i], x[i, j], t[i, j])
+        # Four matrix products in float32, and phases up to 2 pi 40 which it knows to 1e-5.
+        np.testing.assert_allclose(found[i, j], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_time_for_all_is_that_time_for_each(velocity):
+    net, params = velocity
+    obs, x = jnp.ones((4, 3)), jnp.arange(8.0).reshape(4, 2)
+    one, each = net.apply(params, obs, x, 0.3), net.apply(params, obs, x, jnp.full(4, 0.3))
+    assert one.shape == (4, 2)
+    np.testing.assert_allclose(one, each, rtol=1e-5, atol=1e-7)
+    assert np.abs(one - net.apply(params, obs, x, 0.7)).max() > 1e-4
+
+
+def test_time_features_of_the_concatenated_network_at_time_zero():
+    seen = []
+
+    class Spy(Torso):
+        def __call__(self, obs, *others):
+            seen.extend(others[1:])
+            return obs
+
+    net = Velocity(Spy(VECTOR))
+    net.init(jax.random.key(0), jnp.zeros(3), jnp.zeros(2), 0.0)
+    np.testing.assert_array_equal(jnp.concatenate(seen), [1, 1, 1, 1, 0, 0, 0, 0])
+
+
+def test_frequencies_are_drawn_wide_and_never_trained():
+    net = FourierVelocity(Torso(VECTOR, (4,)), num_features=1024)
+    frequencies = net.init(jax.random.key(0), jnp.zeros(3), jnp.zeros(2), 0.0)["params"]["frequencies"]
+    assert frequencies.shape == (128,)
+    assert scipy.stats.kstest(frequencies, "norm", args=(0, 16)).pvalue > 1e-3
+    small = FourierVelocity(Torso(VECTOR, (4,)), num_features=16)
+    params = small.init(jax.random.key(0), jnp.zeros(3), jnp.zeros(2), 0.0)
+    grads = jax.grad(lambda params: small.apply(params, jnp.ones(3), jnp.ones(2), 0.3).sum())(params)["params"]
+    np.testing.assert_array_equal(grads["frequencies"], 0)
+    assert np.abs(grads["time_0"]["kernel"]).max() > 0
 
 
 INITIALIZE_MANY = """

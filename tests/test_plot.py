@@ -50,7 +50,7 @@ def logged(returns, *, steps=None, **more):
 def write_run(directory, *, env="e/E", seed=0, returns=(1.0, None, 3.0), evaluation=2.0, **more):
     directory.mkdir()
     config = {"algorithm": "rlx.algos.ppo", "env": env, "env_options": {}, "seed": seed, "config": {"clip": 0.2}}
-    config |= {"steps": 10 * len(returns), "num_evaluations": 1} | more
+    config |= {"updates": len(returns), "steps": 10 * len(returns), "num_evaluations": 1} | more
     (directory / "config.json").write_text(json.dumps(config))
     rows = [
         {"update": i + 1, "step": 10 * (i + 1), "episode_return": r, "num_episodes": int(r is not None)}
@@ -100,7 +100,9 @@ def test_curve_of_a_run_without_finite_evaluation(tmp_path, draw, evaluation):
 
 
 def test_curve_of_a_run_that_never_ended_an_episode(tmp_path, draw):
-    draw(curve, [write_run(tmp_path / "a", returns=(None, None), evaluation=None)])
+    figure = draw(curve, [write_run(tmp_path / "a", returns=(None, None), evaluation=None)])
+    assert all(len(line.get_xdata()) == 0 or np.isnan(line.get_ydata()).all() for line in figure.axes[0].lines)
+    assert figure.axes[0].get_title() == "PPO on e/E"
 
 
 def test_curve_refuses_several_environments(tmp_path):
@@ -322,7 +324,10 @@ def test_heatmap_has_the_iqm_of_every_cell(draw):
 
 
 def test_heatmap_of_equal_returns(draw):
-    draw(lambda path: heatmap(grid(score=lambda *_: 500.0), "learning_rate", "clip", path))
+    figure = draw(lambda path: heatmap(grid(score=lambda *_: 500.0), "learning_rate", "clip", path))
+    numbers = [text.get_text() for text in figure.axes[0].texts]
+    assert len(numbers) == len({(lane["varied"]["learning_rate"], lane["varied"]["clip"]) for lane in grid()})
+    assert set(numbers) == {"500.0"}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from rlx.spaces import Box, Discrete
 @pytest.fixture(scope="module")
 def probe(ppo):
     """Trains on a probe; returns the critic and the policy over observations, and the metrics."""
-    config = ppo.Config(
+    base = ppo.Config(
         total_steps=200 * 128,
         num_envs=16,
         num_steps=8,
@@ -35,8 +35,8 @@ def probe(ppo):
         hidden_sizes=(16,),
     )
 
-    def train(name):
-        env = rlx.envs.make(f"probe/{name}")
+    def train(name, **changes):
+        env, config = rlx.envs.make(f"probe/{name}"), replace(base, **changes)
         state, metrics = rlx.train(ppo, config, env, jax.random.key(0))
         actor, critic = ppo.networks(config, env)
         value = lambda *obs: critic.apply(state.params["critic"], jnp.array(obs)[:, None])
@@ -82,6 +82,12 @@ def test_the_policy_sees_the_observation(probe):
 def test_continuous_actions_reach_their_optimum(probe):
     value, policy, _ = probe("ContinuousAction")
     # The optimum is obs / 2 in a space of [-2, 2], which is obs / 4 in unit coordinates.
+    np.testing.assert_allclose(policy(-1.0, 1.0).mode()[:, 0], [-0.25, 0.25], atol=CONVERGED)
+    np.testing.assert_allclose(value(-1.0, 1.0), [1.0, 1.0], atol=CONVERGED)
+
+
+def test_a_mixture_reaches_the_optimum_of_continuous_actions(probe):
+    value, policy, _ = probe("ContinuousAction", num_components=3)
     np.testing.assert_allclose(policy(-1.0, 1.0).mode()[:, 0], [-0.25, 0.25], atol=CONVERGED)
     np.testing.assert_allclose(value(-1.0, 1.0), [1.0, 1.0], atol=CONVERGED)
 
@@ -354,6 +360,7 @@ CHANGED = {
     "hidden_sizes": (16, 8),
     "conv_features": (4,),
     "activation": "relu",
+    "num_components": 2,
 }
 
 
@@ -377,12 +384,12 @@ def test_every_traced_config_field_changes_the_weights(small, trained_params, na
 
 @pytest.fixture(scope="module")
 def program(ppo, small):
-    """The text of the program of one update on images."""
+    """The text of the program of one update on images, or another environment."""
 
-    def lower(**changes):
+    def lower(env=images, **changes):
         config = replace(small, **changes)
-        state = jax.eval_shape(ppo.init, config, images, jax.random.key(0))
-        return jax.jit(lambda state: ppo.update(config, images, state)).lower(state).as_text()
+        state = jax.eval_shape(ppo.init, config, env, jax.random.key(0))
+        return jax.jit(lambda state: ppo.update(config, env, state)).lower(state).as_text()
 
     return lower
 
@@ -395,6 +402,10 @@ def unchanged(program):
 @pytest.mark.parametrize("name", STATIC)
 def test_every_static_config_field_changes_the_program(small, program, unchanged, name):
     assert getattr(small, name) != CHANGED[name]
+    if name == "num_components":  # of continuous actions
+        env = rlx.envs.make("probe/ContinuousAction")
+        assert program(env, num_components=2) != program(env)
+        return
     assert program(**{name: CHANGED[name]}) != unchanged
 
 

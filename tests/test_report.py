@@ -251,7 +251,7 @@ def write_run(directory, score=1.0, seed=0, *, env="e/E", algorithm="rlx.algos.p
     directory.mkdir(parents=True)
     config = {"learning_rate": 1e-3, "clip": 0.2} | (config or {})
     about = {"algorithm": algorithm, "env": env, "env_options": {}, "env_params": {}, "num_evaluations": 1}
-    about |= {"seed": seed, "config": config, "steps": 1000} | more
+    about |= {"seed": seed, "config": config, "updates": 10, "steps": 1000} | more
     (directory / "config.json").write_text(json.dumps(about))
     if score is not None:
         evaluate(directory, score)

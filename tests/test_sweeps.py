@@ -282,6 +282,23 @@ def test_command_line_sweep_export_eval_resume_report_plot(tmp_path, capsys):
         assert picture.exists()
 
 
+def test_command_line_sweeps_a_coefficient_of_another_objective(tmp_path, capsys):
+    out, one = tmp_path / "sweep", tmp_path / "lane"
+    spo = ["--objective", "spo", "--epsilon", "0.001,0.5"]
+    assert rlx_command("sweep", "ppo", "--env", "CartPole-v1", *spo, *SIZES, "--out", out) == 0
+    assert "2 lanes: 2 configurations of 1 seeds; 1 program;" in capsys.readouterr().out
+    assert json.loads((out / "sweep.json").read_text())["algorithm"] == "rlx.algos.ppo+SPO"
+    lanes = read_rows(out / "lanes.jsonl")
+    assert [row["varied"] for row in lanes] == [{"epsilon": 0.001}, {"epsilon": 0.5}]
+    log = read_rows(out / "batches" / "r0g0b0" / "metrics.jsonl")
+    near, far = log[-1]["approx_kl"]
+    assert near < 0.5 * far
+    assert rlx_command("sweep", "--resume", out) == 0
+    assert rlx_command("export", out, 1, "--out", one) == 0
+    assert json.loads((one / "config.json").read_text())["config"]["epsilon"] == 0.5
+    assert rlx_command("eval", one, "--num-episodes", "2", "--no-compile-cache") == 0
+
+
 def test_command_line_takes_a_list_of_configurations(tmp_path, capsys):
     file = tmp_path / "configs.jsonl"
     file.write_text('{"learning_rate": 1e-3, "hidden_sizes": [8]}\n{"learning_rate": 1e-2}\n')
@@ -306,6 +323,8 @@ def test_command_line_takes_a_list_of_configurations(tmp_path, capsys):
 
 BAD = {
     "--foo 1,2": "unknown setting '--foo'",
+    "--epsilon 0.1,0.2": "unknown setting '--epsilon'",
+    "--objective spo --epsilon 0,0.2": "epsilon = 0.0: it has to be above 0",
     "--clip a,b": "could not convert string to float: 'a'",
     "--clip ,": "empty value",
     "--clip": "--clip needs values",

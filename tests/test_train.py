@@ -1,6 +1,8 @@
 """Whole runs: how long they are, that they can be cut, stacked and differentiated, and what evaluation returns."""
 
+import dataclasses
 from functools import partial
+from types import SimpleNamespace
 from typing import ClassVar
 
 import jax
@@ -11,6 +13,7 @@ import pytest
 import rlx
 from rlx import Env, pytree, replace, stack
 from rlx.objectives import clipped_surrogate
+from rlx.replay import Replay, insert, replay, sample, take
 from rlx.spaces import Box, Discrete
 from rlx.train import EVALUATION, advance
 
@@ -30,6 +33,14 @@ def trained(ppo, small, cartpole):
 def test_runs_are_rounded_up_to_whole_updates(small, total_steps, updates):
     assert small.steps_per_update == 64
     assert rlx.total_updates(replace(small, total_steps=total_steps)) == updates
+
+
+def test_steps_that_init_takes_belong_to_the_run():
+    config = SimpleNamespace(total_steps=1000, steps_per_update=64, init_steps=104)
+    assert rlx.total_updates(config) == 14
+    assert rlx.steps_taken(config, 14) == 1000
+    config.total_steps += 1
+    assert rlx.steps_taken(config, rlx.total_updates(config)) == 1064
 
 
 def test_train_returns_the_final_state_and_metrics_of_every_update(trained):
@@ -96,6 +107,54 @@ def test_advance_freezes_a_run_at_its_last_finite_state(cuts):
     assert episodes == [1, 1, 0, 0, 0]
     twice = jax.random.split(jax.random.split(jax.random.key(0))[0])[0]
     assert (jax.random.key_data(state.key) == jax.random.key_data(twice)).all()
+
+
+class Remembers:
+    """Puts the numbers of its updates into a replay buffer that holds 5 of them, 2 an update; NaN in its sixth."""
+
+    @pytree
+    class State:
+        value: jax.Array
+        replay: Replay
+        num_updates: jax.Array
+
+    @staticmethod
+    def init(capacity):
+        buffer = replay(jax.ShapeDtypeStruct((), jnp.float32), capacity, spare=2)
+        return Remembers.State(jnp.float32(0), buffer, jnp.int32(0))
+
+    @staticmethod
+    def update(config, env, state):
+        number = state.num_updates + 1
+        value = jnp.where(number == 6, jnp.nan, state.value + 1)
+        buffer = insert(state.replay, jnp.array([number, number + 0.5], jnp.float32))
+        return Remembers.State(value, buffer, number), {"value": value}
+
+
+def test_advance_takes_back_what_the_last_update_put_into_a_replay_buffer():
+    state, _ = advance(Remembers, None, None, Remembers.init(5), 0, 8, 8)
+    assert (state.num_updates, state.value) == (5, 5.0)
+    found = take(state.replay, sample(state.replay, jax.random.key(0), (1000,)))
+    assert set(np.asarray(found).tolist()) == {3.5, 4.0, 4.5, 5.0, 5.5}
+
+
+def test_advance_does_not_copy_a_replay_buffer():
+    state = Remembers.init(1_000_000)
+    program = jax.jit(lambda state, num: advance(Remembers, None, None, state, 0, num, 8), donate_argnums=0)
+    memory = program.lower(state, jnp.int32(8)).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= 4_000_000  # the result takes the place of the argument
+    assert memory.temp_size_in_bytes < 10_000
+
+
+def test_the_memory_of_a_state_is_known_before_it_is_allocated(ppo, small, cartpole, init):
+    found = rlx.state_bytes(ppo, small, cartpole)
+    state = init(small, cartpole, jax.random.key(0))
+    assert list(found) == [field.name for field in dataclasses.fields(state)]
+    for name, num_bytes in found.items():
+        assert num_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(getattr(state, name))), name
+    assert found["obs_stats"] == 4 * (4 + 4 + 1)
+    huge = rlx.state_bytes(ppo, replace(small, num_envs=2**40), cartpole)
+    assert huge["reward_scale"] == 4 * (2**40 + 3)
 
 
 def test_resume_refuses_a_run_that_is_done(ppo, small, cartpole, trained):

@@ -1,0 +1,217 @@
+"""Mirror Descent Policy Optimization, on-policy, for discrete and continuous actions.
+
+    python algos/mdpo.py --env CartPole-v1
+
+Reference: Tomar et al. 2022, Mirror Descent Policy Optimization, arXiv:2005.09814; advantages by GAE,
+arXiv:1506.02438; time limits as in Pardo et al. 2018, arXiv:1712.00378.
+
+Axes: T time, N environments, B minibatch, O observation, A action.
+
+Update k maximises `E[rho A] - KL(pi || pi_k) / t_k` by several gradient steps from the policy pi_k that acted, with
+the KL in closed form and the step size `t_k` falling linearly over the run. `tsallis` puts the Bregman divergence of
+another entropy in the place of the KL.
+
+Deviations from the paper:
+- Actor and critic are separate networks under one optimiser, which clips the global norm of their joint gradient.
+- Gradient steps are on minibatches; one minibatch is the paper's full batch, and `num_epochs` then its number of steps.
+- Advantages are standardised in each minibatch, and there is an entropy bonus (`entropy_coef`; 0 turns it off).
+- The value loss is clipped around the old value (`value_clip`; infinity turns it off).
+- The learning rate falls linearly to 0 over the run (`anneal_learning_rate`).
+- Observations and rewards may be normalised by running statistics, which change after the gradient steps only.
+- Steps cut by a time limit bootstrap from the value of their true successor.
+- The Tsallis divergence has no gradient at pi_k. The estimate in the authors' code, the mean of
+  `log_q pi - log_q pi_k`, has one there.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from rlx.advantages import gae, standardize
+from rlx.env import EnvState
+from rlx.networks import Actor, Critic, Torso, initialize
+from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
+from rlx.objectives import approx_kl, clipped_value_loss, explained_variance, importance_weighted
+from rlx.pytree import pytree, static, traced
+from rlx.rollout import check_divides, episode_metrics, flatten, minibatches, reset, rollout
+from rlx.spaces import rescale
+from rlx.train import total_updates
+
+
+@pytree
+class Config:
+    total_steps: int = static(500_000)  # environment steps of the whole run, rounded up to whole updates
+    num_envs: int = static(4)  # N
+    num_steps: int = static(128)  # T, steps of each environment between updates
+    num_epochs: int = static(4)
+    num_minibatches: int = static(4)
+    learning_rate: float = traced(2.5e-4, at_least=0)
+    anneal_learning_rate: bool = True
+    gamma: float = traced(0.99, at_least=0, at_most=1)
+    gae_lambda: float = traced(0.95, at_least=0, at_most=1)
+    step_size: float = traced(1.0, above=0)  # t_0
+    step_size_decay: float = traced(1.0, at_least=0)  # power of the share of the run that is left; 0: constant
+    tsallis: float = traced(1.0, above=0)  # index of the entropy; 1 is Shannon's, whose divergence is the KL
+    value_clip: float = traced(0.2, above=0)
+    value_coef: float = traced(0.5, at_least=0)
+    entropy_coef: float = traced(0.01, at_least=0)
+    max_grad_norm: float = traced(0.5, above=0)
+    adam_epsilon: float = traced(1e-5, above=0)
+    normalize_advantage: bool = True
+    normalize_obs: bool = static(False)
+    normalize_reward: bool = static(False)
+    hidden_sizes: tuple[int, ...] = static((64, 64))
+    conv_features: tuple[int, ...] = static(())  # filters of 3 x 3 convolutions before them, for image observations
+    activation: str = static("tanh")
+
+    @property
+    def steps_per_update(self) -> int:
+        return self.num_envs * self.num_steps
+
+
+@pytree
+class State:
+    params: dict  # of actor and critic
+    opt_state: optax.OptState
+    env_state: EnvState  # [N]
+    obs_stats: Statistics
+    reward_scale: RewardScale
+    num_updates: jax.Array
+    key: jax.Array
+
+
+@pytree
+class Recorded:
+    """What the loss needs of the moment of acting."""
+
+    action: jax.Array  # in unit coordinates, before clipping
+    pi: object  # the distribution it is from
+
+
+@pytree
+class Batch:
+    obs: jax.Array  # normalised
+    action: jax.Array
+    pi: object
+    value: jax.Array
+    advantage: jax.Array
+    target: jax.Array
+
+
+def networks(config, env):
+    """Actor and critic, separate and of the same shape."""
+    torso = partial(Torso, env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
+    return Actor(env.action_space, torso()), Critic(torso())
+
+
+def optimizer(config, learning_rate):
+    clip, adam = optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate, eps=config.adam_epsilon)
+    return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
+
+
+def init(config, env, key):
+    check_divides(config.steps_per_update, config.num_minibatches)
+    key, params_key, env_key = jax.random.split(key, 3)
+    actor, critic = networks(config, env)
+    env_state = reset(env, env_key, config.num_envs)
+    params = initialize(params_key, env_state.obs[0], actor=(actor, 0.01), critic=(critic, 1.0))
+    return State(
+        params=params,
+        opt_state=optimizer(config, config.learning_rate).init(params),
+        env_state=env_state,
+        obs_stats=statistics(env.observation_space.shape),
+        reward_scale=reward_scale(config.num_envs),
+        num_updates=jnp.int32(0),
+        key=key,
+    )
+
+
+def normalized(config, state, obs):
+    """What the networks see of an observation."""
+    return normalize(state.obs_stats, obs) if config.normalize_obs else obs
+
+
+def act(config, env, state, obs, key, deterministic=False):
+    """The environment's action for obs `[N, O]`, and what the loss will need of it."""
+    actor, _ = networks(config, env)
+    pi = actor.apply(state.params["actor"], normalized(config, state, obs))
+    action = pi.mode() if deterministic else pi.sample(key)
+    return rescale(env.action_space, action), Recorded(action, pi)
+
+
+def objective(config, log_ratio, advantage, progress):
+    """Policy loss of each element `[B]`; `progress` through the run is in [0, 1]."""
+    return importance_weighted(log_ratio, advantage)
+
+
+def loss(params, config, env, batch, progress, objective=objective):
+    """Loss of one minibatch `[B]`, and its parts."""
+    actor, critic = networks(config, env)
+    pi, value = actor.apply(params["actor"], batch.obs), critic.apply(params["critic"], batch.obs)
+    log_ratio = pi.log_prob(batch.action) - batch.pi.log_prob(batch.action)
+    advantage = jnp.where(config.normalize_advantage, standardize(batch.advantage), batch.advantage)
+    policy_loss = objective(config, log_ratio, advantage, progress).mean()
+    step_size = config.step_size * jnp.maximum(1.0 - progress, 1.0 / total_updates(config)) ** config.step_size_decay
+    divergence = pi.tsallis(batch.pi, config.tsallis).mean()
+    value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()
+    entropy = pi.entropy().mean()
+    return policy_loss + divergence / step_size + config.value_coef * value_loss - config.entropy_coef * entropy, {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "entropy": entropy,
+        "approx_kl": approx_kl(log_ratio).mean(),
+        "divergence": divergence,
+    }
+
+
+def advantages(config, env, state, traj):
+    """What there is to learn from a rollout, `[T, N]`, and the reward scale after it."""
+    _, critic = networks(config, env)
+    obs, next_obs = normalized(config, state, traj.obs), normalized(config, state, traj.next_obs)
+    value, next_value = critic.apply(state.params["critic"], jnp.stack([obs, next_obs]))
+    scale, reward = state.reward_scale, traj.reward
+    if config.normalize_reward:
+        scale, reward = scale_rewards(scale, reward, traj.done, config.gamma)
+    advantage = gae(reward, value, next_value, traj.terminated, traj.done, config.gamma, config.gae_lambda)
+    return Batch(obs, traj.recorded.action, traj.recorded.pi, value, advantage, advantage + value), scale
+
+
+def update(config, env, state, *, objective: Callable = objective):
+    """One rollout and the epochs of gradient steps on it; `objective` may be any callable pytree of its signature."""
+    key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
+    env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
+    data, scale = advantages(config, env, state, traj)
+    elements = flatten(data)
+    progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
+    learning_rate = config.learning_rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
+
+    def step(carry, batch):
+        params, opt_state = carry
+        grads, parts = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
+        parts["grad_norm"] = jnp.linalg.norm(ravel_pytree(grads)[0])
+        updates, opt_state = optimizer(config, learning_rate).update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), parts
+
+    def epoch(carry, order):
+        return jax.lax.scan(step, carry, jax.tree.map(lambda x: x[order], elements))
+
+    orders = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
+    (params, opt_state), parts = jax.lax.scan(epoch, (state.params, state.opt_state), orders)
+    metrics = {
+        **episode_metrics(traj),
+        **jax.tree.map(jnp.mean, parts),
+        "explained_variance": explained_variance(data.value, data.target),
+        "learning_rate": learning_rate,
+    }
+    obs_stats = update_statistics(state.obs_stats, traj.obs) if config.normalize_obs else state.obs_stats
+    return State(params, opt_state, env_state, obs_stats, scale, state.num_updates + 1, key), metrics
+
+
+if __name__ == "__main__":
+    from rlx.cli import run_file
+
+    run_file(__file__)

@@ -1,0 +1,271 @@
+"""Mirror Descent Policy Optimization, off-policy, for continuous actions.
+
+    python algos/mdpo_offpolicy.py --env Pendulum-v1
+
+Reference: Tomar et al. 2022, Mirror Descent Policy Optimization, arXiv:2005.09814; critics and temperature as in SAC,
+Haarnoja et al. 2018, arXiv:1812.05905, whose equations are cited; time limits as in Pardo et al. 2018,
+arXiv:1712.00378.
+
+Axes: T time, N environments, G gradient steps, B minibatch, E critics, O observation, A action.
+
+The actor minimises `KL(pi || pi_k) / t + alpha E_pi[log pi_k] - E_pi[Q]` with step size t, temperature alpha and the
+actor pi_k as it was before the latest `num_sgd_steps` began: mirror descent, with the entropy made linear at pi_k. The
+optimum is `pi_k^(1 - alpha t) exp(t Q)`, normalised, and repeating that leads to SAC's, `exp(Q / alpha)`. With
+`t = 1 / alpha` pi_k drops out and the loss is SAC's; a `step_size` above that counts as that.
+
+Deviations from the paper:
+- Critics are SAC's, and the smaller counts. The authors' code learns a state value too, and the actor sees one critic.
+- The temperature is tuned as in SAC; `alpha_learning_rate = 0` keeps it at `initial_alpha`, as in the authors' code.
+- Actions are drawn while training. The authors' code takes the mean, and penalises large means and deviations.
+- N environments take T steps each, then the gradient steps for all of these follow.
+- Actor, critics and temperature change together: each gradient is taken before any of them has moved.
+- Entropies are those of actions in unit coordinates, where the bounds of every environment are -1 and 1, so that a
+  target entropy means the same everywhere. In its own coordinates they are greater by sum_i log((high_i - low_i) / 2).
+- Kernels start orthogonal, and the critics may have layer norm.
+- Observations may be normalised by running statistics, when they are used: the buffer keeps them raw.
+- Steps cut by a time limit bootstrap from the value of their true successor.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.lax import stop_gradient
+
+from rlx.env import EnvState
+from rlx.networks import Critic, TanhActor, Torso, initialize
+from rlx.normalize import Statistics, normalize, statistics, update_statistics
+from rlx.pytree import pytree, replace, static, traced
+from rlx.replay import Replay, insert, replay, sample, take
+from rlx.rollout import episode_metrics, flatten, reset, rollout
+from rlx.spaces import Discrete, rescale, size
+
+
+@pytree
+class Config:
+    total_steps: int = static(1_000_000)  # environment steps of the whole run, rounded up to whole updates
+    warmup_steps: int = static(5_000, at_least=0)  # of these, the first, with random actions and nothing learned
+    num_envs: int = static(1)  # N
+    num_steps: int = static(64)  # T, steps of each environment between updates
+    utd_ratio: float = static(1.0)  # updates to data: gradient steps per environment step
+    capacity: int = static(1_000_000)  # transitions that the buffer keeps
+    batch_size: int = static(256)  # B
+    num_critics: int = static(2)  # E
+    learning_rate: float = traced(3e-4, at_least=0)
+    alpha_learning_rate: float = traced(3e-4, at_least=0)  # 0 keeps the temperature at its initial value
+    initial_alpha: float = traced(1.0, at_least=0)
+    step_size: float = traced(1.0, above=0)  # t
+    num_sgd_steps: int = traced(1_000, at_least=1)  # m, gradient steps from one pi_k to the next
+    target_entropy: float = -1.0  # nats per action dimension, in unit coordinates; log 2 = 0.69 is uniform
+    gamma: float = traced(0.99, at_least=0, at_most=1)
+    tau: float = traced(0.005, at_least=0, at_most=1)  # part of the way to the critics that their targets go each time
+    reward_scale: float = traced(1.0, above=0)
+    normalize_obs: bool = static(False)
+    layer_norm: bool = static(False)  # in the critics
+    hidden_sizes: tuple[int, ...] = static((256, 256))
+    conv_features: tuple[int, ...] = static(())  # filters of 3 x 3 convolutions before them, for image observations
+    activation: str = static("relu")
+
+    @property
+    def steps_per_update(self) -> int:
+        return self.num_envs * self.num_steps
+
+    @property
+    def init_steps(self) -> int:
+        return -(-self.warmup_steps // self.num_envs) * self.num_envs
+
+    @property
+    def gradient_steps(self) -> int:
+        return round(self.utd_ratio * self.steps_per_update)  # G
+
+
+@pytree
+class State:
+    params: dict  # of actor, critics [E] and log_alpha
+    target_params: dict  # of critics [E], and of pi_k as the actor
+    opt_state: optax.OptState
+    env_state: EnvState  # [N]
+    replay: Replay
+    obs_stats: Statistics
+    num_updates: jax.Array
+    key: jax.Array
+
+
+@pytree
+class Batch:
+    obs: jax.Array
+    action: jax.Array  # in unit coordinates
+    reward: jax.Array
+    next_obs: jax.Array
+    terminated: jax.Array
+
+
+def networks(config, env):
+    """Actor and critic of the same shape; all critics apply one module, to parameters of their own."""
+    torso = partial(Torso, env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
+    return TanhActor(env.action_space, torso()), Critic(torso(config.layer_norm))
+
+
+def optimizer(config):
+    adam = lambda learning_rate: optax.flatten(optax.adam(learning_rate))
+    rates = {"networks": adam(config.learning_rate), "temperature": adam(config.alpha_learning_rate)}
+    return optax.partition(rates, {"actor": "networks", "critic": "networks", "log_alpha": "temperature"})
+
+
+def check(config, env):
+    """Raises ValueError for settings that cannot work."""
+    if isinstance(env.action_space, Discrete):
+        raise ValueError(f"mdpo_offpolicy needs continuous actions, these are {env.action_space.n} choices: use mdpo")
+    if config.init_steps >= config.total_steps:
+        raise ValueError(
+            f"warmup_steps = {config.warmup_steps} leave nothing of total_steps = {config.total_steps} to learn in"
+        )
+    if not 0 < max(config.batch_size, config.init_steps) <= config.capacity:
+        raise ValueError(
+            f"batch_size = {config.batch_size} and warmup_steps = {config.warmup_steps} must fit the buffer: "
+            f"raise capacity = {config.capacity}"
+        )
+    exact = config.utd_ratio * config.steps_per_update
+    if config.gradient_steps < 1 or abs(config.gradient_steps - exact) > 1e-6:
+        raise ValueError(
+            f"utd_ratio = {config.utd_ratio} makes {exact:g} gradient steps for num_envs * num_steps = "
+            f"{config.steps_per_update}: choose them so that it is a whole number"
+        )
+
+
+def init(config, env, key):
+    check(config, env)
+    key, actor_key, critic_key, env_key, warmup_key = jax.random.split(key, 5)
+    num_steps = config.init_steps // config.num_envs
+    env_state, traj = rollout(env, partial(explore, env), reset(env, env_key, config.num_envs), warmup_key, num_steps)
+    elements = flatten(kept(traj))
+    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), elements)
+    obs_stats = statistics(env.observation_space.shape)
+    actor, critic = networks(config, env)
+    obs, action = env_state.obs[0], jnp.zeros(env.action_space.shape)
+    params = initialize(actor_key, obs, actor=(actor, 0.01))
+    params |= jax.vmap(lambda key: initialize(key, obs, critic=(critic, 1.0, action)))(
+        jax.random.split(critic_key, config.num_critics)
+    )
+    params["log_alpha"] = jnp.log(jnp.float32(config.initial_alpha))
+    return State(
+        params=params,
+        target_params={"critic": params["critic"], "actor": params["actor"]},
+        opt_state=optimizer(config).init(params),
+        env_state=env_state,
+        replay=insert(replay(example, config.capacity, spare=config.steps_per_update), elements),
+        obs_stats=update_statistics(obs_stats, traj.obs) if config.normalize_obs and num_steps else obs_stats,
+        num_updates=jnp.int32(0),
+        key=key,
+    )
+
+
+def normalized(config, state, obs):
+    """What the networks see of an observation."""
+    return normalize(state.obs_stats, obs) if config.normalize_obs else obs
+
+
+def explore(env, obs, key):
+    """Uniformly random actions, as `act` gives them."""
+    action = jax.random.uniform(key, (obs.shape[0], *env.action_space.shape), minval=-1.0, maxval=1.0)
+    return rescale(env.action_space, action), action
+
+
+def act(config, env, state, obs, key, deterministic=False):
+    """The environment's action for obs `[N, O]`, and the same in unit coordinates."""
+    actor, _ = networks(config, env)
+    pi = actor.apply(state.params["actor"], normalized(config, state, obs))
+    action = jnp.tanh(pi.mode() if deterministic else pi.sample(key))
+    return rescale(env.action_space, action), action
+
+
+def kept(traj):
+    """What the buffer keeps of transitions."""
+    return Batch(traj.obs, traj.recorded, traj.reward, traj.next_obs, traj.terminated)
+
+
+def critic_loss(params, target_params, config, env, batch, noise):
+    """Loss of the critics, and their values `[E, B]`; the target is that of equations 3 and 5."""
+    actor, critic = networks(config, env)
+    q = jax.vmap(critic.apply, in_axes=(0, None, None))
+    pi = actor.apply(params["actor"], batch.next_obs)
+    u = pi.mean + jnp.exp(pi.log_std) * noise
+    next_q = q(target_params["critic"], batch.next_obs, jnp.tanh(u)).min(axis=0)
+    next_value = next_q - jnp.exp(params["log_alpha"]) * pi.log_prob(u)
+    target = config.reward_scale * batch.reward + config.gamma * jnp.where(batch.terminated, 0.0, next_value)
+    value = q(params["critic"], batch.obs, batch.action)
+    return jax.vmap(optax.l2_loss, in_axes=(0, None))(value, stop_gradient(target)).sum(axis=0).mean(), value
+
+
+def actor_loss(params, target_params, config, env, batch, noise):
+    """Loss of the actor, its log-probabilities `[B]` and its mean divergence from pi_k."""
+    actor, critic = networks(config, env)
+    pi, old_pi = actor.apply(params["actor"], batch.obs), actor.apply(target_params["actor"], batch.obs)
+    u = pi.mean + jnp.exp(pi.log_std) * noise
+    log_prob = pi.log_prob(u)
+    others = stop_gradient(params)
+    q = jax.vmap(critic.apply, in_axes=(0, None, None))(others["critic"], batch.obs, jnp.tanh(u)).min(axis=0)
+    alpha = jnp.exp(others["log_alpha"])
+    kl_coef = jnp.maximum(1.0 / config.step_size, alpha)
+    policy_loss = (kl_coef * log_prob + (alpha - kl_coef) * old_pi.log_prob(u) - q).mean()
+    return policy_loss, (log_prob, pi.kl(old_pi).mean())
+
+
+def alpha_loss(params, config, env, log_prob):
+    """Loss of the temperature, equation 18."""
+    target_entropy = config.target_entropy * size(env.action_space)
+    return (jnp.exp(params["log_alpha"]) * stop_gradient(-log_prob - target_entropy)).mean()
+
+
+def loss(params, target_params, config, env, batch, noise):
+    """The sum of the three losses of one minibatch `[B]`, none of which has a gradient for another's parameters."""
+    q_loss, value = critic_loss(params, target_params, config, env, batch, noise[0])
+    pi_loss, (log_prob, kl) = actor_loss(params, target_params, config, env, batch, noise[1])
+    temperature_loss = alpha_loss(params, config, env, log_prob)
+    return q_loss + pi_loss + temperature_loss, {
+        "critic_loss": q_loss,
+        "actor_loss": pi_loss,
+        "value": value.mean(),
+        "entropy": -log_prob.mean(),
+        "kl": kl,
+        "alpha": jnp.exp(params["log_alpha"]),
+    }
+
+
+def update(config, env, state):
+    """One rollout and the gradient steps that belong to it."""
+    key, rollout_key, sample_key, noise_key = jax.random.split(state.key, 4)
+    env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
+    memory = insert(state.replay, flatten(kept(traj)))
+    indices = sample(memory, sample_key, (config.gradient_steps, config.batch_size))
+    noise = jax.random.normal(noise_key, (config.gradient_steps, 2, config.batch_size, *env.action_space.shape))
+
+    def step(carry, x):
+        params, target_params, opt_state = carry
+        index, noise, count = x
+        batch = take(memory, index)
+        obs, next_obs = normalized(config, state, batch.obs), normalized(config, state, batch.next_obs)
+        batch = replace(batch, obs=obs, next_obs=next_obs)
+        grads, parts = jax.grad(loss, has_aux=True)(params, target_params, config, env, batch, noise)
+        updates, opt_state = optimizer(config).update(grads, opt_state)
+        params = optax.apply_updates(params, updates)
+        renew = partial(jnp.where, count % config.num_sgd_steps == 0)
+        target_params = {
+            "critic": optax.incremental_update(params["critic"], target_params["critic"], config.tau),
+            "actor": jax.tree.map(renew, params["actor"], target_params["actor"]),
+        }
+        return (params, target_params, opt_state), parts
+
+    carry = state.params, state.target_params, state.opt_state
+    counts = state.num_updates * config.gradient_steps + jnp.arange(1, config.gradient_steps + 1)
+    (params, target_params, opt_state), parts = jax.lax.scan(step, carry, (indices, noise, counts))
+    metrics = {**episode_metrics(traj), **jax.tree.map(jnp.mean, parts)}
+    obs_stats = update_statistics(state.obs_stats, traj.obs) if config.normalize_obs else state.obs_stats
+    return State(params, target_params, opt_state, env_state, memory, obs_stats, state.num_updates + 1, key), metrics
+
+
+if __name__ == "__main__":
+    from rlx.cli import run_file
+
+    run_file(__file__)

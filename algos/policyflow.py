@@ -1,0 +1,233 @@
+"""PolicyFlow: PPO whose policy is a flow and Gaussian noise on top, by how the flow's velocity varies.
+
+    python algos/policyflow.py --env MultiGoal
+
+Reference: Yang et al. 2026, PolicyFlow: Policy Optimization with Continuous Normalizing Flow in Reinforcement Learning,
+arXiv:2602.01156; the rest is PPO, arXiv:1707.06347.
+
+Axes: T time, N environments, B minibatch, O observation, A action.
+
+Deviations from the paper and its code, beside those of ppo.py from its own:
+- The Brownian term is a mean over A (the paper has a sum), with the reference's velocity where algorithm 1 has it.
+- Kernels are orthogonal, the flow's last ones of gain 0.01; paths are straight; no weight decay.
+- Deterministic actions begin at noise 0, where the code draws it.
+
+Beware: what shifts the velocity is taken to shift the action by as much. Where one action is best whatever the noise,
+the velocity falls ever more steeply towards it, and once its slope exceeds twice flow_steps the midpoint rule spreads
+what it should gather: returns collapse. Against that help the Brownian term and more flow steps.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from rlx.advantages import gae, standardize
+from rlx.distributions import Normal
+from rlx.env import EnvState
+from rlx.flow import brownian_residual, interpolate, midpoint
+from rlx.networks import Critic, FourierVelocity, Torso, action_size, initialize
+from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
+from rlx.objectives import clipped_surrogate, clipped_value_loss, explained_variance, kl_adapted
+from rlx.pytree import pytree, static, traced
+from rlx.rollout import check_divides, episode_metrics, flatten, minibatches, reset, rollout
+from rlx.spaces import rescale
+from rlx.train import total_updates
+
+
+@pytree
+class Config:
+    total_steps: int = static(500_000)  # environment steps of the whole run, rounded up to whole updates
+    num_envs: int = static(4)  # N
+    num_steps: int = static(128)  # T, steps of each environment between updates
+    num_epochs: int = static(5)
+    num_minibatches: int = static(4)
+    learning_rate: float = traced(2.5e-4, at_least=0)
+    anneal_learning_rate: bool = True
+    gamma: float = traced(0.99, at_least=0, at_most=1)
+    gae_lambda: float = traced(0.95, at_least=0, at_most=1)
+    flow_steps: int = static(10)  # K
+    num_features: int = static(64)  # of the embedding of time and observation
+    adapt_learning_rate: bool = False  # by the KL of each epoch, towards its target
+    target_kl: float = traced(0.01, above=0)
+    clip: float = traced(0.2, above=0)
+    value_clip: float = traced(0.2, above=0)
+    value_coef: float = traced(2.0, at_least=0)
+    entropy_coef: float = traced(0.001, at_least=0)  # of the Gaussian noise
+    brownian_coef: float = traced(0.25, at_least=0)
+    max_grad_norm: float = traced(1.0, above=0)
+    adam_epsilon: float = traced(1e-5, above=0)
+    normalize_advantage: bool = True
+    normalize_obs: bool = static(False)
+    normalize_reward: bool = static(False)
+    hidden_sizes: tuple[int, ...] = static((64, 64))
+    conv_features: tuple[int, ...] = static(())  # filters of 3 x 3 convolutions before them, for image observations
+    activation: str = static("tanh")
+
+    @property
+    def steps_per_update(self) -> int:
+        return self.num_envs * self.num_steps
+
+
+@pytree
+class State:
+    params: dict  # of actor and critic
+    opt_state: optax.OptState
+    env_state: EnvState  # [N]
+    obs_stats: Statistics
+    reward_scale: RewardScale
+    learning_rate: jax.Array  # before annealing; changes where it is adapted
+    num_updates: jax.Array
+    key: jax.Array
+
+
+@pytree
+class Recorded:
+    """What the loss needs of the moment of acting."""
+
+    start: jax.Array  # of the flow, standard normal
+    end: jax.Array  # of the flow; end + noise is the action in unit coordinates, before clipping
+    noise: jax.Array
+
+
+@pytree
+class Batch:
+    obs: jax.Array  # normalised
+    recorded: Recorded
+    value: jax.Array
+    advantage: jax.Array
+    target: jax.Array
+
+
+def networks(config, env):
+    """Velocity of the actor's flow and critic, separate."""
+    torso = partial(Torso, env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
+    return FourierVelocity(torso(), config.num_features), Critic(torso())
+
+
+def optimizer(config, learning_rate):
+    clip, adam = optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate, eps=config.adam_epsilon)
+    return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
+
+
+def init(config, env, key):
+    check_divides(config.steps_per_update, config.num_minibatches)
+    key, params_key, env_key = jax.random.split(key, 3)
+    actor, critic = networks(config, env)
+    env_state = reset(env, env_key, config.num_envs)
+    action = jnp.zeros(action_size(env.action_space))
+    params = initialize(params_key, env_state.obs[0], actor=(actor, 0.01, action, 0.0), critic=(critic, 1.0))
+    params["log_std"] = jnp.zeros_like(action)
+    return State(
+        params=params,
+        opt_state=optimizer(config, config.learning_rate).init(params),
+        env_state=env_state,
+        obs_stats=statistics(env.observation_space.shape),
+        reward_scale=reward_scale(config.num_envs),
+        learning_rate=jnp.float32(config.learning_rate),
+        num_updates=jnp.int32(0),
+        key=key,
+    )
+
+
+def normalized(config, state, obs):
+    """What the networks see of an observation."""
+    return normalize(state.obs_stats, obs) if config.normalize_obs else obs
+
+
+def act(config, env, state, obs, key, deterministic=False):
+    """The environment's action for obs `[N, O]`, and what the loss will need of it."""
+    actor, _ = networks(config, env)
+    velocity = partial(actor.apply, state.params["actor"], normalized(config, state, obs))
+    start, noise = jax.random.normal(key, (2, len(obs), *state.params["log_std"].shape)) * (not deterministic)
+    noise *= jnp.exp(state.params["log_std"])
+    end = midpoint(velocity, start, config.flow_steps)
+    return rescale(env.action_space, end + noise), Recorded(start, end, noise)
+
+
+def objective(config, log_ratio, advantage, progress):
+    """Policy loss of each element `[B]`; `progress` through the run is in [0, 1]."""
+    return clipped_surrogate(log_ratio, advantage, config.clip)
+
+
+def loss(params, reference, config, env, batch, t, progress, objective=objective):
+    """Loss of one minibatch `[B]`, and its parts; `reference` are the parameters that acted, `t` times on the paths."""
+    actor, critic = networks(config, env)
+    value, path = critic.apply(params["critic"], batch.obs), batch.recorded
+    x = interpolate(path.start, path.end, t)
+    velocity, old_velocity = (actor.apply(p["actor"], batch.obs, x, t) for p in (params, reference))
+    pi = Normal(velocity - old_velocity, params["log_std"])  # of the noise, if the action is to be the same
+    old = Normal(jnp.zeros_like(velocity), reference["log_std"])
+    log_ratio = pi.log_prob(path.noise) - old.log_prob(path.noise)
+    advantage = jnp.where(config.normalize_advantage, standardize(batch.advantage), batch.advantage)
+    policy_loss = objective(config, log_ratio, advantage, progress).mean()
+    value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()
+    entropy = pi.entropy().mean()
+    brownian = jnp.mean(brownian_residual(velocity, old_velocity, x, t) ** 2)
+    regularisers = config.brownian_coef * brownian - config.entropy_coef * entropy
+    return policy_loss + config.value_coef * value_loss + regularisers, {
+        "policy_loss": policy_loss,
+        "brownian": brownian,
+        "value_loss": value_loss,
+        "entropy": entropy,
+        "kl": old.kl(pi).mean(),
+        "clip_fraction": (jnp.abs(jnp.expm1(log_ratio)) > config.clip).mean(),
+    }
+
+
+def advantages(config, env, state, traj):
+    """What there is to learn from a rollout, `[T, N]`, and the reward scale after it."""
+    _, critic = networks(config, env)
+    obs, next_obs = normalized(config, state, traj.obs), normalized(config, state, traj.next_obs)
+    value, next_value = critic.apply(state.params["critic"], jnp.stack([obs, next_obs]))
+    scale, reward = state.reward_scale, traj.reward
+    if config.normalize_reward:
+        scale, reward = scale_rewards(scale, reward, traj.done, config.gamma)
+    advantage = gae(reward, value, next_value, traj.terminated, traj.done, config.gamma, config.gae_lambda)
+    return Batch(obs, traj.recorded, value, advantage, advantage + value), scale
+
+
+def update(config, env, state, *, objective: Callable = objective):
+    """One rollout and the epochs of gradient steps on it; `objective` may be any callable pytree of its signature."""
+    key, rollout_key, shuffle_key, time_key = jax.random.split(state.key, 4)
+    env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
+    data, scale = advantages(config, env, state, traj)
+    elements = flatten(data)
+    progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
+    learning_rate = jnp.where(config.adapt_learning_rate, state.learning_rate, config.learning_rate)
+    anneal = jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
+
+    def step(carry, x):
+        (params, opt_state, learning_rate), (batch, t) = carry, x
+        grads, parts = jax.grad(loss, has_aux=True)(params, state.params, config, env, batch, t, progress, objective)
+        parts["grad_norm"] = jnp.linalg.norm(ravel_pytree(grads)[0])
+        updates, opt_state = optimizer(config, anneal * learning_rate).update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state, learning_rate), parts
+
+    def epoch(carry, x):
+        order, t = x
+        (*carry, learning_rate), parts = jax.lax.scan(step, carry, (jax.tree.map(lambda x: x[order], elements), t))
+        adapted = kl_adapted(learning_rate, parts["kl"].mean(), config.target_kl)
+        return (*carry, jnp.where(config.adapt_learning_rate, adapted, learning_rate)), parts
+
+    orders = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
+    times = jax.random.randint(time_key, orders.shape, 0, 2 * config.flow_steps + 1) / (2 * config.flow_steps)
+    carry = (state.params, state.opt_state, learning_rate)
+    (params, opt_state, learning_rate), parts = jax.lax.scan(epoch, carry, (orders, times))
+    metrics = {
+        **episode_metrics(traj),
+        **jax.tree.map(jnp.mean, parts),
+        "explained_variance": explained_variance(data.value, data.target),
+        "learning_rate": anneal * learning_rate,
+    }
+    obs_stats = update_statistics(state.obs_stats, traj.obs) if config.normalize_obs else state.obs_stats
+    return State(params, opt_state, env_state, obs_stats, scale, learning_rate, state.num_updates + 1, key), metrics
+
+
+if __name__ == "__main__":
+    from rlx.cli import run_file
+
+    run_file(__file__)

@@ -1,0 +1,152 @@
+"""Pictures and the tables of README.md, from results/.
+
+python experiments/flow_policies/draw.py
+"""
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from rlx.envs.multigoal import MultiGoal, goals
+from rlx.report import interval
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).resolve().parent
+NAMES = {
+    "ppo": "PPO, Gaussian",
+    "ppo-mixture": "PPO, mixture of 6",
+    "fpo": "FPO",
+    "fpo++": "FPO++",
+    "policyflow": "PolicyFlow",
+    "policyflow-unregularised": "PolicyFlow, no Brownian term",
+}
+COLUMNS = {
+    "MultiGoal": {
+        "return": "return",
+        "coverage": "goals with 2 %",
+        "coverage_5_percent": "with 5 %",
+        "entropy": "entropy / log 6",
+        "return_without_noise": "return without the Gaussian noise",
+    },
+    "GridWorld": {"rarer": "share of the rarer direction", "return": "return", "length": "steps to a goal"},
+    "PointMaze": {"success": "success rate", "return": "return"},
+    "Pendulum": {"return": "return"},
+    "Endurance": {"finite": "share of runs without NaN", "return": "return"},
+}
+
+
+def results(task: str) -> dict[str, dict]:
+    """By method, in the order of `NAMES`."""
+    paths = {name: HERE / "results" / f"{task}-{name}.json" for name in NAMES}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def panels(found: dict[str, dict], title) -> tuple:
+    figure, axes = plt.subplots(1, len(found), figsize=(2.6 * len(found), 2.9), layout="constrained", squeeze=False)
+    for axis, (name, result) in zip(axes[0], found.items(), strict=True):
+        axis.set_title(f"{NAMES[name]}\n{title(result)}", fontsize=9)
+        axis.set_aspect("equal")
+        axis.tick_params(labelsize=7)
+    return figure, zip(axes[0], found.values(), strict=True)
+
+
+def draw_multi_goal(found: dict[str, dict]) -> None:
+    """Ways from the middle, of the first seed."""
+    figure, parts = panels(found, lambda r: f"{r['coverage'][0]:.0f} goals, return {r['return'][0]:.1f}")
+    places = np.asarray(goals(MultiGoal.default_params))
+    for axis, result in parts:
+        ways = np.array(result["ways"], float)  # [time, trajectory, 2]
+        ways = np.concatenate([np.zeros_like(ways[:1]), ways])
+        axis.plot(*ways.transpose(2, 0, 1), lw=0.6, alpha=0.6, color="tab:blue")
+        axis.plot(*places.T, "*", color="tab:red", ms=9)
+        axis.set(xlim=(-8, 8), ylim=(-8, 8))
+    save(figure, "multigoal.png")
+
+
+def draw_grid_world(found: dict[str, dict]) -> None:
+    """Actions at the saddle, of the first seed; beyond half a unit they move."""
+    figure, parts = panels(found, lambda r: f"up {r['up'][0]:.0%}, down {r['down'][0]:.0%}")
+    for axis, result in parts:
+        actions = np.clip(np.array(result["actions"]), -1, 1)
+        axis.axhspan(-0.5, 0.5, color="0.93", zorder=0)
+        axis.plot(*actions.T, ".", ms=3, alpha=0.5)
+        axis.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1))
+    save(figure, "gridworld.png")
+
+
+def draw_pendulum(found: dict[str, dict]) -> None:
+    """Training return by environment steps and by processor time: mean over seeds and its interval."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
+    for name, result in found.items():
+        curve = np.array(result["curve"], float)  # [S, points]
+        share = (np.arange(curve.shape[1]) + 1) / curve.shape[1]
+        bands = [interval([seeds]) for seeds in curve.T]
+        value, low, high = ([band[key] for band in bands] for key in ("value", "low", "high"))
+        spans = (result["steps"], result["cpu_seconds"]["run"] / len(curve))
+        for axis, span, label in zip(axes, spans, ("environment steps", "processor seconds of a run"), strict=True):
+            axis.plot(span * share, value, label=NAMES[name])
+            axis.fill_between(span * share, low, high, alpha=0.2, lw=0)
+            axis.set(xlabel=label)
+    axes[0].set(ylabel="training return")
+    axes[1].legend(fontsize=8)
+    axes[1].set_xscale("log")
+    save(figure, "pendulum.png")
+
+
+def save(figure, name: str) -> None:
+    figure.savefig(HERE / name, dpi=100)
+    plt.close(figure)
+
+
+def table(task: str, found: dict[str, dict]) -> str:
+    """Means over seeds and their 95 % bootstrap intervals."""
+    columns = {key: text for key, text in COLUMNS[task].items() if any(key in result for result in found.values())}
+    rows = [f"| method | {' | '.join(columns.values())} |", f"| --- |{' --: |' * len(columns)}"]
+    for name, result in found.items():
+        cells = [cell(result[key]) if key in result else "" for key in columns]
+        rows.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def cell(values: list[float | None]) -> str:
+    known = np.array([value for value in values if value is not None])
+    if len(known) < len(values):
+        return f"undefined on {len(values) - len(known)} of {len(values)} seeds"
+    found = interval([known])
+    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def main() -> None:
+    readme = HERE / "README.md"
+    text = readme.read_text()
+    drawings = {
+        "MultiGoal": draw_multi_goal,
+        "GridWorld": draw_grid_world,
+        "PointMaze": None,
+        "Pendulum": draw_pendulum,
+        "Endurance": None,
+    }
+    for task, draw in drawings.items():
+        if not (found := results(task)):
+            continue
+        if draw:
+            draw(found)
+        first = next(iter(found.values()))
+        note = f"{first['steps']:,} environment steps, {len(first['seeds'])} seeds: mean [95 % interval].\n\n"
+        assert all(result["steps"] == first["steps"] for result in found.values())
+        if task == "Pendulum":
+            note = f"![learning curves](pendulum.png)\n\n{note}"
+        pattern = rf"(<!-- table: {task} -->\n).*?(<!-- end -->)"
+        text = re.sub(
+            pattern, lambda m, t=task, f=found, n=note: f"{m[1]}{n}{table(t, f)}\n{m[2]}", text, flags=re.DOTALL
+        )
+    readme.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

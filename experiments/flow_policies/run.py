@@ -1,0 +1,231 @@
+"""What flow policies are for: several good actions in one state. Trains every method on a task, and measures.
+
+    python experiments/flow_policies/run.py                                  # all of it
+    python experiments/flow_policies/run.py --task MultiGoal --method policyflow
+
+All methods get the same number of environment steps of a task. The seeds of a method train as lanes of one program,
+spread over the cores. Each method writes results/TASK-METHOD.json; what is there already is skipped. `draw.py` makes
+the pictures and the tables of the README from these files.
+"""
+
+import itertools
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+import rlx
+from rlx import replace
+from rlx.algos import fpo, policyflow, ppo
+from rlx.envs.gridworld import observe
+from rlx.envs.multigoal import coverage, goal_entropy, goal_shares, goals_reached
+from rlx.lanes import use_all_cores
+from rlx.presets import preset
+from rlx.rollout import reset, rollout
+
+RESULTS = Path(__file__).resolve().parent / "results"
+NUM_TRAJECTORIES, NUM_DRAWN = 1000, 40
+
+
+@dataclass(frozen=True)
+class Method:
+    algorithm: ModuleType
+    changes: dict[str, Any]  # of the tuned settings
+
+
+FPO_PUBLISHED = {"sample_ratios": False, "asymmetric": False, "noise_loss": True, "loss_scale": 1.0}
+FPO_PUBLISHED |= {"loss_clamp": math.inf, "eval_noise": 1.0, "clip": 0.05}
+METHODS = {
+    "ppo": Method(ppo, {}),
+    "ppo-mixture": Method(ppo, {"num_components": 6, "entropy_coef": 0.01}),
+    "fpo": Method(fpo, FPO_PUBLISHED),
+    "fpo++": Method(fpo, {}),
+    "policyflow": Method(policyflow, {}),
+    "policyflow-unregularised": Method(policyflow, {"brownian_coef": 0.0}),
+}
+
+
+def multi_goal(algorithm, config, env, state, key):
+    """Episodes that begin in the middle: return, goals, and some of the ways taken."""
+    env = replace(env, params=replace(env.params, start=0.0))
+    reset_key, key = jax.random.split(key)
+    start = reset(env, reset_key, NUM_TRAJECTORIES)
+    _, traj = rollout(env, partial(algorithm.act, config, env, state), start, key, 51)
+    last = jnp.argmax(traj.done, axis=0)
+    at_end = lambda x: x[last, jnp.arange(NUM_TRAJECTORIES)]
+    shares = goal_shares(goals_reached(at_end(traj.next_obs)[:, :2], env.params))
+    ways = jnp.where((jnp.arange(51)[:, None] <= last)[..., None], traj.next_obs[..., :2], jnp.nan)
+    return {
+        "return": at_end(traj.episode_return).mean(),
+        "shares": shares,
+        "coverage": coverage(shares),
+        "coverage_5_percent": coverage(shares, 0.05),
+        "entropy": goal_entropy(shares),
+        "ways": ways[::2, :NUM_DRAWN],
+    }
+
+
+def grid_world(algorithm, config, env, state, key):
+    """Moves at the saddle, which has a goal equally near above and below, and the return of whole episodes."""
+    act_key, key = jax.random.split(key)
+    obs = jnp.broadcast_to(observe(jnp.array([12, 12])), (NUM_TRAJECTORIES, 2))
+    action, _ = algorithm.act(config, env, state, obs, act_key)
+    move = jnp.round(action[:, 1])
+    up, down = jnp.mean(move > 0), jnp.mean(move < 0)
+    episodes = rlx.evaluate(algorithm, config, env, state, key, num_episodes=200, deterministic=False)
+    return {
+        "up": up,
+        "down": down,
+        "rarer": jnp.minimum(up, down),
+        "actions": action[:200],
+        "return": episodes.returns.mean(),
+        "length": episodes.lengths.mean(),
+    }
+
+
+def point_maze(algorithm, config, env, state, key):
+    """Share of whole episodes that come to the goal at any time, and their return."""
+    reset_key, key = jax.random.split(key)
+    _, traj = rollout(env, partial(algorithm.act, config, env, state), reset(env, reset_key, 500), key, env.max_steps)
+    return {"success": traj.info["success"].any(0).mean(), "return": traj.episode_return[-1].mean()}
+
+
+def control(algorithm, config, env, state, key):
+    """Return of whole episodes, acting deterministically."""
+    return {"return": rlx.evaluate(algorithm, config, env, state, key, num_episodes=32).returns.mean()}
+
+
+def endurance(algorithm, config, env, state, key):
+    """Whether every weight is a number at the end, and the return. A NaN never leaves the weights again."""
+    return {"finite": jnp.isfinite(ravel_pytree(state.params)[0]).all()} | control(algorithm, config, env, state, key)
+
+
+@dataclass(frozen=True)
+class Task:
+    env: str
+    total_steps: int
+    seeds: int
+    measure: Any
+    methods: tuple[str, ...]
+
+
+TASKS = {
+    "MultiGoal": Task("rlx/MultiGoal", 1_500_000, 5, multi_goal, tuple(METHODS)),
+    "GridWorld": Task("rlx/GridWorld", 300_000, 5, grid_world, ("ppo", "ppo-mixture", "fpo", "fpo++", "policyflow")),
+    "PointMaze": Task("rlx/PointMaze-medium", 1_000_000, 3, point_maze, ("ppo", "fpo++", "policyflow")),
+    "Pendulum": Task("gymnax/Pendulum-v1", 300_000, 5, control, ("ppo", "fpo", "fpo++", "policyflow")),
+    "Endurance": Task("rlx/MultiGoal", 2_000_000, 20, endurance, ("fpo++",)),
+}
+
+
+def without_noise(algorithm, state):
+    """The state whose flow is as it was and whose Gaussian noise is gone."""
+    if algorithm is not policyflow:
+        return None
+    return replace(state, params=state.params | {"log_std": jnp.full_like(state.params["log_std"], -jnp.inf)})
+
+
+def measure(task: Task, method: Method, short: bool) -> dict[str, Any]:
+    """Trains and measures all seeds; the result as it is written to its file."""
+    algorithm = method.algorithm
+    steps = task.total_steps // 100 if short else task.total_steps
+    config = preset(algorithm, task.env, **method.changes | {"total_steps": steps})
+    env = rlx.envs.make(task.env)
+    mesh = Mesh(np.array(jax.devices()), ("lane",))
+
+    def lane(key):
+        train_key, measure_key = jax.random.split(key)
+        state, metrics = rlx.train(algorithm, config, env, train_key)
+        measured = {"": state, "_without_noise": without_noise(algorithm, state)}
+        found = {
+            name + suffix: value
+            for suffix, state in measured.items()
+            if state is not None
+            for name, value in task.measure(algorithm, config, env, state, measure_key).items()
+        }
+        return found, metrics["episode_return"]
+
+    num_lanes = math.ceil(task.seeds / mesh.size) * mesh.size  # every device the same number; the surplus is dropped
+    keys = jax.vmap(jax.random.key)(np.arange(num_lanes))
+    lanes = jax.shard_map(jax.vmap(lane), mesh=mesh, in_specs=P("lane"), out_specs=P("lane"), check_vma=False)
+    started = time.process_time()  # of all cores; others may be using the machine
+    program = jax.jit(lanes).lower(keys).compile()
+    compiled = time.process_time()
+    found, curve = jax.device_get(program(keys))
+    done = time.process_time()
+    curve = curve[: task.seeds]
+    points = np.linspace(0, curve.shape[1], min(20, curve.shape[1]) + 1).astype(int)
+    return {
+        "env": task.env,
+        "algorithm": algorithm.__name__.removeprefix("rlx.algos."),
+        "config": {name: value if value != math.inf else "inf" for name, value in asdict(config).items()},
+        "steps": rlx.total_updates(config) * config.steps_per_update,
+        "seeds": list(range(task.seeds)),
+        "cpu_seconds": {"compile": round(compiled - started, 1), "run": round(done - compiled, 1)},
+        "curve": [_plain([np.nanmean(seed[a:b]) for a, b in itertools.pairwise(points)]) for seed in curve],
+        **{name: _plain(value[: task.seeds] if value.ndim < 3 else value[0]) for name, value in found.items()},
+    }
+
+
+def _plain(x: Any) -> Any:
+    """Nested lists of numbers with four digits; None for NaN."""
+    if np.ndim(x):
+        return [_plain(y) for y in x]
+    return None if np.isnan(x) else float(f"{float(x):.4g}")
+
+
+def main(
+    task: Literal[*TASKS] | None = None,
+    method: Literal[*METHODS] | None = None,
+    force: bool = False,
+    short: bool = False,
+) -> None:
+    """Measures what has no result yet.
+
+    Args:
+        task: only this one.
+        method: only this one.
+        force: measure also what is done.
+        short: a hundredth of the steps, to see that everything works; nothing is written.
+    """
+    use_all_cores()
+    for task_name, chosen in TASKS.items():
+        for name in chosen.methods:
+            path = RESULTS / f"{task_name}-{name}.json"
+            if (
+                task not in (None, task_name)
+                or method not in (None, name)
+                or (path.exists() and not force and not short)
+            ):
+                continue
+            result = measure(chosen, METHODS[name], short)
+            if not short:
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(json.dumps({"task": task_name, "method": name} | result) + "\n")
+            summary = {
+                k: v for k, v in result.items() if isinstance(v, list) and len(v) == chosen.seeds and k != "seeds"
+            }
+            print(
+                task_name,
+                name,
+                f"{result['steps']:,} steps, {result['cpu_seconds']['run']:.0f} s",
+                json.dumps(summary),
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)

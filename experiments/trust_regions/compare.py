@@ -1,0 +1,253 @@
+"""Six ways to keep a policy near the one that acted, and off-policy MDPO beside SAC, each at its own best setting.
+
+    python experiments/trust_regions/compare.py
+    python experiments/trust_regions/compare.py --task CartPole-v1 --method mdpo
+
+Trains what has no result yet, one file a method and a task, then draws the figure and writes the table of README.md.
+Three values of the coefficient of each method train on selection seeds; the one with the best evaluation trains again
+on the seeds that are reported. Everything else is as PPO's settings have it (SAC's, off-policy).
+"""
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+import rlx
+from rlx import replace, stack
+from rlx.algos import mdpo, mdpo_offpolicy, ppo, sac
+from rlx.objectives import DPO, SPO, ForwardKL, ReverseKL, with_objective
+from rlx.presets import configure, settings
+from rlx.report import Curve, curve, interval, iqm
+from rlx.run import keys, write_json
+from rlx.train import steps_taken, total_updates
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).resolve().parent
+FIRST_SELECTION_SEED = 1000  # the seeds reported are 0, 1, 2, ...
+PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "gymnax", "brax")
+
+
+@dataclass(frozen=True)
+class Method:
+    label: str
+    algorithm: ModuleType
+    grid: tuple[dict[str, float], ...]  # one setting of it is chosen
+    shared: ModuleType = ppo  # whose tuned settings all else is from
+
+
+def grid(name: str, *values: float) -> tuple[dict[str, float], ...]:
+    return tuple({name: value} for value in values)
+
+
+METHODS = {
+    "ppo": Method("PPO, clip", ppo, grid("clip", 0.1, 0.2, 0.4)),
+    "spo": Method("SPO", with_objective(ppo, SPO), grid("epsilon", 0.1, 0.2, 0.4)),
+    "dpo": Method("DPO drift", with_objective(ppo, DPO), tuple({"alpha": 2 * c, "beta": 0.6 * c} for c in (0.5, 1, 2))),
+    "forward_kl": Method("KL(old, new) penalty", with_objective(ppo, ForwardKL), grid("kl_coef", 0.3, 1.0, 3.0)),
+    "reverse_kl": Method("KL(new, old) penalty", with_objective(ppo, ReverseKL), grid("kl_coef", 0.3, 1.0, 3.0)),
+    "mdpo": Method("MDPO", mdpo, grid("step_size", 0.3, 1.0, 3.0)),
+    "sac": Method("SAC", sac, ({},), sac),  # as tuned
+    "mdpo_offpolicy": Method("MDPO, off-policy", mdpo_offpolicy, grid("step_size", 0.3, 1.0, 3.0), sac),
+}
+OFF_POLICY = ("sac", "mdpo_offpolicy")
+ON_POLICY = tuple(name for name in METHODS if name not in OFF_POLICY)
+
+
+@dataclass(frozen=True)
+class Task:
+    env: str
+    total_steps: int
+    methods: tuple[str, ...] = ON_POLICY
+    options: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 10
+    selection_seeds: int = 3
+
+
+TASKS = {
+    "CartPole-v1": Task("gymnax/CartPole-v1", 100_000),
+    "Acrobot-v1": Task("gymnax/Acrobot-v1", 100_000),
+    "Pendulum-v1": Task("gymnax/Pendulum-v1", 150_000),
+    "Breakout-MinAtar": Task("gymnax/Breakout-MinAtar", 200_000),
+    "Pendulum-v1, off-policy": Task("gymnax/Pendulum-v1", 20_000, OFF_POLICY),
+    "hopper": Task("brax/hopper", 100_000, options={"backend": "spring"}, seeds=5, selection_seeds=2),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    curve: tuple[np.ndarray, np.ndarray, np.ndarray]  # steps, mean return of the episodes that ended, how many ended
+    score: float  # mean return of the final policy
+    finite: bool
+
+
+@partial(jax.jit, static_argnames="algorithm")
+@partial(jax.vmap, in_axes=(None, 0, None, 0))
+def train(algorithm: ModuleType, config: Any, env: rlx.Env, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+    """Whole runs: their states, and for every update the mean return of the episodes that ended and how many did."""
+    state, metrics = rlx.train(algorithm, config, env, key)
+    return state, metrics["episode_return"], metrics["num_episodes"]
+
+
+@partial(jax.jit, static_argnames="algorithm")
+@partial(jax.vmap, in_axes=(None, 0, None, 0, 0))
+def evaluate(algorithm: ModuleType, config: Any, env: rlx.Env, state: Any, key: jax.Array) -> jax.Array:
+    """Mean return of each final policy."""
+    return rlx.evaluate(algorithm, config, env, state, key, max_steps=2_000).returns.mean()
+
+
+def measure(name: str, task: Task) -> dict[str, Any]:
+    """Selects a setting and measures it; the result as it is written to its file."""
+    method = METHODS[name]
+    known = {f.name for f in fields(method.algorithm.Config)}
+    shared = {field: value for field, value in settings(method.shared, task.env).items() if field in known}
+    config = configure(method.algorithm.Config, shared | {"total_steps": task.total_steps})
+    env = rlx.envs.make(task.env, **task.options)
+    steps = np.array([steps_taken(config, i + 1) for i in range(total_updates(config))])
+    width = max(task.seeds, task.selection_seeds * len(method.grid))  # both calls are one program
+
+    def runs(points: Sequence[dict[str, float]], seeds: Sequence[int]) -> list[list[Run]]:
+        """Runs of every point, one a seed."""
+        lanes = list(product(points, seeds))
+        padded = lanes + lanes[-1:] * (width - len(lanes))
+        configs = stack([replace(config, **point) for point, _ in padded])
+        train_keys, evaluate_keys = map(jnp.stack, zip(*(keys(seed) for _, seed in padded), strict=True))
+        state, curves, counts = train(method.algorithm, configs, env, train_keys)
+        scores = evaluate(method.algorithm, configs, env, state, evaluate_keys)
+        finite = jnp.isfinite(jax.vmap(lambda params: ravel_pytree(params)[0])(state.params)).all(1)
+        found = zip(*map(np.asarray, (curves, counts, scores, finite)), strict=True)
+        done = [Run((steps, curve, count), float(score), bool(finite)) for curve, count, score, finite in found]
+        return [done[i * len(seeds) : (i + 1) * len(seeds)] for i in range(len(points))]
+
+    selecting = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + task.selection_seeds)
+    tried = runs(method.grid, selecting) if len(method.grid) > 1 else []
+    # Training decides between equal evaluations.
+    scores = [(float(np.mean([r.score for r in group])), float(learning_curve(group).value.mean())) for group in tried]
+    best = method.grid[max(range(len(scores)), key=scores.__getitem__, default=0)]
+    (final,) = runs([best], range(task.seeds))
+    line, returns = learning_curve(final), np.array([run.score for run in final])
+    return {
+        "env": task.env,
+        "options": task.options,
+        "steps": int(steps[-1]),
+        "selection": {
+            "seeds": list(selecting),
+            "grid": [
+                point | {"evaluation": score, "training": training}
+                for point, (score, training) in zip(method.grid, scores, strict=False)
+            ],
+        },
+        "chosen": best,
+        "seeds": list(range(task.seeds)),
+        "not_finite": sum(not run.finite for run in final),
+        "returns": returns.tolist(),
+        "iqm": interval([returns], iqm),
+        "mean_of_curve": float(line.value.mean()),
+        "curve": {key: np.round(x, 2).tolist() for key, x in line._asdict().items()},
+        "config": {f.name: getattr(config, f.name) for f in fields(config)} | best,
+        "versions": {package: version(package) for package in PACKAGES},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def learning_curve(runs: Sequence[Run]) -> Curve:
+    """The interquartile mean over runs of what their episodes in training returned, with its interval."""
+    return curve(*zip(*(run.curve for run in runs), strict=True))
+
+
+def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
+    """Learning curves: a panel a task, a line a method, interquartile means with their intervals."""
+    tasks = list(dict.fromkeys(task for task, _ in results))
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    size = {"figsize": (4.5 * columns, 3.2 * rows + 1), "layout": "constrained", "squeeze": False}
+    figure, panels = plt.subplots(rows, columns, **size)
+    for axes in panels.flat[len(tasks) :]:
+        axes.axis("off")
+    for axes, task in zip(panels.flat, tasks, strict=False):
+        for color, (name, method) in zip(plt.cm.tab10.colors, METHODS.items(), strict=False):
+            if (task, name) in results:
+                points = {key: np.asarray(value) for key, value in results[task, name]["curve"].items()}
+                axes.plot(points["steps"], points["value"], color=color, label=method.label, lw=1.5)
+                axes.fill_between(points["steps"], points["low"], points["high"], color=color, alpha=0.12, lw=0)
+        axes.set(title=task, xlabel="environment steps", ylabel="return in training")
+        axes.grid(alpha=0.3)
+    lines = {line.get_label(): line for axes in panels.flat for line in axes.get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=2 * columns)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def table(results: dict[tuple[str, str], dict]) -> str:
+    """Evaluation returns in Markdown, a row a task and a method."""
+    lines = [
+        ["task", "method", "setting", "seeds", "evaluation, IQM [95 %]", "mean of the training curve"],
+        ["---", "---", "---", "--:", "--:", "--:"],
+    ]
+    for (task, name), result in results.items():
+        chosen = ", ".join(f"`{key} {value:g}`" for key, value in result["chosen"].items()) or "as tuned"
+        estimate = "{value:.1f} [{low:.1f}, {high:.1f}]".format(**result["iqm"])
+        row = [task, METHODS[name].label, chosen, str(len(result["seeds"])), estimate]
+        lines.append([*row, f"{result['mean_of_curve']:.1f}"])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main(
+    task: Literal[*TASKS] | None = None,
+    method: Literal[*METHODS] | None = None,
+    short: bool = False,
+    out: Path = HERE / "results",
+) -> None:
+    """Measures what has no result yet, then draws the figure and writes the table.
+
+    Args:
+        task: only this one.
+        method: only this one.
+        short: a twentieth of the steps, to see that everything works; the results stay below `runs/`.
+        out: folder of the results; remove a file to have it measured again.
+    """
+    jax.config.update("jax_default_matmul_precision", "float32")
+    figure, readme = HERE / "learning_curves.png", HERE / "README.md"
+    if short:
+        out = Path("runs/trust_regions")
+        figure, readme = out / "learning_curves.png", out / "README.md"
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {(t, m): out / f"{t.replace(', ', '-')}-{m}.json" for t in TASKS for m in TASKS[t].methods}
+    for (task_name, name), path in paths.items():
+        if path.exists() or task not in (None, task_name) or method not in (None, name):
+            continue
+        chosen = TASKS[task_name]
+        if short:
+            chosen = Task(**vars(chosen) | {"total_steps": chosen.total_steps // 20})
+        started = time.perf_counter()
+        result = measure(name, chosen)
+        seconds = round(time.perf_counter() - started, 1)
+        write_json(path, {"task": task_name, "method": name} | result | {"seconds": seconds})
+        print(f"{task_name}, {name}: {result['iqm']} with {result['chosen']} after {seconds} s", flush=True)
+    results = {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
+    if results:
+        draw(results, figure)
+        text = readme.read_text() if readme.exists() else "<!-- table -->\n<!-- end -->\n"
+        pattern = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", re.DOTALL)
+        readme.write_text(pattern.sub(lambda _: table(results), text))
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)

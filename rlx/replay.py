@@ -1,0 +1,96 @@
+"""A replay buffer: the newest elements of a stream, sampled uniformly. Pure functions on a pytree."""
+
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from rlx.pytree import pytree, static
+
+T = TypeVar("T")
+
+
+@pytree
+class Replay:
+    """The newest `capacity` elements of all that were inserted, in a ring of `capacity + spare` rows."""
+
+    data: Any  # leaves [capacity + spare, ...]
+    position: jax.Array  # int32, the row that is written next
+    size: jax.Array  # int32, elements that can be sampled: those of the rows before `position`
+    capacity: int = static()
+
+
+def replay(example: Any, capacity: int, spare: int = 0) -> Replay:
+    """An empty buffer for elements like `example`, a pytree of arrays or of their shapes.
+
+    Args:
+        example: one element; its values do not matter.
+        capacity: elements kept. When they are there, every further one pushes the oldest out.
+        spare: elements pushed out that are kept in memory: what is inserted up to this number at once can be taken back
+            by `rewind`.
+    """
+    data = jax.tree.map(lambda x: jnp.zeros((capacity + spare, *x.shape), x.dtype), example)
+    return Replay(data, position=jnp.int32(0), size=jnp.int32(0), capacity=capacity)
+
+
+def insert(buffer: Replay, elements: T) -> Replay:
+    """The buffer with `elements`, leaves `[n, ...]`, as its newest, in their order.
+
+    Raises:
+        ValueError: when there are more than the buffer has rows.
+    """
+    chex.assert_equal_shape_prefix(jax.tree.leaves(elements), 1)
+    num, rows = jax.tree.leaves(elements)[0].shape[0], jax.tree.leaves(buffer.data)[0].shape[0]
+    if num > rows:
+        raise ValueError(f"{num} elements do not fit a replay buffer of {rows}: raise its capacity")
+    index = (buffer.position + jnp.arange(num)) % rows
+    return replace(
+        buffer,
+        data=jax.tree.map(lambda all_, new: all_.at[index].set(new), buffer.data, elements),
+        position=(buffer.position + num) % rows,
+        size=jnp.minimum(buffer.size + num, buffer.capacity),
+    )
+
+
+def sample(buffer: Replay, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Where to find random elements, int32 `shape`: uniform over those in the buffer, with replacement.
+
+    `take` reads them. Of an empty buffer the result has no meaning.
+    """
+    rows = jax.tree.leaves(buffer.data)[0].shape[0]
+    age = jax.random.randint(key, shape, 1, buffer.size + 1)
+    return (buffer.position - age) % rows
+
+
+def take(buffer: Replay, index: jax.Array) -> Any:
+    """The elements at `index`, leaves `[*index.shape, ...]`."""
+    return jax.tree.map(lambda x: x[index], buffer.data)
+
+
+def rewind(buffer: Replay, old: Replay, undo: jax.Array) -> Replay:
+    """`buffer` where `undo` is False, else what `old` was before at most `spare` elements were inserted into it.
+
+    Costs nothing: only the counters go back, to rows that are still there. A select between the two would copy both.
+    """
+    back = lambda new, old: jnp.where(undo, old, new)
+    return replace(buffer, position=back(buffer.position, old.position), size=back(buffer.size, old.size))
+
+
+def without_replay(tree: Any) -> Any:
+    """The tree with None where it has a `Replay`."""
+    return jax.tree.map(lambda x: None if is_replay(x) else x, tree, is_leaf=is_replay)
+
+
+def with_replay(tree: Any, other: Any) -> Any:
+    """What `without_replay` made of a tree like `other`, with the `Replay` of `other`."""
+    return jax.tree.map(lambda x, kept: x if is_replay(x) else kept, other, tree, is_leaf=is_replay)
+
+
+def is_replay(x: Any) -> bool:
+    """Whether x is a `Replay`: where it is, trees are to be mapped no deeper."""
+    return isinstance(x, Replay)
+
+
+__all__ = ["Replay", "insert", "is_replay", "replay", "rewind", "sample", "take", "with_replay", "without_replay"]
