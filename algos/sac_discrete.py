@@ -26,7 +26,7 @@ from rlx.env import EnvState
 from rlx.networks import ActionValues, Actor, Torso, initialize
 from rlx.normalize import Statistics, normalize, statistics, update_statistics
 from rlx.pytree import pytree, replace, static, traced
-from rlx.replay import Replay, insert, replay, sample, take
+from rlx.replay import Replay, check_ratio, check_replay, insert, replay, sample, take
 from rlx.rollout import episode_metrics, flatten, reset, rollout
 from rlx.spaces import Discrete
 
@@ -104,21 +104,8 @@ def check(config, env):
     """Raises ValueError for settings that cannot work."""
     if not isinstance(env.action_space, Discrete):
         raise ValueError("sac_discrete needs a finite choice of actions and these are continuous: use sac")
-    if config.init_steps >= config.total_steps:
-        raise ValueError(
-            f"warmup_steps = {config.warmup_steps} leave nothing of total_steps = {config.total_steps} to learn in"
-        )
-    if not 0 < max(config.batch_size, config.init_steps) <= config.capacity:
-        raise ValueError(
-            f"batch_size = {config.batch_size} and warmup_steps = {config.warmup_steps} must fit the buffer: "
-            f"raise capacity = {config.capacity}"
-        )
-    exact = config.utd_ratio * config.steps_per_update
-    if config.gradient_steps < 1 or abs(config.gradient_steps - exact) > 1e-6:
-        raise ValueError(
-            f"utd_ratio = {config.utd_ratio} makes {exact:g} gradient steps for num_envs * num_steps = "
-            f"{config.steps_per_update}: choose them so that it is a whole number"
-        )
+    check_replay(config.total_steps, config.init_steps, config.batch_size, config.capacity)
+    check_ratio(config.utd_ratio, config.steps_per_update)
 
 
 def init(config, env, key):

@@ -78,6 +78,27 @@ def rewind(buffer: Replay, old: Replay, undo: jax.Array) -> Replay:
     return replace(buffer, position=back(buffer.position, old.position), size=back(buffer.size, old.size))
 
 
+def check_replay(total_steps: int, warmup_steps: int, batch_size: int, capacity: int) -> None:
+    """Raises ValueError where a warm-up leaves nothing to learn in, or it or a batch does not fit the buffer."""
+    if warmup_steps >= total_steps:
+        raise ValueError(f"warmup_steps = {warmup_steps} leave nothing of total_steps = {total_steps} to learn in")
+    if not 0 < max(batch_size, warmup_steps) <= capacity:
+        raise ValueError(
+            f"batch_size = {batch_size} and warmup_steps = {warmup_steps} must fit the buffer: "
+            f"raise capacity = {capacity}"
+        )
+
+
+def check_ratio(utd_ratio: float, steps_per_update: int) -> None:
+    """Raises ValueError where updates to data do not make a whole number of gradient steps, at least 1, an update."""
+    exact = utd_ratio * steps_per_update
+    if round(exact) < 1 or abs(round(exact) - exact) > 1e-6:
+        raise ValueError(
+            f"utd_ratio = {utd_ratio} makes {exact:g} gradient steps for num_envs * num_steps = "
+            f"{steps_per_update}: choose them so that it is a whole number"
+        )
+
+
 def without_replay(tree: Any) -> Any:
     """The tree with None where it has a `Replay`."""
     return jax.tree.map(lambda x: None if is_replay(x) else x, tree, is_leaf=is_replay)
@@ -93,4 +114,16 @@ def is_replay(x: Any) -> bool:
     return isinstance(x, Replay)
 
 
-__all__ = ["Replay", "insert", "is_replay", "replay", "rewind", "sample", "take", "with_replay", "without_replay"]
+__all__ = [
+    "Replay",
+    "check_ratio",
+    "check_replay",
+    "insert",
+    "is_replay",
+    "replay",
+    "rewind",
+    "sample",
+    "take",
+    "with_replay",
+    "without_replay",
+]
