@@ -5,35 +5,32 @@
 
 Trains what has no result yet, one file a method and a task, then draws the figure and writes the table of README.md.
 Three values of the coefficient of each method train on selection seeds; the one with the best evaluation trains again
-on the seeds that are reported. Everything else is as PPO's settings have it (SAC's, off-policy).
+on the seeds that are reported. Everything else is as PPO's settings have it (SAC's, off-policy). What is interrupted is
+gone on with by the same command.
 """
 
 import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from functools import partial
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
-from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from jax.flatten_util import ravel_pytree
+from rich.console import Console
 
 import rlx
-from rlx import replace, stack
 from rlx.algos import mdpo, mdpo_offpolicy, ppo, sac
+from rlx.lanes import use_all_cores
 from rlx.objectives import DPO, SPO, ForwardKL, ReverseKL, with_objective
 from rlx.presets import configure, settings
 from rlx.report import Curve, curve, interval, iqm
-from rlx.run import keys, write_json
-from rlx.train import steps_taken, total_updates
+from rlx.run import write_json
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -89,62 +86,47 @@ TASKS = {
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    curve: tuple[np.ndarray, np.ndarray, np.ndarray]  # steps, mean return of the episodes that ended, how many ended
-    score: float  # mean return of the final policy
-    finite: bool
-
-
-@partial(jax.jit, static_argnames="algorithm")
-@partial(jax.vmap, in_axes=(None, 0, None, 0))
-def train(algorithm: ModuleType, config: Any, env: rlx.Env, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
-    """Whole runs: their states, and for every update the mean return of the episodes that ended and how many did."""
-    state, metrics = rlx.train(algorithm, config, env, key)
-    return state, metrics["episode_return"], metrics["num_episodes"]
-
-
-@partial(jax.jit, static_argnames="algorithm")
-@partial(jax.vmap, in_axes=(None, 0, None, 0, 0))
-def evaluate(algorithm: ModuleType, config: Any, env: rlx.Env, state: Any, key: jax.Array) -> jax.Array:
-    """Mean return of each final policy."""
-    return rlx.evaluate(algorithm, config, env, state, key, max_steps=2_000).returns.mean()
-
-
-def measure(name: str, task: Task) -> dict[str, Any]:
-    """Selects a setting and measures it; the result as it is written to its file."""
-    method = METHODS[name]
-    known = {f.name for f in fields(method.algorithm.Config)}
-    shared = {field: value for field, value in settings(method.shared, task.env).items() if field in known}
-    config = configure(method.algorithm.Config, shared | {"total_steps": task.total_steps})
+def train(method: Method, task: Task, points: Sequence[dict[str, float]], seeds: range, directory: Path) -> list[list]:
+    """The lanes of a sweep over points and seeds, by point: `return_mean` of the evaluation, `curve` of training."""
+    config = config_of(method, task)
     env = rlx.envs.make(task.env, **task.options)
-    steps = np.array([steps_taken(config, i + 1) for i in range(total_updates(config))])
-    width = max(task.seeds, task.selection_seeds * len(method.grid))  # both calls are one program
+    where = {"seed": seeds[0], "num_seeds": len(seeds), "directory": directory, "console": Console()}
+    lanes = rlx.sweep(method.algorithm, config, env, points, **where).lanes
+    return [[lane for lane in lanes if lane["configuration"] == i] for i in range(len(points))]
 
-    def runs(points: Sequence[dict[str, float]], seeds: Sequence[int]) -> list[list[Run]]:
-        """Runs of every point, one a seed."""
-        lanes = list(product(points, seeds))
-        padded = lanes + lanes[-1:] * (width - len(lanes))
-        configs = stack([replace(config, **point) for point, _ in padded])
-        train_keys, evaluate_keys = map(jnp.stack, zip(*(keys(seed) for _, seed in padded), strict=True))
-        state, curves, counts = train(method.algorithm, configs, env, train_keys)
-        scores = evaluate(method.algorithm, configs, env, state, evaluate_keys)
-        finite = jnp.isfinite(jax.vmap(lambda params: ravel_pytree(params)[0])(state.params)).all(1)
-        found = zip(*map(np.asarray, (curves, counts, scores, finite)), strict=True)
-        done = [Run((steps, curve, count), float(score), bool(finite)) for curve, count, score, finite in found]
-        return [done[i * len(seeds) : (i + 1) * len(seeds)] for i in range(len(points))]
 
+def config_of(method: Method, task: Task) -> Any:
+    """What all points of a method have in common."""
+    known = {f.name for f in fields(method.algorithm.Config)}
+    shared = {name: value for name, value in settings(method.shared, task.env).items() if name in known}
+    return configure(method.algorithm.Config, shared | {"total_steps": task.total_steps})
+
+
+def returns(lanes: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Evaluation return of each lane; that of its last finite state where a lane died."""
+    return np.array([lane["return_mean"] for lane in lanes], np.float64)
+
+
+def learning_curve(lanes: Sequence[dict[str, Any]]) -> Curve:
+    """The interquartile mean over lanes of what their episodes in training returned, with its interval."""
+    names = ("step", "episode_return", "num_episodes")
+    return curve(*([np.array(lane["curve"][name], np.float64) for lane in lanes] for name in names))
+
+
+def measure(method: Method, task: Task, directory: Path) -> dict[str, Any]:
+    """Selects a setting and measures it; the result as it is written to its file."""
     selecting = range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + task.selection_seeds)
-    tried = runs(method.grid, selecting) if len(method.grid) > 1 else []
+    choice = len(method.grid) > 1
+    tried = train(method, task, method.grid, selecting, directory / "selection") if choice else []
     # Training decides between equal evaluations.
-    scores = [(float(np.mean([r.score for r in group])), float(learning_curve(group).value.mean())) for group in tried]
+    scores = [(float(returns(lanes).mean()), float(learning_curve(lanes).value.mean())) for lanes in tried]
     best = method.grid[max(range(len(scores)), key=scores.__getitem__, default=0)]
-    (final,) = runs([best], range(task.seeds))
-    line, returns = learning_curve(final), np.array([run.score for run in final])
+    (lanes,) = train(method, task, [best], range(task.seeds), directory / "seeds")
+    line = learning_curve(lanes)
     return {
         "env": task.env,
         "options": task.options,
-        "steps": int(steps[-1]),
+        "steps": lanes[0]["planned_steps"],
         "selection": {
             "seeds": list(selecting),
             "grid": [
@@ -154,20 +136,15 @@ def measure(name: str, task: Task) -> dict[str, Any]:
         },
         "chosen": best,
         "seeds": list(range(task.seeds)),
-        "not_finite": sum(not run.finite for run in final),
-        "returns": returns.tolist(),
-        "iqm": interval([returns], iqm),
+        "died": sum(lane["died_at"] is not None for lane in lanes),
+        "returns": returns(lanes).tolist(),
+        "iqm": interval([returns(lanes)], iqm),
         "mean_of_curve": float(line.value.mean()),
         "curve": {key: np.round(x, 2).tolist() for key, x in line._asdict().items()},
-        "config": {f.name: getattr(config, f.name) for f in fields(config)} | best,
+        "config": asdict(config_of(method, task)) | best,
         "versions": {package: version(package) for package in PACKAGES},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-
-
-def learning_curve(runs: Sequence[Run]) -> Curve:
-    """The interquartile mean over runs of what their episodes in training returned, with its interval."""
-    return curve(*zip(*(run.curve for run in runs), strict=True))
 
 
 def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
@@ -212,20 +189,23 @@ def main(
     method: Literal[*METHODS] | None = None,
     short: bool = False,
     out: Path = HERE / "results",
+    runs: Path = Path("runs/trust_regions"),
 ) -> None:
     """Measures what has no result yet, then draws the figure and writes the table.
 
     Args:
         task: only this one.
         method: only this one.
-        short: a twentieth of the steps, to see that everything works; the results stay below `runs/`.
-        out: folder of the results; remove a file to have it measured again.
+        short: a twentieth of the steps, to see that everything works; the results stay below `runs`.
+        out: folder of the results; remove a file, and its folder below `runs`, to have it measured again.
+        runs: folder of what training leaves behind.
     """
+    use_all_cores()
     jax.config.update("jax_default_matmul_precision", "float32")
     figure, readme = HERE / "learning_curves.png", HERE / "README.md"
     if short:
-        out = Path("runs/trust_regions")
-        figure, readme = out / "learning_curves.png", out / "README.md"
+        runs = runs / "short"
+        out, figure, readme = runs / "results", runs / "learning_curves.png", runs / "README.md"
     out.mkdir(parents=True, exist_ok=True)
     paths = {(t, m): out / f"{t.replace(', ', '-')}-{m}.json" for t in TASKS for m in TASKS[t].methods}
     for (task_name, name), path in paths.items():
@@ -235,7 +215,7 @@ def main(
         if short:
             chosen = Task(**vars(chosen) | {"total_steps": chosen.total_steps // 20})
         started = time.perf_counter()
-        result = measure(name, chosen)
+        result = measure(METHODS[name], chosen, runs / path.stem)
         seconds = round(time.perf_counter() - started, 1)
         write_json(path, {"task": task_name, "method": name} | result | {"seconds": seconds})
         print(f"{task_name}, {name}: {result['iqm']} with {result['chosen']} after {seconds} s", flush=True)
