@@ -1,7 +1,12 @@
 """The check that this checkout is what is tested, and compiled programs that many tests share."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
+
+# Most of the time of the tests goes to compiling small programs, which these halve. They hold for the processes
+# that tests start, too. `XLA_FLAGS= make test` tests with the defaults of XLA.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false")
 
 import jax
 import pytest
@@ -16,6 +21,16 @@ def pytest_configure(config):
         origin = "nothing" if spec is None else Path(spec.origin).resolve()
         if origin != CHECKOUT / folder / "__init__.py":
             raise pytest.UsageError(f"{name} would be tested as {origin}, not from {CHECKOUT}: run pip install -e .")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+    """Compiled programs live as long as the tests of a file.
+
+    Each is mapped into memory in hundreds of pieces, and Linux ends a process that has more than 65,530 of them.
+    """
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
