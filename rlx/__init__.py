@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from rlx import compiler as compiler  # sets a switch of XLA, before anything is compiled
 from rlx.env import Env, EnvState, Transition
 from rlx.pytree import pytree, replace, stack, static, traced
 from rlx.train import Episodes, evaluate, resume, state_bytes, steps_taken, total_updates, train
