@@ -1,4 +1,4 @@
-"""MDPO and PPO under other objectives, and steps within a trust region: equations, limits, whole runs."""
+"""MDPO, TRPO and PPO under other objectives: their equations, their limits, and whole runs."""
 
 import ast
 import dataclasses
@@ -14,8 +14,8 @@ from jax.flatten_util import ravel_pytree
 
 import rlx
 from rlx import replace, stack
-from rlx.algos import mdpo, ppo
-from rlx.distributions import Categorical
+from rlx.algos import mdpo, ppo, trpo
+from rlx.distributions import Categorical, Normal
 from rlx.objectives import (
     DPO,
     SPO,
@@ -31,7 +31,7 @@ from rlx.pytree import is_static
 from rlx.rollout import flatten, rollout
 from rlx.trust_region import line_search, longest_step, natural_gradient
 
-both = pytest.mark.parametrize("algorithm", [mdpo], ids=lambda module: module.__name__.rpartition(".")[2])
+both = pytest.mark.parametrize("algorithm", [mdpo, trpo], ids=lambda module: module.__name__.rpartition(".")[2])
 OBJECTIVES = [ImportanceWeighted(), Clip(), ClipHigher(), Rollback(), SPO(), DPO(), ForwardKL(), ReverseKL()]
 OBJECTIVES += [ForwardKL(kl_target=0.01), ReverseKL(kl_target=0.01)]
 
@@ -56,7 +56,7 @@ def test_mdpo_is_ppo_with_15_other_lines():
 
 @pytest.fixture(scope="module")
 def problem(small, cartpole, init, update):
-    """PPO's state after one update, and the batches that the two algorithms make of its next rollout."""
+    """PPO's state after one update, and the batches that the three algorithms make of its next rollout."""
     state, _ = update(small, cartpole, init(small, cartpole, jax.random.key(0)))
 
     def batch(algorithm):
@@ -66,7 +66,7 @@ def problem(small, cartpole, init, update):
         _, traj = rollout(cartpole, act, state.env_state, rollout_key, config.num_steps)
         return flatten(algorithm.advantages(config, cartpole, state, traj)[0])
 
-    return state, {algorithm: jax.jit(partial(batch, algorithm))() for algorithm in (ppo, mdpo)}
+    return state, {algorithm: jax.jit(partial(batch, algorithm))() for algorithm in (ppo, mdpo, trpo)}
 
 
 def moved(params):
@@ -75,7 +75,7 @@ def moved(params):
 
 @pytest.fixture(scope="module")
 def actor_gradients(small, cartpole, problem):
-    """The gradients in the actor's parameters of PPO under every objective, and of MDPO, in one program."""
+    """The gradients in the actor's parameters of PPO under every objective, of MDPO and of TRPO, in one program."""
     _, batches = problem
     free = {"value_coef": 0.0, "entropy_coef": 0.0}
 
@@ -87,6 +87,10 @@ def actor_gradients(small, cartpole, problem):
         losses["ppo"] = of_ppo
         losses["mdpo"] = partial(mdpo.loss, config=config, env=cartpole, batch=batches[mdpo], progress=0.5)
         grads = {name: jax.grad(loss, has_aux=True)(params)[0]["actor"] for name, loss in losses.items()}
+        of_trpo = partial(
+            trpo.loss, config=config_of(trpo, small, entropy_coef=0.0), env=cartpole, batch=batches[trpo], progress=0.5
+        )
+        grads["trpo"] = jax.grad(of_trpo, has_aux=True)(params["actor"])[0]
         return {name: ravel_pytree(g)[0] for name, g in grads.items()}
 
     return gradients
@@ -110,7 +114,7 @@ def test_at_the_policy_that_acted_all_have_the_policy_gradient(small, cartpole, 
 
 def test_away_from_it_no_two_are_the_same_but_those_without_a_drift(problem, actor_gradients):
     gradients = actor_gradients(moved(problem[0].params), jnp.inf)
-    alike = {"mdpo", str(ImportanceWeighted())}, {"ppo", str(Clip())}
+    alike = {"mdpo", "trpo", str(ImportanceWeighted())}, {"ppo", str(Clip())}
     for a in gradients:
         for b in gradients:
             same = np.allclose(gradients[a], gradients[b], rtol=1e-3, atol=1e-5)
@@ -214,8 +218,8 @@ def fields(algorithm, static):
     return [field.name for field in dataclasses.fields(algorithm.Config) if is_static(field) == static]
 
 
-# A penalty that matters in so short a run.
-TELLING = {mdpo: {"step_size": 0.1}}
+# A penalty that matters in so short a run; steps that overshoot, so that the line search has something to do.
+TELLING = {mdpo: {"step_size": 0.1}, trpo: {"damping": 1e-4}}
 
 
 @both
@@ -258,7 +262,7 @@ def test_every_static_config_field_changes_the_program(algorithm, small):
 def trained(small, cartpole):
     run = lambda algorithm: rlx.train(algorithm, config_of(algorithm, small), cartpole, jax.random.key(0))
     with jax.debug_key_reuse(True):  # raises where a key is used twice
-        return {algorithm: run(algorithm) for algorithm in (mdpo,)}
+        return {algorithm: run(algorithm) for algorithm in (mdpo, trpo)}
 
 
 @both
@@ -290,8 +294,9 @@ def sweep(algorithm, configs, env, objectives=None):
 
 
 def test_a_sweep_over_the_size_of_the_trust_region_equals_its_single_runs(small, cartpole):
-    config = config_of(mdpo, small)
-    sweep(mdpo, [replace(config, step_size=value) for value in (0.01, 1.0, 10.0)], cartpole)
+    for algorithm, name, values in ((mdpo, "step_size", [0.01, 1.0, 10.0]), (trpo, "max_kl", [0.001, 0.01, 0.1])):
+        config = config_of(algorithm, small)
+        sweep(algorithm, [replace(config, **{name: value}) for value in values], cartpole)
 
 
 def test_a_sweep_over_the_coefficient_of_an_objective_equals_its_single_runs(small, cartpole):
@@ -360,26 +365,32 @@ def test_continuous_actions_reach_their_optimum(algorithm, probe):
     np.testing.assert_allclose(policy(-1.0, 1.0).mode()[:, 0], [-0.25, 0.25], atol=CONVERGED)
 
 
+def test_the_critic_of_trpo_bootstraps_where_a_time_limit_cuts(probe):
+    value, _ = probe(trpo, "Endless")
+    np.testing.assert_allclose(value(0.0), [1 / (1 - 0.9)], atol=10 * CONVERGED)
+
+
 def dense(tree_function, params):
     """The Hessian of a function of a pytree as a matrix, in float64."""
     vector, unravel = ravel_pytree(params)
     return np.asarray(jax.jit(jax.hessian(lambda v: tree_function(unravel(v))))(vector), np.float64)
 
 
-def test_the_natural_gradient_is_a_dense_solve(small, cartpole, problem):
+def test_the_natural_gradient_is_a_dense_solve(cartpole, problem):
     _, batches = problem
-    config = replace(small, hidden_sizes=(3,))
-    params = jax.jit(ppo.init)(config, cartpole, jax.random.key(0)).params["actor"]
+    config = trpo.Config(num_envs=4, num_steps=16, num_minibatches=2, hidden_sizes=(3,), cg_iterations=100)
+    key = jax.random.key(0)
+    params = jax.jit(trpo.init)(config, cartpole, key).params["actor"]
     params = jax.tree.map(lambda x: x + 0.3 * jnp.sin(jnp.arange(x.size) + 1.0).reshape(x.shape), params)
-    obs, action = batches[ppo].obs, batches[ppo].action
-    pi = lambda params: ppo.networks(config, cartpole)[0].apply(params, obs)
-    old = pi(params)
-    kl = lambda params: old.kl(pi(params)).mean()
-    gradient = jax.grad(lambda params: pi(params).log_prob(action).mean())(params)
+    pi = trpo.networks(config, cartpole)[0].apply(params, batches[trpo].obs)
+    batch = replace(batches[trpo], pi=pi)
+    loss = lambda params: trpo.loss(params, config, cartpole, batch, 0.0)
+    kl = lambda params: loss(params)[1]["kl"]
+    gradient = jax.grad(loss, has_aux=True)(params)[0]
     hessian = dense(kl, params)
     # The Fisher information, mean over states of sum_a pi(a) score score^T, is that Hessian.
     vector, unravel = ravel_pytree(params)
-    log_pi = lambda v: jax.nn.log_softmax(pi(unravel(v)).logits)
+    log_pi = lambda v: jax.nn.log_softmax(trpo.networks(config, cartpole)[0].apply(unravel(v), batch.obs).logits)
     score = np.asarray(jax.jacobian(log_pi)(vector), np.float64)  # [B, A, P]
     fisher = np.einsum("ba,bap,baq->pq", np.exp(log_pi(vector)), score, score) / len(score)
     np.testing.assert_allclose(hessian, fisher, atol=1e-5)
@@ -422,3 +433,51 @@ def test_there_is_no_step_along_a_zero_gradient():
     zero = {"w": jnp.zeros(3)}
     step = longest_step(*natural_gradient(lambda p: jnp.sum(p["w"] ** 2), {"w": jnp.ones(3)}, zero, 0.1, 10), 0.01)
     np.testing.assert_array_equal(step["w"], 0)
+
+
+@pytest.mark.parametrize("env_name", ["cartpole", "probe/ContinuousAction"])
+def test_the_step_of_trpo_stays_within_its_bound_and_lowers_the_loss(small, cartpole, env_name):
+    env = cartpole if env_name == "cartpole" else rlx.envs.make(env_name)
+    kls, fractions = [], []
+
+    @jax.jit
+    def step(config, key):
+        state = trpo.init(config, env, key)
+        state = replace(state, params=replace_actor(state.params, moved(state.params["actor"])))
+        _, rollout_key, _ = jax.random.split(state.key, 3)
+        act = partial(trpo.act, config, env, state)
+        _, traj = rollout(env, act, state.env_state, rollout_key, config.num_steps)
+        batch = flatten(trpo.advantages(config, env, state, traj)[0])
+        params, parts = trpo.policy_step(state.params["actor"], config, env, batch, 0.0)
+        before, _ = trpo.loss(state.params["actor"], config, env, batch, 0.0)
+        after, _ = trpo.loss(params, config, env, batch, 0.0)
+        old, new = (trpo.networks(config, env)[0].apply(p, batch.obs) for p in (state.params["actor"], params))
+        return before, after, old, new, parts
+
+    for max_kl in (1e-3, 1e-2, 0.5):
+        config = config_of(trpo, small, max_kl=max_kl, damping=1e-4)
+        for seed in range(4):
+            before, after, old, new, parts = step(config, jax.random.key(seed))
+            kl = exact_kl(old, new)
+            np.testing.assert_allclose(parts["kl"], kl, rtol=1e-2, atol=1e-6)
+            assert kl <= max_kl * 1.01
+            assert (after < before) == (parts["step_fraction"] > 0)
+            kls.append(kl / max_kl)
+            fractions.append(float(parts["step_fraction"]))
+    # The bound is used up to a backtracking or two: without damping, the quadratic model alone oversteps it.
+    assert np.mean(kls) > 0.2
+    assert min(fractions) < 1
+
+
+def replace_actor(params, actor):
+    return {**params, "actor": actor}
+
+
+def exact_kl(old, new):
+    """KL(old || new), mean over states, in float64."""
+    leaves = lambda pi: [np.asarray(x, np.float64) for x in jax.tree.leaves(pi)]
+    if isinstance(old, Normal):
+        (m, s), (n, t) = leaves(old), leaves(new)
+        return (t - s + (np.exp(2 * s) + (m - n) ** 2) / (2 * np.exp(2 * t)) - 0.5).sum(-1).mean()
+    p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for (x,) in (leaves(old), leaves(new)))
+    return (p * np.log(p / q)).sum(-1).mean()

@@ -1,4 +1,4 @@
-"""Six ways to keep a policy near the one that acted, and off-policy MDPO beside SAC, each at its own best setting.
+"""Seven ways to keep a policy near the one that acted, and off-policy MDPO beside SAC, each at its own best setting.
 
     python experiments/trust_regions/compare.py
     python experiments/trust_regions/compare.py --task CartPole-v1 --method mdpo
@@ -25,7 +25,7 @@ import numpy as np
 from rich.console import Console
 
 import rlx
-from rlx.algos import mdpo, mdpo_offpolicy, ppo, sac
+from rlx.algos import mdpo, mdpo_offpolicy, ppo, sac, trpo
 from rlx.lanes import use_all_cores
 from rlx.objectives import DPO, SPO, ForwardKL, ReverseKL, with_objective
 from rlx.presets import configure, settings
@@ -59,6 +59,7 @@ METHODS = {
     "forward_kl": Method("KL(old, new) penalty", with_objective(ppo, ForwardKL), grid("kl_coef", 0.3, 1.0, 3.0)),
     "reverse_kl": Method("KL(new, old) penalty", with_objective(ppo, ReverseKL), grid("kl_coef", 0.3, 1.0, 3.0)),
     "mdpo": Method("MDPO", mdpo, grid("step_size", 0.3, 1.0, 3.0)),
+    "trpo": Method("TRPO", trpo, grid("max_kl", 0.003, 0.01, 0.03)),
     "sac": Method("SAC", sac, ({},), sac),  # as tuned
     "mdpo_offpolicy": Method("MDPO, off-policy", mdpo_offpolicy, grid("step_size", 0.3, 1.0, 3.0), sac),
 }
@@ -83,6 +84,7 @@ TASKS = {
     "Breakout-MinAtar": Task("gymnax/Breakout-MinAtar", 200_000),
     "Pendulum-v1, off-policy": Task("gymnax/Pendulum-v1", 20_000, OFF_POLICY),
     "hopper": Task("brax/hopper", 100_000, options={"backend": "spring"}, seeds=5, selection_seeds=2),
+    "hopper, off-policy": Task("brax/hopper", 100_000, OFF_POLICY, {"backend": "spring"}, seeds=5, selection_seeds=2),
 }
 
 
