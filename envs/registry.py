@@ -6,7 +6,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-from rlx.env import Env
+from rlx.env import LIMITS, Env
 
 # namespace -> module with NAMES and `make(name, **options) -> Env`; it imports its suite inside `make`
 _suites = {
@@ -89,6 +89,6 @@ def _limited(env: Env, max_steps: int) -> Env:
     if type(max_steps) is not int or max_steps < 1:
         raise ValueError(f"max_steps = {max_steps!r}: give an integer of at least 1")
     # A limit that the suite keeps in its params would go on cutting episodes at its own number of steps.
-    own = [field for field in ("max_steps", "max_steps_in_episode") if hasattr(env.params, field)]
+    own = [field for field in LIMITS if hasattr(env.params, field)]
     params = replace(env.params, **dict.fromkeys(own, max_steps)) if own else env.params
     return replace(env, params=params, max_steps=max_steps)

@@ -42,6 +42,7 @@ from rlx.run import (
     short_name,
     write_json,
 )
+from rlx.train import state_shapes
 
 COMMANDS = {
     "train": "train an agent:  rlx train ppo --env CartPole-v1",
@@ -350,7 +351,7 @@ def _eval(options: EvalOptions) -> None:
     config, env = saved_config(algorithm, saved), make(saved["env"], saved["env_options"], saved["env_params"])
     asked = {name: saved[name] for name in ("env_options", "env_params", "seed")}
     job = Job(algorithm, saved["algorithm"], config, env, env_name=saved["env"], directory=options.run, **asked)
-    like = jax.eval_shape(algorithm.init, config, env, jax.random.key(0))
+    like = state_shapes(algorithm, config, env)
     like = like if saved.get("checkpoint_replay", True) else without_replay(like)
     state = restore(options.run / "checkpoints", like, update, {"run": identity(job)})
     key = jax.random.fold_in(keys(saved["seed"])[1], options.seed + 1)

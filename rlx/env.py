@@ -11,6 +11,8 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from rlx.pytree import pytree, replace, static
 from rlx.spaces import Space
 
+LIMITS = ("max_steps", "max_steps_in_episode")  # as what suites keep the time limit in their params
+
 
 class Environment(Protocol):
     """What an environment provides: one episode, no batch axis, no auto-reset, pure functions.
@@ -91,6 +93,12 @@ class Env:
     @property
     def action_space(self) -> Space:
         return self.environment.action_space(self.params)
+
+    @property
+    def horizon(self) -> int | None:
+        """The most steps that an episode takes; None where that is not known, as inside of a trace."""
+        limits = [self.max_steps, *(getattr(self.params, name, None) for name in LIMITS)]
+        return min((limit for limit in limits if type(limit) is int), default=None)
 
     def reset(self, key: jax.Array) -> EnvState:
         """A fresh start of one episode."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+from collections.abc import Iterable
 from dataclasses import MISSING, fields, replace
 from typing import Any, TypeVar, dataclass_transform
 
@@ -12,14 +13,15 @@ T = TypeVar("T")
 KEEPS = {"at least": operator.ge, "at most": operator.le, "above": operator.gt}
 
 
-def static(default: Any = MISSING, *, at_least: int = 1) -> Any:
+def static(default: Any = MISSING, *, at_least: int = 1, one_of: Iterable[str] = ()) -> Any:
     """A field that is part of the compiled program: it fixes shapes or picks code, and cannot be vmapped.
 
     Args:
         default: the field's default; leave it out for a required field.
         at_least: the smallest value accepted where the default is an integer.
+        one_of: the values accepted, where there is a choice.
     """
-    return dataclasses.field(default=default, metadata={"static": True, "at_least": at_least})
+    return dataclasses.field(default=default, metadata={"static": True, "at_least": at_least, "one_of": tuple(one_of)})
 
 
 def traced(
@@ -47,7 +49,9 @@ def _check(self) -> None:
     for field in fields(self):
         value = getattr(self, field.name)
         if is_static(field):
-            least = field.metadata["at_least"]
+            least, choices = field.metadata["at_least"], field.metadata["one_of"]
+            if choices and value not in choices:
+                raise ValueError(f"{name}.{field.name} = {value!r}: choose among {', '.join(choices)}")
             if type(field.default) is int and (type(value) is not int or value < least):
                 raise ValueError(f"{name}.{field.name} = {value!r}: give an integer of at least {least}")
             if isinstance(value, tuple) and any(type(v) is int and v < least for v in value):
@@ -72,8 +76,9 @@ def pytree(cls: type[T]) -> type[T]:
     Every field is a child (traced, vmapped, differentiated), except those marked `static`, which are compared by
     value and become part of the compiled program. Change a field with `dataclasses.replace`.
 
-    Raises (on construction): ValueError for a static integer below its bound, for a traced number that is NaN, and for
-    one outside of the bounds that `traced` gave it. Arrays and tracers are not looked at.
+    Raises (on construction): ValueError for a static integer below its bound or a word that is none of the choices, for
+    a traced number that is NaN, and for one outside of the bounds that `traced` gave it. Arrays and tracers are not
+    looked at.
     """
     own = cls.__dict__.get("__post_init__")
 

@@ -47,6 +47,47 @@ def rollout(
     return jax.lax.scan(step, env_state, (jnp.arange(num_steps), act_keys, env_keys))
 
 
+def episodes(
+    env: Env, policy: Callable, env_state: EnvState, key: jax.Array, num_steps: int
+) -> tuple[EnvState, Transition, jax.Array]:
+    """Plays one episode in each of `N` environments, to its end or for `num_steps`, without a restart.
+
+    Returns where they came to, the transitions `[T, N, ...]` with what the policy recorded, and `alive`, bool `[T, N]`:
+    True for the steps of the episode, the one that ends it included. After them rewards are 0, nothing terminates and
+    nothing is truncated; the rest means nothing there.
+    """
+    act_key, env_key = jax.random.split(key)
+    num_envs = env_state.time.shape[0]
+
+    def step(carry, x):
+        env_state, alive = carry
+        act_key, env_keys = x
+        action, recorded = policy(env_state.obs, act_key)
+        stepped, transition = jax.vmap(env.advance)(env_keys, env_state, action)
+        env_state = jax.tree.map(lambda new, old: jax.vmap(jnp.where)(alive, new, old), stepped, env_state)
+        transition = replace(
+            transition,
+            recorded=recorded,
+            reward=jnp.where(alive, transition.reward, 0.0),
+            terminated=transition.terminated & alive,
+            truncated=transition.truncated & alive,
+        )
+        return (env_state, alive & ~transition.done), (transition, alive)
+
+    keys = jax.random.split(act_key, num_steps), jax.random.split(env_key, (num_steps, num_envs))
+    (env_state, _), (traj, alive) = jax.lax.scan(step, (env_state, jnp.ones(num_envs, bool)), keys)
+    return env_state, traj, alive
+
+
+def check_horizon(env: Env, num_steps: int) -> None:
+    """Raises ValueError where it is known that `num_steps` do not hold a whole episode."""
+    if env.horizon is not None and num_steps < env.horizon:
+        raise ValueError(
+            f"num_steps = {num_steps}: an episode of this environment may take {env.horizon} steps and has to fit; "
+            f"raise num_steps, or make the environment with max_steps={num_steps}"
+        )
+
+
 def flatten(data: T) -> T:
     """Arrays `[T, N, ...]` as `[T * N, ...]`."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
@@ -78,13 +119,16 @@ def permutations(key: jax.Array, num: int, n: int) -> jax.Array:
     return (jnp.sort(words) & ((1 << width) - 1)).astype(jnp.int32)
 
 
-def check_divides(num_elements: int, num_minibatches: int) -> None:
-    """Raises ValueError, naming the nearest numbers that fit, unless the elements split into equal minibatches."""
+def check_divides(num_elements: int, num_minibatches: int, what: str = "num_envs * num_steps") -> None:
+    """Raises ValueError, naming the nearest numbers that fit, unless the elements split into equal minibatches.
+
+    `what` is how the settings make the number of elements.
+    """
     if num_elements % num_minibatches:
         fits = [m for m in range(1, num_elements + 1) if num_elements % m == 0]
         near = [max(m for m in fits if m < num_minibatches), *(m for m in fits if m > num_minibatches)][:2]
         raise ValueError(
-            f"num_envs * num_steps = {num_elements} is not a multiple of num_minibatches = {num_minibatches}; "
+            f"{what} = {num_elements} is not a multiple of num_minibatches = {num_minibatches}; "
             f"use {' or '.join(map(str, near))}"
         )
 
@@ -104,4 +148,14 @@ def episode_metrics(traj: Transition) -> dict[str, jax.Array]:
     }
 
 
-__all__ = ["check_divides", "episode_metrics", "flatten", "minibatches", "permutations", "reset", "rollout"]
+__all__ = [
+    "check_divides",
+    "check_horizon",
+    "episode_metrics",
+    "episodes",
+    "flatten",
+    "minibatches",
+    "permutations",
+    "reset",
+    "rollout",
+]

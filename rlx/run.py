@@ -30,7 +30,7 @@ from rlx.env import Env
 from rlx.progress import Display
 from rlx.pytree import is_static
 from rlx.replay import with_replay, without_replay
-from rlx.train import Episodes, advance, evaluate, state_bytes, steps_taken, total_updates
+from rlx.train import Episodes, advance, evaluate, state_bytes, state_shapes, steps_taken, total_updates
 
 ROWS = 1000
 CHUNK_SECONDS = 0.5
@@ -98,7 +98,7 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
     train_key, evaluate_key = keys(job.seed)
     updates, started = total_updates(config), time.perf_counter()
     init = jax.jit(lambda config, env, key: algorithm.init(config, env, key)).lower(config, env, train_key)
-    like = jax.eval_shape(algorithm.init, config, env, train_key)
+    like = state_shapes(algorithm, config, env)
     kept = (lambda state: state) if job.checkpoint_replay else without_replay  # of a state, in checkpoints
     length = min(updates, CHUNK_UPDATES)
     # Every error of tracing comes here.

@@ -32,7 +32,7 @@ from rlx.presets import configure
 from rlx.progress import Display
 from rlx.pytree import is_static
 from rlx.search import points, split
-from rlx.train import steps_taken
+from rlx.train import state_shapes, steps_taken
 
 ROWS = 100  # of each lane's log
 
@@ -297,7 +297,7 @@ def execute(job: Job, console: Console, resume: bool = False) -> tuple[int, Swee
     if job.pbt and len(programs) > 1:
         raise ValueError("members of a population share a program: vary only fields that are not static")
     for group in programs:  # every error of tracing comes here, before anything is written
-        state = jax.eval_shape(job.algorithm.init, group.config, group.env, jax.random.key(0))
+        state = state_shapes(job.algorithm, group.config, group.env)
         jax.eval_shape(job.algorithm.update, group.config, group.env, state)
     pairs = [(c, seed) for c in range(len(job.points)) for seed in range(job.seed, job.seed + job.num_seeds)]
     lanes = [Lane(i, configuration, seed) for i, (configuration, seed) in enumerate(pairs)]

@@ -31,9 +31,15 @@ def steps_taken(config: Any, num_updates: int) -> int:
     return getattr(config, "init_steps", 0) + num_updates * config.steps_per_update
 
 
+def state_shapes(algorithm: Any, config: Any, env: Env) -> Any:
+    """The State of a run as `jax.ShapeDtypeStruct`s. Raises what `init` has against the config and the environment."""
+    # Neither is traced here: checks may look at numbers.
+    return jax.eval_shape(partial(algorithm.init, config, env), jax.random.key(0))
+
+
 def state_bytes(algorithm: Any, config: Any, env: Env) -> dict[str, int]:
     """Memory of the State of a run, in bytes by its fields, known without allocating any of it."""
-    state = jax.eval_shape(algorithm.init, config, env, jax.random.key(0))
+    state = state_shapes(algorithm, config, env)
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     return {field.name: size(getattr(state, field.name)) for field in fields(state)}
 
@@ -44,6 +50,7 @@ def train(algorithm: Any, config: Any, env: Env, key: jax.Array, **kwargs: Any) 
     Returns the final State and the metrics of every update, leaves `[num_updates]`. Pure, so it can be vmapped over
     config, env and key, differentiated and sharded. Further keywords go to `algorithm.update` and must be pytrees.
     """
+    state_shapes(algorithm, config, env)
     return _train(algorithm, config, env, key, kwargs)
 
 

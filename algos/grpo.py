@@ -1,0 +1,261 @@
+"""Group Relative Policy Optimization, for discrete and continuous actions.
+
+    python algos/grpo.py --env CartPole-v1
+
+Reference: Shao et al. 2024, DeepSeekMath, arXiv:2402.03300; its relatives are settings of Config, see `VARIANTS`.
+
+Axes: T time, N groups, G members of a group, B minibatch of episodes, O observation, A action.
+
+There is no critic. Every update plays N groups of G episodes; the members of a group start from the same state and
+differ in their actions. What an episode gets is compared with what the others of its group get.
+
+Deviations from the paper:
+- The environment is one of control or of sequences: a step is an action, and rewards may come at every step.
+- The default is not the paper's: return-to-go against the mean of the other members, over the spread of the batch.
+  `VARIANTS["grpo"]` is the paper's.
+- The KL from the reference is in closed form; the reference is the policy of some updates ago (`reference_interval`).
+- Groups may start from states that the policy visits (`from_visited`), or, to compare, not share their start
+  (`same_start`).
+- Minibatches are of whole episodes, and the horizon holds every one; what a time limit cuts counts as it is.
+- The learning rate falls linearly to 0 over the run (`anneal_learning_rate`), and the norm of the gradient is clipped.
+- Observations may be normalised by running statistics, which change after the gradient steps only.
+
+Steps are counted with those that follow the end of an episode while others go on; `alive_steps` counts without them.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from rlx import groups
+from rlx.networks import Actor, Torso, initialize
+from rlx.normalize import Statistics, normalize, statistics, update_statistics
+from rlx.objectives import approx_kl, clipped_surrogate
+from rlx.pytree import pytree, static, traced
+from rlx.rollout import check_divides, check_horizon, episode_metrics, episodes, minibatches, reset
+from rlx.spaces import rescale
+from rlx.train import total_updates
+
+CREDITS = {"to_go": groups.returns_to_go, "outcome": groups.outcomes, "process": groups.standardized_to_go}
+BASELINES = {"mean": groups.group_mean, "others": groups.leave_one_out, "length": groups.length_weighted}
+BASELINES["none"] = groups.no_baseline
+SCALES = {"group": groups.group_std, "batch": groups.batch_std, "none": groups.no_scale}
+WEIGHTS = {"trajectory": groups.per_trajectory, "step": groups.per_step, "constant": groups.constant}
+RATIOS = {"step": groups.of_step, "sequence": groups.geometric_mean, "product": groups.product}
+WHOLE = {"credit": "outcome", "baseline": "mean", "scale": "none", "weights": "trajectory"}
+ON_POLICY = {"num_epochs": 1, "num_minibatches": 1}
+VARIANTS = {
+    "grpo": WHOLE | {"scale": "group"},
+    "process": WHOLE | {"credit": "process", "baseline": "none"},
+    "dr_grpo": WHOLE | {"weights": "constant"},
+    "dapo": WHOLE | {"scale": "group", "weights": "step", "clip_high": 0.28, "drop_degenerate": True},
+    "rloo": WHOLE | {"baseline": "others", "ratio": "product"},
+    "opo": WHOLE | {"baseline": "length", "weights": "step"} | ON_POLICY,
+    "gpg": WHOLE | {"weights": "step", "drop_degenerate": True} | ON_POLICY,
+    "gspo": WHOLE | {"scale": "group", "ratio": "sequence", "clip": 3e-4, "clip_high": 4e-4},
+    "rtg": {"credit": "to_go", "baseline": "others", "scale": "batch", "weights": "step"},
+}
+
+
+@pytree
+class Config:
+    total_steps: int = static(1_000_000)  # environment steps of the whole run, rounded up to whole updates
+    num_groups: int = static(8)  # N
+    group_size: int = static(8, at_least=2)  # G
+    num_steps: int = static(500)  # T, has to hold a whole episode
+    num_epochs: int = static(4)
+    num_minibatches: int = static(4)
+    learning_rate: float = traced(1e-3, at_least=0)
+    anneal_learning_rate: bool = True
+    gamma: float = traced(0.99, at_least=0, at_most=1)
+    clip: float = traced(0.2, above=0)
+    clip_high: float = traced(0.2, above=0)
+    kl_coef: float = traced(0.0, at_least=0)
+    entropy_coef: float = traced(0.01, at_least=0)
+    max_grad_norm: float = traced(0.5, above=0)
+    adam_epsilon: float = traced(1e-5, above=0)
+    reference_interval: int = traced(1, at_least=1)  # updates
+    credit: str = static("to_go", one_of=CREDITS)  # what a step has to do with
+    baseline: str = static("others", one_of=BASELINES)  # what is taken off it
+    scale: str = static("batch", one_of=SCALES)  # what it is divided by, the spread of the outcomes
+    weights: str = static("step", one_of=WEIGHTS)  # what counts the same in the mean
+    ratio: str = static("step", one_of=RATIOS)  # what the ratio of probabilities is of
+    drop_degenerate: bool = static(False)  # leave groups out that have nothing to tell, and count the others for them
+    same_start: bool = static(True)
+    from_visited: bool = static(False)
+    normalize_obs: bool = static(False)
+    hidden_sizes: tuple[int, ...] = static((64, 64))
+    conv_features: tuple[int, ...] = static(())  # filters of 3 x 3 convolutions before them, for image observations
+    activation: str = static("tanh")
+
+    @property
+    def num_episodes(self) -> int:
+        return self.num_groups * self.group_size
+
+    @property
+    def steps_per_update(self) -> int:
+        return (self.num_episodes + self.from_visited * self.num_groups) * self.num_steps
+
+
+@pytree
+class State:
+    params: dict  # of the actor
+    reference: dict  # its params some updates ago
+    opt_state: optax.OptState
+    obs_stats: Statistics
+    num_updates: jax.Array
+    key: jax.Array
+
+
+@pytree
+class Recorded:
+    """What the loss needs of the moment of acting."""
+
+    action: jax.Array  # in unit coordinates, before clipping
+    log_prob: jax.Array
+
+
+@pytree
+class Batch:
+    obs: jax.Array  # normalised
+    action: jax.Array
+    log_prob: jax.Array
+    reference: object  # the distribution that the reference policy has there
+    advantage: jax.Array
+    weight: jax.Array  # of the step in the mean over all episodes
+    alive: jax.Array
+
+
+def networks(config, env):
+    """The actor."""
+    torso = Torso(env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
+    return Actor(env.action_space, torso)
+
+
+def optimizer(config, learning_rate):
+    clip, adam = optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate, eps=config.adam_epsilon)
+    return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
+
+
+def init(config, env, key):
+    check_horizon(env, config.num_steps)
+    check_divides(config.num_episodes, config.num_minibatches, "num_groups * group_size")
+    key, params_key, env_key = jax.random.split(key, 3)
+    obs = env.reset(env_key).obs
+    params = initialize(params_key, obs, actor=(networks(config, env), 0.01))
+    return State(
+        params=params,
+        reference=params,
+        opt_state=optimizer(config, config.learning_rate).init(params),
+        obs_stats=statistics(env.observation_space.shape),
+        num_updates=jnp.int32(0),
+        key=key,
+    )
+
+
+def normalized(config, state, obs):
+    """What the networks see of an observation."""
+    return normalize(state.obs_stats, obs) if config.normalize_obs else obs
+
+
+def act(config, env, state, obs, key, deterministic=False):
+    """The environment's action for obs `[N * G, O]`, and what the loss will need of it."""
+    pi = networks(config, env).apply(state.params["actor"], normalized(config, state, obs))
+    action = pi.mode() if deterministic else pi.sample(key)
+    return rescale(env.action_space, action), Recorded(action, pi.log_prob(action))
+
+
+def objective(config, log_ratio, advantage, progress):
+    """Policy loss of each step; `progress` through the run is in [0, 1]."""
+    return clipped_surrogate(log_ratio, advantage, config.clip, config.clip_high)
+
+
+def loss(params, config, env, batch, progress, objective=objective):
+    """Loss of one minibatch of episodes `[B, T]`, and its parts."""
+    pi = networks(config, env).apply(params["actor"], batch.obs)
+    of_step = jnp.where(batch.alive, pi.log_prob(batch.action) - batch.log_prob, 0.0)
+    log_ratio = RATIOS[config.ratio](of_step, batch.alive)
+    mean = lambda x: config.num_minibatches * (batch.weight * jnp.where(batch.alive, x, 0.0)).sum()
+    policy_loss = mean(objective(config, log_ratio, batch.advantage, progress))
+    entropy, kl = mean(pi.entropy()), mean(pi.kl(batch.reference))
+    return policy_loss + config.kl_coef * kl - config.entropy_coef * entropy, {
+        "policy_loss": policy_loss,
+        "entropy": entropy,
+        "kl_reference": kl,
+        "approx_kl": mean(approx_kl(of_step)),
+        "clip_fraction": mean((jnp.expm1(log_ratio) < -config.clip) | (jnp.expm1(log_ratio) > config.clip_high)),
+    }
+
+
+def starts(config, env, state, key):
+    """The states `[N * G]` that the episodes of an update start from, group by group."""
+    reset_key, visit_key = jax.random.split(key)
+    if not config.same_start:
+        return reset(env, reset_key, config.num_episodes)
+    start = reset(env, reset_key, config.num_groups)
+    if config.from_visited:
+        start = groups.visited(env, partial(act, config, env, state), start, visit_key, config.num_steps)
+    return groups.clone(start, config.group_size)
+
+
+def advantages(config, reward, alive):
+    """Of every step, `[N, G, T]`, whether a group has nothing to tell, `[N]`, and the weight of every step."""
+    credit = CREDITS[config.credit](reward, alive, config.gamma)
+    scale = SCALES[config.scale](groups.outcomes(reward, alive, config.gamma)[..., 0])
+    advantage = (credit - BASELINES[config.baseline](credit, alive.sum(axis=-1))) / scale[..., None]
+    degenerate, weight = groups.agree(credit), WEIGHTS[config.weights](alive)
+    if config.drop_degenerate:
+        tells = ~degenerate[:, None, None]
+        weight *= tells * config.num_groups / jnp.maximum(tells.sum(), 1)
+    return jnp.where(alive, advantage, 0.0), degenerate, weight
+
+
+def update(config, env, state, *, objective: Callable = objective):
+    """Groups of episodes and the epochs of gradient steps on them; `objective` may be any callable pytree like it."""
+    key, start_key, play_key, shuffle_key = jax.random.split(state.key, 4)
+    start = starts(config, env, state, start_key)
+    _, traj, alive = episodes(env, partial(act, config, env, state), start, play_key, config.num_steps)
+    grouped = partial(groups.by_group, group_size=config.group_size)
+    advantage, degenerate, weight = advantages(config, grouped(traj.reward), grouped(alive))
+
+    by_episode = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)  # [T, N * G] as [N * G, T]
+    obs, recorded, alive = by_episode((normalized(config, state, traj.obs), traj.recorded, alive))
+    reference = networks(config, env).apply(state.reference["actor"], obs)
+    flat = lambda x: x.reshape(config.num_episodes, -1)
+    data = Batch(obs, recorded.action, recorded.log_prob, reference, flat(advantage), flat(weight), alive)
+    progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
+    learning_rate = config.learning_rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
+
+    def step(carry, batch):
+        params, opt_state = carry
+        grads, parts = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
+        parts["grad_norm"] = jnp.linalg.norm(ravel_pytree(grads)[0])
+        updates, opt_state = optimizer(config, learning_rate).update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), parts
+
+    def epoch(carry, order):
+        return jax.lax.scan(step, carry, jax.tree.map(lambda x: x[order], data))
+
+    orders = minibatches(shuffle_key, config.num_episodes, config.num_minibatches, config.num_epochs)
+    (params, opt_state), parts = jax.lax.scan(epoch, (state.params, state.opt_state), orders)
+    metrics = {
+        **episode_metrics(traj),
+        **jax.tree.map(jnp.mean, parts),
+        "degenerate_fraction": degenerate.mean(),
+        "alive_steps": alive.sum(),
+        "learning_rate": learning_rate,
+    }
+    fresh = (state.num_updates + 1) % config.reference_interval == 0
+    reference = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), params, state.reference)
+    obs_stats = update_statistics(state.obs_stats, traj.obs) if config.normalize_obs else state.obs_stats
+    return State(params, reference, opt_state, obs_stats, state.num_updates + 1, key), metrics
+
+
+if __name__ == "__main__":
+    from rlx.cli import run_file
+
+    run_file(__file__)

@@ -1,0 +1,196 @@
+"""Groups of episodes from one start: cloning states, advantages without a critic, and how much each step counts.
+
+Axes: N groups, G members, T time. `alive` `[N, G, T]` is True for the steps of an episode, the one that ends it
+included; what the others hold is never read. Episodes that have ended count with a return of 0 from there on.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from rlx.env import Env, EnvState
+from rlx.rollout import episodes
+
+P = TypeVar("P")
+
+
+def clone(states: P, num: int) -> P:
+    """`num` copies of each of the states `[N, ...]`, next to each other: `[N * num, ...]`."""
+    return jax.tree.map(lambda x: jnp.repeat(x, num, axis=0), states)
+
+
+def visited(env: Env, policy: Callable, env_state: EnvState, key: jax.Array, num_steps: int) -> EnvState:
+    """A state of each of `N` episodes, `[N]`, uniform over those that were acted on in its first `num_steps`.
+
+    The state of step t (from 0) takes the place of the one kept so far with probability `1 / (t + 1)`.
+
+    Source: Vitter 1985, Random sampling with a reservoir, ACM TOMS 11(1), algorithm R for one item.
+    """
+    choice_key, act_key, env_key = jax.random.split(key, 3)
+    num_envs = env_state.time.shape[0]
+
+    def step(carry, x):
+        env_state, kept, alive = carry
+        time, act_key, env_key, choice_key = x
+        take = alive & (jax.random.uniform(choice_key, (num_envs,)) * (time + 1) < 1)
+        kept = jax.tree.map(lambda new, old: jax.vmap(jnp.where)(take, new, old), env_state, kept)
+        action, _ = policy(env_state.obs, act_key)
+        env_state, transition = jax.vmap(env.advance)(jax.random.split(env_key, num_envs), env_state, action)
+        return (env_state, kept, alive & ~transition.done), None
+
+    keys = (jax.random.split(k, num_steps) for k in (act_key, env_key, choice_key))
+    start = (env_state, env_state, jnp.ones(num_envs, bool))
+    return jax.lax.scan(step, start, (jnp.arange(num_steps), *keys))[0][1]
+
+
+def monte_carlo_values(
+    env: Env, policy: Callable, env_state: EnvState, key: jax.Array, num_copies: int, num_steps: int, gamma: jax.Array
+) -> jax.Array:
+    """Values `[N]` of any states `[N]` under a policy: mean discounted return of `num_copies` episodes from each.
+
+    An episode that is not over after `num_steps` counts with what it has got by then; one that a time limit ends, with
+    what it has got by that.
+
+    Source: Kazemnejad et al. 2024, VinePPO, arXiv:2410.01679, section 4.
+    """
+    _, traj, alive = episodes(env, policy, clone(env_state, num_copies), key, num_steps)
+    reward, alive = (by_group(x, num_copies) for x in (traj.reward, alive))
+    return returns_to_go(reward, alive, gamma)[..., 0].mean(axis=1)
+
+
+def by_group(x: jax.Array, group_size: int) -> jax.Array:
+    """What a rollout has as `[T, N * G, ...]` as `[N, G, T, ...]`."""
+    x = x.reshape(x.shape[0], -1, group_size, *x.shape[2:])
+    return jnp.moveaxis(x, 0, 2)
+
+
+def returns_to_go(reward: jax.Array, alive: jax.Array, gamma: jax.Array) -> jax.Array:
+    """`sum_{k >= t} gamma^(k - t) r_k` over the steps of the episode, `[..., T]`; 0 after its end."""
+    chex.assert_equal_shape([reward, alive])
+    rewards = jnp.moveaxis(jnp.where(alive, reward, 0.0), -1, 0)
+    step = lambda later, reward: (reward + gamma * later,) * 2
+    return jnp.moveaxis(jax.lax.scan(step, jnp.zeros_like(rewards[0]), rewards, reverse=True)[1], 0, -1)
+
+
+def outcomes(reward: jax.Array, alive: jax.Array, gamma: jax.Array) -> jax.Array:
+    """`sum_k gamma^k r_k` of the whole episode for every step of it, `[..., T]`."""
+    return jnp.broadcast_to(returns_to_go(reward, alive, gamma)[..., :1], reward.shape)
+
+
+def standardized_to_go(reward: jax.Array, alive: jax.Array, gamma: jax.Array) -> jax.Array:
+    """`returns_to_go` of `standardize_rewards`, `[N, G, T]`: what rewards of the process give to the steps before them.
+
+    Source: Shao et al. 2024, DeepSeekMath, arXiv:2402.03300, section 4.1.3, which has gamma = 1.
+    """
+    return returns_to_go(standardize_rewards(reward, alive), alive, gamma)
+
+
+def standardize_rewards(reward: jax.Array, alive: jax.Array, epsilon: float = 1e-4) -> jax.Array:
+    """`(r - mean) / (std + epsilon)` over all steps of a group's episodes, `[N, G, T]`; 0 after their ends.
+
+    Constant rewards give 0 everywhere.
+    """
+    num = alive.sum((1, 2), keepdims=True)
+    mean = jnp.where(alive, reward, 0.0).sum((1, 2), keepdims=True) / num
+    deviation = jnp.where(alive, reward - mean, 0.0)
+    return deviation / (jnp.sqrt((deviation**2).sum((1, 2), keepdims=True) / num) + epsilon)
+
+
+def no_baseline(credit: jax.Array, length: jax.Array) -> jax.Array:
+    """0, `[1, 1, 1]`."""
+    return jnp.zeros((1, 1, 1))
+
+
+def group_mean(credit: jax.Array, length: jax.Array) -> jax.Array:
+    """`mean_j C_j` over the members of a group, itself included: `[N, 1, T]` of credit `[N, G, T]`.
+
+    The gradient it gives is `(G - 1) / G` of the true one. Source: Shao et al. 2024, arXiv:2402.03300, section 4.1.2.
+    """
+    return credit.mean(axis=1, keepdims=True)
+
+
+def leave_one_out(credit: jax.Array, length: jax.Array) -> jax.Array:
+    """`mean_{j != i} C_j` for member i, `[N, G, T]`: unbiased, as it does not depend on what i did.
+
+    Source: Kool et al. 2019, Buy 4 REINFORCE samples, get a baseline for free; Ahmadian et al. 2024, arXiv:2402.14740,
+    section 3.
+    """
+    return (credit.sum(axis=1, keepdims=True) - credit) / (credit.shape[1] - 1)
+
+
+def length_weighted(credit: jax.Array, length: jax.Array) -> jax.Array:
+    """`sum_j L_j C_j / sum_j L_j` with the lengths `[N, G]` of the episodes, `[N, 1, T]`.
+
+    Of least variance where the squared norm of an episode's score grows with its length. Source: Hao et al. 2025, OPO,
+    arXiv:2505.23585, section 3.
+    """
+    weight = length / length.sum(axis=1, keepdims=True)
+    return (weight[..., None] * credit).sum(axis=1, keepdims=True)
+
+
+def group_std(outcome: jax.Array, epsilon: float = 1e-4) -> jax.Array:
+    """`std_i R_i + epsilon` of each group, `[N, 1]` of outcomes `[N, G]`, with Bessel's correction.
+
+    Dividing by it gives groups whose outcomes hardly differ as much weight as those that differ most.
+    """
+    return outcome.std(axis=1, ddof=1, keepdims=True) + epsilon
+
+
+def batch_std(outcome: jax.Array, epsilon: float = 1e-4) -> jax.Array:
+    """`std R + epsilon` over all outcomes `[N, G]`, `[1, 1]`, with Bessel's correction."""
+    return outcome.std(ddof=1, keepdims=True) + epsilon
+
+
+def no_scale(outcome: jax.Array) -> jax.Array:
+    """1, `[1, 1]`."""
+    return jnp.ones((1, 1))
+
+
+def agree(credit: jax.Array, tolerance: float = 1e-6) -> jax.Array:
+    """Whether all members of a group have the same credit at every time, `[N]`: there is nothing to learn from it."""
+    return (credit.max(axis=1) - credit.min(axis=1)).max(axis=-1) <= tolerance
+
+
+def per_trajectory(alive: jax.Array) -> jax.Array:
+    """Weights `1 / (L_i N G)` of the steps `[N, G, T]`: every episode counts the same, and its steps share that."""
+    length = alive.sum(axis=-1, keepdims=True)
+    return alive / jnp.maximum(length, 1) / (alive.shape[0] * alive.shape[1])
+
+
+def per_step(alive: jax.Array) -> jax.Array:
+    """Weights `1 / sum_i L_i` of the steps `[N, G, T]`: every step counts the same.
+
+    Source: Yu et al. 2025, DAPO, arXiv:2503.14476, section 3.3.
+    """
+    return alive / jnp.maximum(alive.sum(), 1)
+
+
+def constant(alive: jax.Array) -> jax.Array:
+    """Weights `1 / (N G T)` of the steps `[N, G, T]`: every step counts the same, however many there are.
+
+    Source: Liu et al. 2025, Dr. GRPO, arXiv:2503.20783, section 3.2.
+    """
+    return alive / alive.size
+
+
+def of_step(log_ratio: jax.Array, alive: jax.Array) -> jax.Array:
+    """`log rho_t` as it is."""
+    return log_ratio
+
+
+def geometric_mean(log_ratio: jax.Array, alive: jax.Array) -> jax.Array:
+    """`1 / L sum_t log rho_t` for every step of an episode, `[..., T]`.
+
+    Source: Zheng et al. 2025, GSPO, arXiv:2507.18071, section 4.1.
+    """
+    total = jnp.where(alive, log_ratio, 0.0).sum(axis=-1, keepdims=True)
+    return jnp.broadcast_to(total / jnp.maximum(alive.sum(axis=-1, keepdims=True), 1), log_ratio.shape)
+
+
+def product(log_ratio: jax.Array, alive: jax.Array) -> jax.Array:
+    """`sum_t log rho_t`, of the whole episode, for every step of it, `[..., T]`."""
+    total = jnp.where(alive, log_ratio, 0.0).sum(axis=-1, keepdims=True)
+    return jnp.broadcast_to(total, log_ratio.shape)
