@@ -91,8 +91,9 @@ def test_the_loss_is_its_equation(small, cartpole, batch, ratio):
 def test_steps_after_the_end_change_nothing(small, cartpole, batch):
     batch, _, params = batch
     assert not batch.alive.all()
-    junk = lambda x: jnp.where(batch.alive.reshape(12, 24, *[1] * (x.ndim - 2)), x, jnp.asarray(7, x.dtype))
+    junk = lambda x: jnp.where(batch.alive.reshape(12, 24, *[1] * (x.ndim - 2)), x, jnp.asarray(1, x.dtype))
     changed = replace(jax.tree.map(junk, batch), weight=batch.weight, alive=batch.alive)
+    changed = replace(changed, log_prob=jnp.where(batch.alive, batch.log_prob, -1e4))  # a ratio of infinity
     loss = jax.jit(jax.value_and_grad(lambda p, b: grpo.loss(p, small, cartpole, b, 0.0)[0]))
     jax.tree.map(np.testing.assert_array_equal, loss(params, changed), loss(params, batch))
 
