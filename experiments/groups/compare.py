@@ -1,0 +1,179 @@
+"""Does it help that the members of a group start from the same state, and how many should there be?
+
+    python experiments/groups/compare.py
+    python experiments/groups/compare.py --task CartPole-v1
+
+Trains GRPO with groups of 2, 4, 8 and 16, which share their start or do not, and PPO after the same number of steps;
+then draws the figure and writes the table of README.md. What has a result is left alone, and what was interrupted is
+gone on with.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import matplotlib
+import numpy as np
+from rich.console import Console
+
+import rlx
+from rlx.algos import grpo, ppo
+from rlx.lanes import use_all_cores
+from rlx.presets import preset
+from rlx.report import curve, interval, iqm
+from rlx.run import write_json
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "gymnax", "brax")
+EPISODES = 64  # of an update, whatever the size of a group
+SIZES = (2, 4, 8, 16)
+STARTS = {True: "same state", False: "same task"}
+
+
+@dataclass(frozen=True)
+class Task:
+    env: str
+    total_steps: int
+    horizon: int
+    seeds: int = 10
+
+
+TASKS = {
+    "CartPole-v1": Task("gymnax/CartPole-v1", 1_000_000, 500),
+    "Acrobot-v1": Task("gymnax/Acrobot-v1", 1_000_000, 500),
+    "reacher": Task("brax/reacher", 1_000_000, 100, seeds=5),
+}
+
+
+def train(algorithm: Any, task: Task, points: list[dict[str, Any]], fixed: dict[str, Any], directory: Path) -> list:
+    """What the lanes of a sweep over points and seeds came to, by point."""
+    config = preset(algorithm, task.env, total_steps=task.total_steps, **fixed)
+    env = rlx.envs.make(task.env, max_steps=task.horizon)
+    found = rlx.sweep(
+        algorithm, config, env, points, num_seeds=task.seeds, directory=directory, console=Console(), memory=2 * 2**30
+    )
+    return [
+        result(point, [lane for lane in found.lanes if lane["configuration"] == i], config)
+        for i, point in enumerate(points)
+    ]
+
+
+def result(point: dict[str, Any], lanes: list[dict[str, Any]], config: Any) -> dict[str, Any]:
+    """Returns of the final policies over whole episodes, acting deterministically, and of training."""
+    returns = np.array([lane["return_mean"] for lane in lanes], np.float64)
+    names = ("step", "episode_return", "num_episodes")
+    line = curve(*([np.array(lane["curve"][name], np.float64) for lane in lanes] for name in names))
+    return {
+        "point": point,
+        "steps": lanes[0]["planned_steps"],
+        "seeds": [lane["seed"] for lane in lanes],
+        "died": sum(lane["died_at"] is not None for lane in lanes),
+        "returns": returns.tolist(),
+        "iqm": interval([returns], iqm),
+        "mean_of_curve": float(line.value.mean()),
+        "curve": {key: np.round(x, 2).tolist() for key, x in line._asdict().items()},
+        "config": asdict(config) | point,
+    }
+
+
+def measure(task: Task, directory: Path) -> dict[str, Any]:
+    """GRPO for every size of a group with both kinds of starts, and PPO."""
+    points = [
+        {"num_groups": EPISODES // size, "group_size": size, "same_start": same} for same in STARTS for size in SIZES
+    ]
+    return {
+        "env": task.env,
+        "horizon": task.horizon,
+        "grpo": train(grpo, task, points, {"num_steps": task.horizon}, directory / "grpo"),
+        "ppo": train(ppo, task, [{}], {}, directory / "ppo")[0],
+        "versions": {package: version(package) for package in PACKAGES},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def draw(results: dict[str, dict], path: Path) -> None:
+    """Two panels a task: evaluation against the size of a group, and learning curves beside PPO's."""
+    size = {"figsize": (9, 3 * len(results) + 0.6), "layout": "constrained", "squeeze": False}
+    figure, panels = plt.subplots(len(results), 2, **size)
+    for (ends, curves), (task, found) in zip(panels, results.items(), strict=True):
+        band = found["ppo"]["iqm"]
+        ends.axhline(band["value"], color="grey", lw=1, label="PPO")
+        ends.axhspan(band["low"], band["high"], color="grey", alpha=0.15, lw=0)
+        for color, (same, label) in zip(("C0", "C3"), STARTS.items(), strict=True):
+            rows = [row for row in found["grpo"] if row["point"]["same_start"] == same]
+            value, low, high = (np.array([row["iqm"][key] for row in rows]) for key in ("value", "low", "high"))
+            place = np.arange(len(SIZES)) + 0.08 * (-1 if same else 1)
+            ends.errorbar(place, value, [value - low, high - value], color=color, fmt="o-", capsize=3, label=label)
+            for row, shade in zip(rows, np.linspace(0.35, 1, len(rows)), strict=True):
+                curves.plot(row["curve"]["steps"], row["curve"]["value"], color=color, alpha=shade, lw=1.3)
+        curves.plot(found["ppo"]["curve"]["steps"], found["ppo"]["curve"]["value"], color="grey", lw=1.3)
+        ends.set(title=task, xlabel="members of a group", ylabel="evaluation return, IQM")
+        ends.set_xticks(range(len(SIZES)), SIZES)
+        curves.set(xlabel="steps, with those after ends", ylabel="return in training, IQM")
+        for axes in (ends, curves):
+            axes.grid(alpha=0.3)
+    panels[0, 0].legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def table(results: dict[str, dict]) -> str:
+    """Evaluation returns in Markdown: a row a task, a kind of start and a size."""
+    lines = [["task", "members", "starts", "seeds", "evaluation, IQM [95 %]", "mean of the training curve"]]
+    lines.append(["---", "--:", "---", "--:", "--:", "--:"])
+    for task, found in results.items():
+        rows = [(row["point"]["group_size"], STARTS[row["point"]["same_start"]], row) for row in found["grpo"]]
+        for members, starts, row in [*rows, ("PPO", "", found["ppo"])]:
+            estimate = "{value:.1f} [{low:.1f}, {high:.1f}]".format(**row["iqm"])
+            cells = [task, str(members), starts, str(len(row["seeds"])), estimate, f"{row['mean_of_curve']:.1f}"]
+            lines.append(cells)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main(
+    task: Literal[*TASKS] | None = None,
+    short: bool = False,
+    out: Path = HERE / "results",
+    runs: Path = Path("runs/groups"),
+) -> None:
+    """Measures what has no result yet, then draws the figure and writes the table.
+
+    Args:
+        task: only this one.
+        short: one update of two seeds, to see that everything works; the results stay below `runs`.
+        out: folder of the results; remove a file, and its folder below `runs`, to have it measured again.
+        runs: folder of what training leaves behind.
+    """
+    use_all_cores()
+    figure, readme = HERE / "groups.png", HERE / "README.md"
+    if short:
+        runs = runs / "short"
+        out, figure, readme = runs / "results", runs / "groups.png", runs / "README.md"
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {name: out / f"{name}.json" for name in TASKS}
+    for name, path in paths.items():
+        if path.exists() or task not in (None, name):
+            continue
+        chosen = TASKS[name]
+        if short:
+            chosen = Task(chosen.env, EPISODES * 20, 20, seeds=2)
+        write_json(path, {"task": name} | measure(chosen, runs / name))
+    results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    if results:
+        draw(results, figure)
+        text = readme.read_text() if readme.exists() else "<!-- table -->\n<!-- end -->\n"
+        pattern = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", re.DOTALL)
+        readme.write_text(pattern.sub(lambda _: table(results), text))
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
