@@ -6,7 +6,8 @@
 All seeds of a task train in one program, as lanes that are spread over the devices; on a CPU there is one virtual
 device a core. Then every seed plays whole episodes, deterministically. A task whose result is there is skipped.
 
-An off-policy run does not depend on how long it will be, so its tasks at fewer steps are the same runs on their way.
+Where nothing is annealed a run does not depend on how long it will be: tasks at fewer steps are the same runs on their
+way.
 """
 
 import json
@@ -58,8 +59,8 @@ TASKS = {
     "halfcheetah-200k": Task("brax/halfcheetah", 200_000, {"backend": "spring"}, seeds=5),
     "halfcheetah-500k": Task("brax/halfcheetah", 500_000, {"backend": "spring"}, seeds=5),
 }
-# Of algorithms that keep what they have seen, and need less of it.
-OFF_POLICY = {
+# Of algorithms that need fewer steps for these, or more.
+OWN = {
     "sac": {
         "Pendulum-v1": Task("gymnax/Pendulum-v1", 20_000, at_least=-170, share=0.9, episodes=128),
         "MountainCarContinuous-v0": Task("gymnax/MountainCarContinuous-v0", 50_000, seeds=5),
@@ -70,8 +71,9 @@ OFF_POLICY = {
         "CartPole-v1": Task("gymnax/CartPole-v1", 50_000, at_least=475, share=0.9),
         "Acrobot-v1": Task("gymnax/Acrobot-v1", 50_000, at_least=-100),
     },
+    "grpo": {"CartPole-v1": Task("gymnax/CartPole-v1", 1_000_000, at_least=475, share=0.9)},
 }
-NAMES = tuple(dict.fromkeys(name for tasks in (TASKS, *OFF_POLICY.values()) for name in tasks))
+NAMES = tuple(dict.fromkeys(name for tasks in (TASKS, *OWN.values()) for name in tasks))
 
 
 def bar(task: Task, returns: np.ndarray) -> dict[str, Any] | None:
@@ -168,8 +170,9 @@ def measure(tasks: Sequence[Task], algorithm_name: str = "ppo", num_seeds: int =
 def batches(algorithm_name: str) -> list[dict[str, Task]]:
     """The tasks of an algorithm by name, those together that one run serves, fewest steps first."""
     together: dict[Any, dict[str, Task]] = {}
-    for name, task in OFF_POLICY.get(algorithm_name, TASKS).items():
-        same = (task.env, str(task.options)) if algorithm_name in OFF_POLICY else name
+    annealed = hasattr(import_module(f"rlx.algos.{algorithm_name}").Config, "anneal_learning_rate")
+    for name, task in OWN.get(algorithm_name, TASKS).items():
+        same = name if annealed else (task.env, str(task.options))
         together.setdefault(same, {})[name] = task
     return [dict(sorted(tasks.items(), key=lambda item: item[1].total_steps)) for tasks in together.values()]
 

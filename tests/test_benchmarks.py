@@ -151,13 +151,13 @@ def test_curve_weighs_seeds_equally_and_skips_stretches_without_episodes():
 
 
 def test_every_task_is_there_and_divides_its_settings():
-    from returns import OFF_POLICY, TASKS
+    from returns import OWN, TASKS
 
     import rlx
     from rlx.envs.registry import full_name
     from rlx.presets import preset
 
-    for algorithm, tasks in {"ppo": TASKS, **OFF_POLICY}.items():
+    for algorithm, tasks in {"ppo": TASKS, **OWN}.items():
         module = import_module(f"rlx.algos.{algorithm}")
         for task in tasks.values():
             assert full_name(task.env) == task.env
