@@ -25,7 +25,7 @@ import rlx.envs
 from rlx import objectives
 from rlx.env import Env, with_params
 from rlx.envs.registry import full_name
-from rlx.presets import configure, settings
+from rlx.presets import configure, settings, variant
 from rlx.replay import without_replay
 from rlx.run import (
     CHECKPOINT_SECONDS,
@@ -68,6 +68,8 @@ class Sources:
     """run directory to go on with, in its own settings; --total-steps may be raised"""
     objective: str = ""
     """policy objective in place of the algorithm's own, such as SPO; its coefficients become options"""
+    variant: str = ""
+    """settings that have a name in the algorithm's VARIANTS, such as dapo in grpo; they go before tuned ones"""
     preset: bool = True
     """start from the tuned settings"""
 
@@ -242,7 +244,7 @@ def _train_algorithm(
     env_name = full_name(sources.env) if sources.env else ""
     saved = None if sources.resume is None else read_config(sources.resume)
     if saved is None:
-        tuned = settings(_preset_file(algorithm), env_name) if env_name and sources.preset else {}
+        tuned = _tuned(algorithm, env_name, sources)
         defaults = {"config": configure(algorithm.Config, tuned)}
     else:
         if short_name(saved["algorithm"]) != short_name(algorithm_name):
@@ -328,6 +330,7 @@ def _check_resume(saved: dict[str, Any], job: Job, options: Any) -> None:
     pairs += [(name, saved["config"].get(name, value), value) for name, value in now["config"].items()]
     changed = [f"{name} = {old} -> {new}" for name, old, new in pairs if old != new]
     changed += [] if options.preset else ["--no-preset"]
+    changed += [f"--variant {options.variant}"] if options.variant else []
     if changed:
         raise ValueError(f"a resumed run keeps its settings (only --total-steps may change): {', '.join(changed)}")
 
@@ -388,6 +391,12 @@ def saved_config(algorithm: ModuleType, saved: dict[str, Any]) -> Any:
         if type(field.default) is float and field.name in values:
             values[field.name] = float(values[field.name])  # infinity is written as "inf"
     return configure(algorithm.Config, values)
+
+
+def _tuned(algorithm: ModuleType, env_name: str, sources: Sources) -> dict[str, Any]:
+    """What the options start from: the tuned settings for the environment, and those of the variant asked for."""
+    tuned = settings(_preset_file(algorithm), env_name) if env_name and sources.preset else {}
+    return tuned | (variant(algorithm, sources.variant) if sources.variant else {})
 
 
 def _preset_file(algorithm: ModuleType) -> Path:

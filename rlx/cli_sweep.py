@@ -20,7 +20,7 @@ from rlx.cli import (
     _configure_jax,
     _new_directory,
     _parse,
-    _preset_file,
+    _tuned,
     _unknown,
     full_name,
     load_algorithm,
@@ -28,7 +28,7 @@ from rlx.cli import (
     saved_config,
 )
 from rlx.lanes import use_all_cores
-from rlx.presets import configure, settings
+from rlx.presets import configure
 from rlx.pytree import replace
 from rlx.run import CHECKPOINT_SECONDS, loose, read_config, read_rows, short_name
 from rlx.search import Choice, LogUniform, Uniform, parse, points, split
@@ -201,7 +201,7 @@ def _new_job(algorithm: ModuleType, algorithm_name: str, options: SweepOptions, 
     if options.halving and options.pbt:
         raise ValueError("--halving and --pbt are two ways to search: give one of them")
     env_name = full_name(options.env)
-    tuned = settings(_preset_file(algorithm), env_name) if options.preset else {}
+    tuned = _tuned(algorithm, env_name, options)
     config = configure(algorithm.Config, tuned)
     env_options = _assignments("--env-options", options.env_options)
     space = {name: _values(config, name, text, prog) for name, text in _flags(given, prog).items()}

@@ -33,12 +33,25 @@ def settings(algorithm: ModuleType | Path, env_name: str) -> dict[str, Any]:
 def preset(algorithm: ModuleType, env_name: str, **overrides: Any) -> Any:
     """The algorithm's Config with its tuned settings for an environment, and `overrides` on top.
 
-        config = rlx.preset(ppo, "gymnax/Pendulum-v1", total_steps=200_000)
+        config = preset(ppo, "gymnax/Pendulum-v1", total_steps=200_000)
 
     Raises:
         ValueError: for a field that the Config does not have.
     """
     return configure(algorithm.Config, settings(algorithm, env_name) | overrides)
+
+
+def variant(algorithm: ModuleType, name: str) -> dict[str, Any]:
+    """The Config fields that the algorithm's `VARIANTS` has under a name.
+
+    Raises:
+        ValueError: for a name that it does not have.
+    """
+    known = getattr(algorithm, "VARIANTS", {})
+    if name not in known:
+        there = f"there are {', '.join(known)}" if known else "this algorithm has none"
+        raise ValueError(f"unknown variant {name!r}: {there}")
+    return dict(known[name])
 
 
 def configure(config_class: type, values: dict[str, Any]) -> Any:

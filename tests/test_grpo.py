@@ -1,6 +1,7 @@
 """GRPO: its loss, its variants, what groups share, one program for all traced settings, resuming."""
 
 import dataclasses
+import json
 from functools import partial
 
 import jax
@@ -10,10 +11,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import rlx
-from rlx import groups, replace, stack
+from rlx import cli, groups, replace, stack
 from rlx.algos import grpo
 from rlx.pytree import is_static
 from rlx.rollout import episodes
+from rlx.run import read_rows
 
 SIZES = {"num_groups": 3, "group_size": 4, "num_steps": 24, "num_epochs": 2, "num_minibatches": 2}
 
@@ -284,6 +286,18 @@ def test_every_static_config_field_changes_the_program(small, name):
 
     assert getattr(small, name) != CHANGED[name]
     assert program(replace(small, **{name: CHANGED[name]})) != program(small)
+
+
+def test_a_variant_is_where_the_options_of_the_command_line_start(tmp_path):
+    small = ["--num-groups", "2", "--group-size", "2", "--num-steps", "8", "--num-minibatches", "2"]
+    short = ["--total-steps", "64", "--eval-episodes", "2", "--env-options", "max_steps=8", "--no-compile-cache"]
+    command = ["grpo", "--env", "CartPole-v1", "--variant", "rloo", *small, *short]
+    cli.main(["train", *command, "--baseline", "length", "--out", str(tmp_path / "run")])
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (saved["config"]["ratio"], saved["config"]["baseline"]) == ("product", "length")
+    assert saved["preset"] == grpo.VARIANTS["rloo"]
+    cli.main(["sweep", *command, "--clip", "0.1,0.2", "--out", str(tmp_path / "sweep")])
+    assert [row["config"]["ratio"] for row in read_rows(tmp_path / "sweep" / "lanes.jsonl")] == ["product"] * 2
 
 
 BAD = {
