@@ -223,10 +223,10 @@ def update(config, env, state, *, objective: Callable = objective):
     advantage, degenerate, weight = advantages(config, grouped(traj.reward), grouped(alive))
 
     by_episode = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)  # [T, N * G] as [N * G, T]
-    obs, recorded, alive = by_episode((normalized(config, state, traj.obs), traj.recorded, alive))
+    obs, recorded, counts = by_episode((normalized(config, state, traj.obs), traj.recorded, alive))
     reference = networks(config, env).apply(state.reference["actor"], obs)
     flat = lambda x: x.reshape(config.num_episodes, -1)
-    data = Batch(obs, recorded.action, recorded.log_prob, reference, flat(advantage), flat(weight), alive)
+    data = Batch(obs, recorded.action, recorded.log_prob, reference, flat(advantage), flat(weight), counts)
     progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
     learning_rate = config.learning_rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
 
@@ -251,7 +251,7 @@ def update(config, env, state, *, objective: Callable = objective):
     }
     fresh = (state.num_updates + 1) % config.reference_interval == 0
     reference = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), params, state.reference)
-    obs_stats = update_statistics(state.obs_stats, traj.obs) if config.normalize_obs else state.obs_stats
+    obs_stats = update_statistics(state.obs_stats, traj.obs, alive) if config.normalize_obs else state.obs_stats
     return State(params, reference, opt_state, obs_stats, state.num_updates + 1, key), metrics
 
 

@@ -69,7 +69,7 @@ class Sources:
     objective: str = ""
     """policy objective in place of the algorithm's own, such as SPO; its coefficients become options"""
     variant: str = ""
-    """settings that have a name in the algorithm's VARIANTS, such as dapo in grpo; they go before tuned ones"""
+    """settings that have a name in the algorithm's VARIANTS, such as dapo in grpo, over tuned ones"""
     preset: bool = True
     """start from the tuned settings"""
 

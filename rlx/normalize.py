@@ -23,8 +23,8 @@ def statistics(shape: tuple[int, ...] = ()) -> Statistics:
     return Statistics(jnp.zeros(shape), jnp.ones(shape), jnp.float32(0))
 
 
-def update_statistics(stats: Statistics, batch: jax.Array) -> Statistics:
-    """The statistics after `batch` `[..., *feature shape]`, all leading axes pooled.
+def update_statistics(stats: Statistics, batch: jax.Array, where: jax.Array | None = None) -> Statistics:
+    """The statistics after `batch` `[..., *feature shape]`, all leading axes pooled; those `where` is False left out.
 
         d = mean_b - mean,  n' = n + n_b,  mean' = mean + d n_b / n'
         var' = (n var + n_b var_b + d^2 n n_b / n') / n'
@@ -35,7 +35,9 @@ def update_statistics(stats: Statistics, batch: jax.Array) -> Statistics:
     chex.assert_shape(batch, (..., *stats.mean.shape))
     batch = batch.astype(jnp.float32).reshape(-1, *stats.mean.shape)
     num = batch.shape[0]
-    mean, variance = batch.mean(axis=0), batch.var(axis=0)
+    if where is not None:
+        num, where = where.sum(), where.reshape(-1, *[1] * stats.mean.ndim)
+    mean, variance = batch.mean(axis=0, where=where), batch.var(axis=0, where=where)
     count = stats.count + num
     delta = mean - stats.mean
     weight = num / count

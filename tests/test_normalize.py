@@ -46,6 +46,13 @@ def test_all_leading_axes_are_pooled_and_features_are_not():
     assert_statistics_of(stats, data)
 
 
+def test_what_is_left_out_does_not_count():
+    data, where = batches(0, [24])[0], np.random.default_rng(0).random(24) < 0.5
+    junk = np.where(where[:, None], data, np.float32(np.nan)).reshape(4, 6, 3)
+    stats = update_statistics(statistics((3,)), jnp.asarray(junk), jnp.asarray(where.reshape(4, 6)))
+    assert_statistics_of(stats, data[where])
+
+
 def test_scalar_statistics_pool_everything():
     data = batches(0, [24], ())[0]
     assert_statistics_of(update_statistics(statistics(), jnp.asarray(data.reshape(4, 6))), data)
