@@ -4,15 +4,18 @@ from typing import Any
 
 from rlx.env import Env
 
-NAMES = ("MultiGoal", "GridWorld", "PointMaze-medium", "PointMaze-large")
+SEQUENCES = ("Reverse", "Sort", "ModularAddition", "Countdown")
+NAMES = ("MultiGoal", "GridWorld", "PointMaze-medium", "PointMaze-large", *SEQUENCES)
 
 
 def make(name: str, **options: Any) -> Env:
-    """`options`: for GridWorld `layout=`."""
-    from rlx.envs import gridworld, multigoal, pointmaze
+    """`options`: for GridWorld `layout=`, for sequences their sizes, see `sequences.make`."""
+    from rlx.envs import gridworld, multigoal, pointmaze, sequences
 
     if name == "MultiGoal":
         return multigoal.make(**options)
     if name == "GridWorld":
         return gridworld.make(**options)
+    if name in SEQUENCES:
+        return sequences.make(name, **options)
     return pointmaze.make(name.removeprefix("PointMaze-"), **options)

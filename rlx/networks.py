@@ -98,7 +98,7 @@ def action_size(space: Space) -> int:
 class Torso(nn.Module):
     """Observations `[..., *observation shape]` to features `[..., hidden_sizes[-1]]`.
 
-    Integer observations are one-hot encoded. Images `[H, W, C]` go through 3 x 3 convolutions when there are
+    Categories are one-hot encoded. Images `[H, W, C]` go through 3 x 3 convolutions when there are
     `conv_features`; everything is then flattened, joined by what else is given (vectors `[..., n]`, leading axes are
     broadcast), and goes through dense layers, with `layer_norm` before each activation.
     """
@@ -112,11 +112,10 @@ class Torso(nn.Module):
     @nn.compact
     def __call__(self, obs: jax.Array, *others: jax.Array) -> jax.Array:
         space, act = self.observation_space, activation(self.activation)
-        if isinstance(space, Discrete):
-            if not jnp.issubdtype(obs.dtype, jnp.integer):
-                raise ValueError("categories (Discrete) cannot be normalised: leave normalize_obs off")
-            obs = jax.nn.one_hot(obs, space.n)
-        batch_shape = obs.shape[: obs.ndim - (len(space.shape) or 1)]
+        if isinstance(space, Discrete) and not jnp.issubdtype(obs.dtype, jnp.integer):
+            raise ValueError("categories (Discrete) cannot be normalised: leave normalize_obs off")
+        batch_shape = obs.shape[: obs.ndim - len(space.shape)]
+        obs = jax.nn.one_hot(obs, space.n) if isinstance(space, Discrete) else obs
         x = obs.astype(jnp.float32)
         if self.conv_features and len(space.shape) != 3:
             raise ValueError(

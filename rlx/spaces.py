@@ -34,24 +34,21 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class Discrete:
-    """The integers `0, ..., n - 1`."""
+    """The integers `0, ..., n - 1`, or arrays of them."""
 
     n: int
     dtype: Any = jnp.int32
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return ()
+    shape: tuple[int, ...] = ()
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """Uniform over the `n` integers."""
-        return jax.random.randint(key, (), 0, self.n, self.dtype)
+        """Uniform over the `n` integers, each for itself."""
+        return jax.random.randint(key, self.shape, 0, self.n, self.dtype)
 
     def contains(self, x: Any) -> jax.Array:
-        """Whether `x` is a scalar in range, as a boolean scalar."""
-        if jnp.shape(x) != ():
+        """Whether shape and range fit, as a boolean scalar."""
+        if jnp.shape(x) != self.shape:
             return jnp.array(False)
-        return (x >= 0) & (x < self.n)
+        return jnp.all((x >= 0) & (x < self.n))
 
 
 Space = Box | Discrete
@@ -77,5 +74,5 @@ def rescale(space: Space, action: jax.Array) -> jax.Array:
 
 
 def size(space: Space) -> int:
-    """Number of inputs that a network needs for the space: elements of a Box, categories of a Discrete."""
-    return space.n if isinstance(space, Discrete) else int(np.prod(space.shape))
+    """Number of inputs that a network needs for the space: elements of a Box, categories of each of a Discrete."""
+    return int(np.prod(space.shape, dtype=int)) * (space.n if isinstance(space, Discrete) else 1)

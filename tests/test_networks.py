@@ -169,6 +169,13 @@ def test_discrete_observations_are_one_hot():
     np.testing.assert_allclose(logits.logits, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_sequences_of_categories_are_one_hot_each():
+    actor, _, params = actor_critic(Discrete(5, shape=(2,)), Discrete(3), jnp.zeros(2, jnp.int32))
+    tokens = np.array([[[0, 4]], [[3, 3]]])
+    expected = forward(params["actor"]["params"], np.eye(5)[tokens].reshape(2, 1, 10))
+    np.testing.assert_allclose(actor.apply(params["actor"], tokens).logits, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_discrete_actions_get_a_categorical_that_starts_nearly_uniform():
     actor, _, params = actor_critic(VECTOR, Discrete(4), jnp.zeros(3))
     pi = actor.apply(params["actor"], jnp.ones((6, 3)))

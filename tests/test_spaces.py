@@ -19,6 +19,7 @@ SPACES = {
     "image": Box(0.0, 1.0, (5, 5, 2)),
     "scalar": Box(-1.0, 1.0, ()),
     "discrete": Discrete(5),
+    "sequence": Discrete(5, shape=(3,)),
 }
 
 
@@ -55,6 +56,8 @@ def test_discrete_samples_cover_the_space():
         (Discrete(3), 3),
         (Discrete(3), -1),
         (Discrete(3), np.array([1])),
+        (Discrete(3, shape=(2,)), np.array([1, 3])),
+        (Discrete(3, shape=(2,)), 1),
     ],
 )
 def test_what_is_out_of_bounds_or_shape_is_not_contained(space, x):
@@ -98,5 +101,6 @@ def test_rescale_has_finite_gradients_where_a_dimension_is_unbounded():
 
 def test_size_counts_network_inputs():
     assert size(Discrete(5)) == 5
+    assert size(SPACES["sequence"]) == 15
     assert size(SPACES["image"]) == 50
     assert size(SPACES["scalar"]) == 1

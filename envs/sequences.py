@@ -1,0 +1,220 @@
+"""Tasks on sequences whose answers can be checked: an action is a token, and the reward comes with the last.
+
+An observation is the prompt and what has been answered so far, padded with 0. Action `a` writes token `a + 1`. Token
+`i + 1` is the symbol or number i; in Countdown the last four are `+`, `-`, `*` and the end of the answer. How hard a
+problem is are parameters, up to sizes that `make` fixes.
+
+- Reverse: the prompt's symbols from the last to the first.
+- Sort: the prompt's symbols in order.
+- ModularAddition: `(a + b) mod m` of the two numbers of the prompt, one token.
+- Countdown: an expression in postfix notation (`3 4 + 2 *`) of the prompt's first numbers, each at most once, whose
+  value is the prompt's last. Every problem has a solution.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlx.env import Env
+from rlx.pytree import pytree, static
+from rlx.spaces import Discrete
+
+NUMBERS = 100  # of Countdown: 0 to 99, which have the tokens 1 to 100
+PLUS, MINUS, TIMES, END = range(NUMBERS + 1, NUMBERS + 5)
+
+
+@pytree
+class Copying:
+    """Parameters of Reverse and Sort."""
+
+    length: int = 8  # symbols of a prompt
+    num_symbols: int = 10
+    partial: float = 0.0  # of the reward of 1: the part for the share of tokens that are right, if not all are
+
+
+@pytree
+class Adding:
+    """Parameters of ModularAddition."""
+
+    modulus: int = 23
+
+
+@pytree
+class Counting:
+    """Parameters of Countdown."""
+
+    count: int = 3  # numbers of a prompt
+    largest: int = 10  # and from 1 to which
+
+
+@pytree
+class State:
+    tokens: jax.Array  # int32 [P + A], the observation
+    answer: jax.Array  # int32 [A], one that is right
+    time: jax.Array  # int32
+
+
+@pytree
+class Sequences:
+    """A task, by `problem(key, params) -> prompt [P], answer [A]` and `grade(prompt, given [A], answer, params)`."""
+
+    default_params: Any
+    problem: Callable = static()
+    grade: Callable = static()
+    vocabulary: int = static(2)  # with 0
+    prompt_size: int = static(1)
+    answer_size: int = static(1)
+    end: int = static(0, at_least=0)  # the token that ends an answer, beside its length; 0 where none does
+
+    def observation_space(self, params):
+        return Discrete(self.vocabulary, shape=(self.prompt_size + self.answer_size,))
+
+    def action_space(self, params):
+        return Discrete(self.vocabulary - 1)
+
+    def reset(self, key, params):
+        prompt, answer = self.problem(key, params)
+        tokens = jnp.concatenate([prompt, jnp.zeros(self.answer_size, jnp.int32)])
+        return tokens, State(tokens, answer, jnp.int32(0))
+
+    def step(self, key, state, action, params):
+        token = jnp.int32(action) + 1
+        tokens = state.tokens.at[self.prompt_size + state.time].set(token)
+        length = self.answer_size if self.end else (state.answer > 0).sum()
+        done = (state.time + 1 >= length) | (token == self.end)
+        grade = self.grade(tokens[: self.prompt_size], tokens[self.prompt_size :], state.answer, params)
+        return tokens, State(tokens, state.answer, state.time + 1), done * grade, done, jnp.array(False), {}
+
+
+def examples(env: Env, key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
+    """Solved problems: observations after the whole answer `[num, P + A]`, and which tokens are the answer's, bool."""
+    states = jax.vmap(env.environment.reset, (0, None))(jax.random.split(key, num), env.params)[1]
+    solved = states.tokens.at[:, env.environment.prompt_size :].set(states.answer)
+    return solved, (solved > 0) & (jnp.arange(solved.shape[1]) >= env.environment.prompt_size)
+
+
+def _symbols(key, params, size):
+    """Random symbols' tokens `[size]`, padded."""
+    symbols = jax.random.randint(key, (size,), 0, params.num_symbols)
+    return jnp.where(jnp.arange(size) < params.length, symbols + 1, 0)
+
+
+def _exact(prompt, given, answer, params):
+    """1 where the whole answer is right, else the share that is, times `partial`."""
+    wanted = answer > 0
+    right = jnp.where(wanted, given == answer, True)
+    return jnp.where(right.all(), 1.0, params.partial * (right & wanted).sum() / jnp.maximum(wanted.sum(), 1))
+
+
+@cache  # functions are static: made anew, they would be another program
+def _copying(order: Callable, max_length: int, max_symbols: int) -> Env:
+    def problem(key, params):
+        prompt = _symbols(key, params, max_length)
+        return prompt, order(prompt, params.length)
+
+    sizes = {"vocabulary": max_symbols + 1, "prompt_size": max_length, "answer_size": max_length}
+    params = Copying(min(8, max_length), min(10, max_symbols))
+    return Env(Sequences(params, problem, _exact, **sizes), params, max_steps=max_length)
+
+
+def _reversed(prompt: jax.Array, length: jax.Array) -> jax.Array:
+    place = length - 1 - jnp.arange(prompt.size)
+    return jnp.where(place >= 0, prompt[place], 0)
+
+
+def _sorted(prompt: jax.Array, length: jax.Array) -> jax.Array:
+    in_order = jnp.sort(jnp.where(prompt > 0, prompt, jnp.iinfo(jnp.int32).max))
+    return jnp.where(jnp.arange(prompt.size) < length, in_order, 0)
+
+
+@cache
+def _added(max_modulus: int) -> Env:
+    def problem(key, params):
+        terms = jax.random.randint(key, (2,), 0, params.modulus)
+        return terms + 1, (terms.sum() % params.modulus + 1)[None]
+
+    right = lambda prompt, given, answer, params: jnp.float32((given == answer).all())
+    params = Adding(min(23, max_modulus))
+    sizes = {"vocabulary": max_modulus + 1, "prompt_size": 2, "answer_size": 1}
+    return Env(Sequences(params, problem, right, **sizes), params, max_steps=1)
+
+
+@cache
+def _countdown(max_count: int) -> Env:
+    size = 2 * max_count  # as many numbers, operations between them, and the end
+
+    def problem(key, params):
+        """Random numbers, each combined with the value so far by an operation whose result is between 0 and 99."""
+        number_key, operation_key = jax.random.split(key)
+        numbers = jax.random.randint(number_key, (max_count,), 1, params.largest + 1)
+        choices = jax.random.randint(operation_key, (max_count,), 0, 3)
+        value, answer = numbers[0], jnp.zeros(size, jnp.int32).at[0].set(numbers[0] + 1)
+        for i in range(1, max_count):
+            number = numbers[i]
+            results = jnp.stack([value + number, value - number, value * number])
+            allowed = (results >= 0) & (results < NUMBERS)
+            # A sum that is too large leaves a difference that is not.
+            order = (choices[i] + jnp.arange(3)) % 3
+            choice = order[jnp.argmax(allowed[order])]
+            used = i < params.count
+            value = jnp.where(used, results[choice], value)
+            pair = jnp.where(used, jnp.stack([number + 1, PLUS + choice]), 0)
+            answer = jax.lax.dynamic_update_slice(answer, pair.astype(jnp.int32), (2 * i - 1,))
+        answer = answer.at[2 * params.count - 1].set(END)
+        shown = jnp.where(jnp.arange(max_count) < params.count, numbers + 1, 0)
+        return jnp.append(shown, value + 1).astype(jnp.int32), answer
+
+    def grade(prompt, given, answer, params):
+        value, valid = evaluate_postfix(given, prompt[:-1])
+        return jnp.float32(valid & (value == prompt[-1] - 1))
+
+    params = Counting(min(3, max_count))
+    sizes = {"vocabulary": END + 1, "prompt_size": max_count + 1, "answer_size": size, "end": END}
+    return Env(Sequences(params, problem, grade, **sizes), params, max_steps=size)
+
+
+def evaluate_postfix(given: jax.Array, numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The value of an expression of Countdown, tokens `[A]`, and whether it is one.
+
+    It is one if it ends with END, every operation has its two operands, a single value is left, no value on the way
+    exceeds 10^6 in size, and it uses no number more often than `numbers` (tokens, 0 for none) has it.
+    """
+    size = given.size
+
+    def step(carry, token):
+        stack, height, left, valid, ended = carry
+        number, operation = (token >= 1) & (token <= NUMBERS), (token >= PLUS) & (token <= TIMES)
+        places = (left == token) & number
+        left = left.at[jnp.argmax(places)].set(jnp.where(places.any() & ~ended, 0, left[jnp.argmax(places)]))
+        a, b = stack[jnp.maximum(height - 2, 0)], stack[jnp.maximum(height - 1, 0)]
+        result = jnp.select([token == PLUS, token == MINUS, token == TIMES], [a + b, a - b, a * b], token - 1)
+        sound = jnp.where(number, places.any(), operation & (height >= 2)) & (jnp.abs(result) <= 10**6)
+        place = jnp.where(number, height, jnp.maximum(height - 2, 0))
+        active = ~ended & (token != END)
+        stack = jnp.where(active & (jnp.arange(size) == place), result, stack)
+        height = jnp.where(active, jnp.where(number, height + 1, jnp.maximum(height - 1, 0)), height)
+        return (stack, height, left, valid & (sound | ~active), ended | (token == END)), None
+
+    start = (jnp.zeros(size, jnp.int32), jnp.int32(0), numbers, jnp.bool_(True), jnp.bool_(False))
+    (stack, height, _, valid, ended), _ = jax.lax.scan(step, start, given)
+    return stack[0], valid & ended & (height == 1)
+
+
+def make(name: str, max_length: int = 8, max_symbols: int = 10, max_modulus: int = 23, max_count: int = 4) -> Env:
+    """Reverse and Sort take `max_length` and `max_symbols`, ModularAddition `max_modulus`, Countdown `max_count`.
+
+    Raises:
+        ValueError: a size without a problem of its kind.
+    """
+    least = {"max_length": (max_length, 1), "max_symbols": (max_symbols, 2), "max_modulus": (max_modulus, 2)}
+    for size, (value, bound) in (least | {"max_count": (max_count, 2)}).items():
+        if type(value) is not int or value < bound:
+            raise ValueError(f"{size} = {value!r}: give an integer of at least {bound}")
+    if name == "Reverse":
+        return _copying(_reversed, max_length, max_symbols)
+    if name == "Sort":
+        return _copying(_sorted, max_length, max_symbols)
+    return _added(max_modulus) if name == "ModularAddition" else _countdown(max_count)
