@@ -141,9 +141,14 @@ def optimizer(config, learning_rate):
     return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
 
 
-def init(config, env, key):
+def check(config, env):
+    """Raises ValueError for settings that do not fit each other or the environment."""
     check_horizon(env, config.num_steps)
     check_divides(config.num_episodes, config.num_minibatches, "num_groups * group_size")
+
+
+def init(config, env, key):
+    check(config, env)
     key, params_key, env_key = jax.random.split(key, 3)
     obs = env.reset(env_key).obs
     params = initialize(params_key, obs, actor=(networks(config, env), 0.01))

@@ -3,7 +3,8 @@
 An algorithm is a module with `Config`, `init(config, env, key) -> State`, `update(config, env, state, ...) ->
 (State, metrics)` and `act(config, env, state, obs, key, deterministic=False) -> (action, recorded)`. Its Config has
 `total_steps` (static) and `steps_per_update`, and `init_steps` where `init` already takes steps that belong to the run;
-its State counts its updates in `num_updates` (int32).
+its State counts its updates in `num_updates` (int32). Where settings have to fit numbers of the environment, which are
+traced in `init`, it has `check(config, env)`, which raises ValueError; `init` calls it too.
 """
 
 from dataclasses import fields
@@ -50,7 +51,8 @@ def train(algorithm: Any, config: Any, env: Env, key: jax.Array, **kwargs: Any) 
     Returns the final State and the metrics of every update, leaves `[num_updates]`. Pure, so it can be vmapped over
     config, env and key, differentiated and sharded. Further keywords go to `algorithm.update` and must be pytrees.
     """
-    state_shapes(algorithm, config, env)
+    if hasattr(algorithm, "check"):
+        algorithm.check(config, env)
     return _train(algorithm, config, env, key, kwargs)
 
 
