@@ -1,8 +1,8 @@
 """Tasks on sequences whose answers can be checked: an action is a token, and the reward comes with the last.
 
-An observation is the prompt and what has been answered so far, padded with 0. Action `a` writes token `a + 1`. Token
-`i + 1` is the symbol or number i; in Countdown the last four are `+`, `-`, `*` and the end of the answer. How hard a
-problem is are parameters, up to sizes that `make` fixes.
+An observation, as `rlx.tokens` has it, is the prompt and what has been answered so far, padded with 0. Token `i + 1` is
+the symbol or number i; in Countdown the last four are `+`, `-`, `*` and the end of the answer. How hard a problem is
+are parameters, up to sizes that `make` fixes.
 
 - Reverse: the prompt's symbols from the last to the first.
 - Sort: the prompt's symbols in order.
@@ -80,6 +80,10 @@ class Sequences:
         tokens = jnp.concatenate([prompt, jnp.zeros(self.answer_size, jnp.int32)])
         return tokens, State(tokens, answer, jnp.int32(0))
 
+    def solved(self, key, params):
+        """The observation after the whole right answer of a random problem."""
+        return jnp.concatenate(self.problem(key, params))
+
     def step(self, key, state, action, params):
         token = jnp.int32(action) + 1
         tokens = state.tokens.at[self.prompt_size + state.time].set(token)
@@ -87,13 +91,6 @@ class Sequences:
         done = (state.time + 1 >= length) | (token == self.end)
         grade = self.grade(tokens[: self.prompt_size], tokens[self.prompt_size :], state.answer, params)
         return tokens, State(tokens, state.answer, state.time + 1), done * grade, done, jnp.array(False), {}
-
-
-def examples(env: Env, key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
-    """Solved problems: observations after the whole answer `[num, P + A]`, and which tokens are the answer's, bool."""
-    states = jax.vmap(env.environment.reset, (0, None))(jax.random.split(key, num), env.params)[1]
-    solved = states.tokens.at[:, env.environment.prompt_size :].set(states.answer)
-    return solved, (solved > 0) & (jnp.arange(solved.shape[1]) >= env.environment.prompt_size)
 
 
 def _symbols(key, params, size):

@@ -154,6 +154,23 @@ def agree(credit: jax.Array, tolerance: float = 1e-6) -> jax.Array:
     return (credit.max(axis=1) - credit.min(axis=1)).max(axis=-1) <= tolerance
 
 
+def pass_at_k(correct: jax.Array, k: int) -> jax.Array:
+    """How probably at least one of k answers to a problem is correct, `[...]`, of n samples each, bool `[..., n]`.
+
+        1 - C(n - c, k) / C(n, k),    c the number of correct ones
+
+    Unbiased. Source: Chen et al. 2021, Evaluating large language models trained on code, arXiv:2107.03374, equation 1.
+
+    Raises:
+        ValueError: for k below 1 or above n.
+    """
+    n = correct.shape[-1]
+    if not 1 <= k <= n:
+        raise ValueError(f"k = {k}: give a number from 1 to the {n} samples of each problem")
+    i = jnp.arange(k)
+    return 1.0 - jnp.prod(jnp.maximum(n - correct.sum(axis=-1, keepdims=True) - i, 0) / (n - i), axis=-1)
+
+
 def per_trajectory(alive: jax.Array) -> jax.Array:
     """Weights `1 / (L_i N G)` of the steps `[N, G, T]`: every episode counts the same, and its steps share that."""
     length = alive.sum(axis=-1, keepdims=True)

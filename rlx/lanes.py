@@ -37,6 +37,25 @@ def use_all_cores() -> int:
     return jax.device_count()
 
 
+def spread(lane: Callable) -> Callable:
+    """A jitted `lanes(keys, *shared)` of `lane(key, *shared)`: one program for keys `[L]`, results `[L, ...]`.
+
+    The lanes are spread over all devices, which work without waiting for each other. Where their number is not a
+    multiple of that of the devices, some are done twice.
+    """
+
+    @jax.jit
+    def lanes(keys, *shared):
+        mesh = Mesh(np.array(jax.devices()), ("lane",))
+        num = math.ceil(len(keys) / mesh.size) * mesh.size
+        specs = {"in_specs": (LANES, *[WHOLE] * len(shared)), "out_specs": LANES, "check_vma": False}
+        mapped = jax.shard_map(jax.vmap(lane, (0, *[None] * len(shared))), mesh=mesh, **specs)
+        found = mapped(keys[jnp.arange(num) % len(keys)], *shared)
+        return jax.tree.map(lambda x: x[: len(keys)], found)
+
+    return lanes
+
+
 class Group:
     """Settings of one program: what they share, and the columns of what varies between them.
 

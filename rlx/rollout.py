@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from math import gcd
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +48,12 @@ def rollout(
 
 
 def episodes(
-    env: Env, policy: Callable, env_state: EnvState, key: jax.Array, num_steps: int
+    env: Env, policy: Callable, env_state: EnvState, key: jax.Array, num_steps: int, memory: Any = None
 ) -> tuple[EnvState, Transition, jax.Array]:
     """Plays one episode in each of `N` environments, to its end or for `num_steps`, without a restart.
+
+    With a memory, a pytree, the policy is `policy(obs, key, memory) -> action, recorded, memory`: what it returns is
+    what it is given at the next step.
 
     Returns where they came to, the transitions `[T, N, ...]` with what the policy recorded, and `alive`, bool `[T, N]`:
     True for the steps of the episode, the one that ends it included. After them rewards are 0, nothing terminates and
@@ -60,9 +63,9 @@ def episodes(
     num_envs = env_state.time.shape[0]
 
     def step(carry, x):
-        env_state, alive = carry
+        env_state, alive, *memory = carry
         act_key, env_keys = x
-        action, recorded = policy(env_state.obs, act_key)
+        action, recorded, *memory = policy(env_state.obs, act_key, *memory)
         stepped, transition = jax.vmap(env.advance)(env_keys, env_state, action)
         env_state = jax.tree.map(lambda new, old: jax.vmap(jnp.where)(alive, new, old), stepped, env_state)
         transition = replace(
@@ -72,10 +75,11 @@ def episodes(
             terminated=transition.terminated & alive,
             truncated=transition.truncated & alive,
         )
-        return (env_state, alive & ~transition.done), (transition, alive)
+        return (env_state, alive & ~transition.done, *memory), (transition, alive)
 
     keys = jax.random.split(act_key, num_steps), jax.random.split(env_key, (num_steps, num_envs))
-    (env_state, _), (traj, alive) = jax.lax.scan(step, (env_state, jnp.ones(num_envs, bool)), keys)
+    start = (env_state, jnp.ones(num_envs, bool), *(() if memory is None else (memory,)))
+    (env_state, *_), (traj, alive) = jax.lax.scan(step, start, keys)
     return env_state, traj, alive
 
 

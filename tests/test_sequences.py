@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import rlx
+from rlx import tokens
 from rlx.env import with_params
 from rlx.envs import sequences
 from rlx.envs.sequences import END, MINUS, NUMBERS, PLUS, TIMES
@@ -17,16 +18,15 @@ NUM = 200
 @pytest.fixture(scope="module")
 def solved():
     """Solved problems of a task by its parameters: prompts and answers, tokens as lists without padding."""
-    made = jax.jit(sequences.examples, static_argnums=2)
+    made = jax.jit(tokens.examples, static_argnums=2)
 
     def examples(name, **params):
         env = with_params(rlx.envs.make(name), params)
-        tokens, answered = (np.asarray(x) for x in made(env, jax.random.key(0), NUM))
-        size = env.environment.prompt_size
-        np.testing.assert_array_equal(answered[:, :size], False)
-        np.testing.assert_array_equal(answered[:, size:], tokens[:, size:] > 0)
+        whole, answers = (np.asarray(x) for x in made(env, jax.random.key(0), NUM))
         cut = lambda row: row[row > 0].tolist()
-        return [(cut(row[:size]), cut(row[size:])) for row in tokens]
+        return [
+            (cut(row[: env.environment.prompt_size]), cut(answer)) for row, answer in zip(whole, answers, strict=True)
+        ]
 
     return examples
 

@@ -1,0 +1,190 @@
+"""What GRPO's relatives make of a policy that solves a quarter of its problems.
+
+    python experiments/sequences/compare.py
+    python experiments/sequences/compare.py --task Sort --variant dapo
+
+Trains every variant on every task with the same number of tokens, from the same first policies; then draws the figure
+and writes the table of README.md. What has a result is left alone.
+"""
+
+import json
+import re
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import matplotlib
+import numpy as np
+
+import rlx
+from rlx.algos import grpo_tokens
+from rlx.groups import clone, pass_at_k
+from rlx.lanes import spread, use_all_cores
+from rlx.presets import preset
+from rlx.report import interval
+from rlx.rollout import reset
+from rlx.run import write_json
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax")
+VARIANTS = {"default": {}} | grpo_tokens.VARIANTS
+SAMPLES, PROBLEMS = 16, 256
+KS = (1, 4, 16)
+POINTS = 40  # of a curve
+
+
+@dataclass(frozen=True)
+class Task:
+    env: str
+    total_steps: int
+    seeds: int = 5
+
+
+TASKS = {
+    "Reverse": Task("rlx/Reverse", 150_000),
+    "Sort": Task("rlx/Sort", 300_000),
+    "ModularAddition": Task("rlx/ModularAddition", 500_000),
+    "Countdown": Task("rlx/Countdown", 300_000),
+}
+
+
+def accuracy(config, env, state, key) -> dict[str, jax.Array]:
+    """Share of problems that the most likely answer solves, and at least one of k samples."""
+    greedy_key, reset_key, write_key = jax.random.split(key, 3)
+    greedy = rlx.evaluate(grpo_tokens, config, env, state, greedy_key, num_episodes=PROBLEMS).returns
+    start = clone(reset(env, reset_key, PROBLEMS), SAMPLES)
+    _, traj, _ = grpo_tokens.write(config, env, state, start, write_key)
+    correct = (traj.reward == 1.0).any(axis=0).reshape(PROBLEMS, SAMPLES)
+    return {"greedy": (greedy == 1.0).mean()} | {f"pass_{k}": pass_at_k(correct, k).mean() for k in KS}
+
+
+def lane(key, config, env):
+    """One seed: how good the policy is at first and in the end, and its rewards on the way."""
+    init_key, first_key, last_key = jax.random.split(key, 3)
+    first = grpo_tokens.init(config, env, init_key)
+    last, metrics = rlx.resume(grpo_tokens, config, env, first, num_updates=rlx.total_updates(config))
+    ends = {"first": (first, first_key), "last": (last, last_key)}
+    found = {name: accuracy(config, env, state, key) for name, (state, key) in ends.items()}
+    return found, {name: metrics[name] for name in ("episode_return", "degenerate_fraction", "clip_fraction")}
+
+
+def measure(task: Task, changes: dict[str, Any]) -> dict[str, Any]:
+    """All seeds of a variant on a task; the result as it is written to its file."""
+    env = rlx.envs.make(task.env)
+    config = preset(grpo_tokens, task.env, total_steps=task.total_steps, **changes)
+    keys = jax.vmap(jax.random.key)(np.arange(task.seeds))
+    started = time.perf_counter()
+    found, metrics = jax.device_get(spread(lane)(keys, config, env))
+    num_updates = rlx.total_updates(config)
+    edges = np.linspace(0, num_updates, min(POINTS, num_updates) + 1).astype(int)
+    stretches = lambda x: np.add.reduceat(x, edges[:-1], axis=1) / np.diff(edges)
+    return {
+        "env": task.env,
+        "steps": rlx.steps_taken(config, num_updates),
+        "seeds": list(range(task.seeds)),
+        "first": {name: x.tolist() for name, x in found["first"].items()},
+        "last": {name: x.tolist() for name, x in found["last"].items()},
+        "curve": {
+            "steps": [rlx.steps_taken(config, int(edge)) for edge in edges[1:]],
+            **{name: np.round(stretches(x).mean(axis=0), 4).tolist() for name, x in metrics.items()},
+        },
+        "config": asdict(config),
+        "versions": {package: version(package) for package in PACKAGES},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
+    """A row a task: rewards on the way, and what shares of problems k samples solve at first and in the end."""
+    tasks = list(dict.fromkeys(task for task, _ in results))
+    size = {"figsize": (10, 3 * len(tasks) + 0.8), "layout": "constrained", "squeeze": False}
+    figure, panels = plt.subplots(len(tasks), 2, **size)
+    for (curves, ends), task in zip(panels, tasks, strict=True):
+        found = {name: result for (of, name), result in results.items() if of == task}
+        first = next(iter(found.values()))["first"]
+        ends.plot(KS, [np.mean(first[f"pass_{k}"]) for k in KS], "o--", color="black", lw=1.5, label="at first")
+        for color, name in zip(plt.cm.tab10.colors, VARIANTS, strict=True):
+            if name in found:
+                curve, last = found[name]["curve"], found[name]["last"]
+                curves.plot(curve["steps"], curve["episode_return"], color=color, lw=1.5, label=name)
+                ends.plot(KS, [np.mean(last[f"pass_{k}"]) for k in KS], "o-", color=color, lw=1.5)
+        curves.set(title=task, xlabel="tokens written", ylabel="share solved in training", ylim=(0, 1.02))
+        ends.set(title=task, xlabel="answers k", ylabel="pass@k", xscale="log", ylim=(0, 1.02))
+        ends.set_xticks(KS, KS)
+        for axes in (curves, ends):
+            axes.grid(alpha=0.3)
+    lines = {line.get_label(): line for axes in panels.flat for line in axes.get_lines() if line.get_label()[0] != "_"}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=6)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def table(results: dict[tuple[str, str], dict]) -> str:
+    """Shares solved in Markdown: a row a task and a variant, and one for the first policies of each task."""
+    lines = [["task", "variant", "tokens", "greedy [95 %]", *(f"pass@{k}" for k in KS)]]
+    lines.append(["---", "---", *["--:"] * (2 + len(KS))])
+
+    def row(task, name, steps, found):
+        estimate = "{value:.1%} [{low:.1%}, {high:.1%}]".format(**interval([np.array(found["greedy"])]))
+        return [task, name, f"{steps:,}", estimate, *(f"{np.mean(found[f'pass_{k}']):.1%}" for k in KS)]
+
+    told = set()
+    for (task, name), result in results.items():
+        if task not in told:
+            lines.append(row(task, "*first policy*", 0, result["first"]))
+            told.add(task)
+        lines.append(row(task, f"`{name}`", result["steps"], result["last"]))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main(
+    task: Literal[*TASKS] | None = None,
+    variant: Literal[*VARIANTS] | None = None,
+    short: bool = False,
+    out: Path = HERE / "results",
+    runs: Path = Path("runs/sequences"),
+) -> None:
+    """Measures what has no result yet, then draws the figure and writes the table.
+
+    Args:
+        task: only this one.
+        variant: only this one.
+        short: an update of two seeds, hardly taught, to see that everything works; the results stay below `runs`.
+        out: folder of the results; remove a file to have it measured again.
+        runs: where a short try writes.
+    """
+    use_all_cores()
+    figure, readme = HERE / "sequences.png", HERE / "README.md"
+    if short:
+        out, figure, readme = runs / "results", runs / "sequences.png", runs / "README.md"
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {(t, v): out / f"{t}-{v}.json" for t in TASKS for v in VARIANTS}
+    for (task_name, name), path in paths.items():
+        if path.exists() or task not in (None, task_name) or variant not in (None, name):
+            continue
+        chosen, changes = TASKS[task_name], VARIANTS[name]
+        if short:
+            chosen, changes = Task(chosen.env, 1, seeds=2), changes | {"warm_start_steps": 10}
+        result = measure(chosen, changes)
+        write_json(path, {"task": task_name, "variant": name} | result)
+        shares = {key: f"{np.mean(x):.3f}" for key, x in result["last"].items()}
+        print(f"{task_name}, {name}: {shares} after {result['seconds']} s", flush=True)
+    results = {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
+    if results:
+        draw(results, figure)
+        text = readme.read_text() if readme.exists() else "<!-- table -->\n<!-- end -->\n"
+        pattern = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", re.DOTALL)
+        readme.write_text(pattern.sub(lambda _: table(results), text))
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)

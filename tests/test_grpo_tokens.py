@@ -1,0 +1,377 @@
+"""GRPO of a transformer: writing with and without a cache, its loss, the warm start, variants, resuming."""
+
+import dataclasses
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import rlx
+from rlx import cli, groups, replace, stack
+from rlx.algos import grpo, grpo_tokens
+from rlx.distributions import Categorical
+from rlx.env import with_params
+from rlx.pytree import is_static
+from rlx.rollout import episodes
+
+T = 4
+SIZES = {"num_groups": 3, "group_size": 4, "num_steps": T, "num_minibatches": 2, "width": 8, "num_heads": 2}
+TEACH = {"warm_start_examples": 16, "warm_start_batch": 8, "warm_start_steps": 20}
+
+
+@pytest.fixture(scope="module")
+def reverse():
+    """Four of three symbols, with a reward for a part of the answer."""
+    return with_params(rlx.envs.make("Reverse", max_length=4, max_symbols=3), {"partial": 0.5})
+
+
+@pytest.fixture(scope="module")
+def countdown():
+    """Answers that end where the policy says so."""
+    return with_params(rlx.envs.make("Countdown", max_count=2), {"count": 2, "largest": 3})
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A config of three updates that compiles fast."""
+    return grpo_tokens.Config(total_steps=3 * 3 * 4 * T, learning_rate=1e-2, **SIZES, **TEACH)
+
+
+@pytest.fixture(scope="module")
+def init():
+    return jax.jit(grpo_tokens.init)
+
+
+@pytest.fixture(scope="module")
+def trained(small, reverse):
+    with jax.debug_key_reuse(True):  # raises where a key is used twice
+        return rlx.train(grpo_tokens, small, reverse, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def written(small, countdown):
+    """Answers to problems of Countdown, some of which end early, and weights far from where they start."""
+    state = grpo_tokens.init(replace(small, warm_start_steps=0), countdown, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: x + rng.normal(0, 0.3, x.shape).astype(np.float32), state.params)
+    # Of the 104 tokens, those that these problems need are written often.
+    head = params["actor"]["params"]["head"]
+    head["bias"] = head["bias"].at[jnp.array([1, 2, 3, 100, 101, 102, 103])].add(8.0)
+    state = replace(state, params=params)
+
+    @jax.jit
+    def play(key):
+        start_key, write_key = jax.random.split(key)
+        start = grpo_tokens.starts(small, countdown, state, start_key)
+        cached = grpo_tokens.write(small, countdown, state, start, write_key)
+        policy = partial(grpo_tokens.act, small, countdown, state)
+        return start, cached, episodes(countdown, policy, start, write_key, T)
+
+    return state, *play(jax.random.key(1))
+
+
+def test_writing_with_the_cache_is_writing_without_it(written):
+    _, _, (end, traj, alive), (plain_end, plain, plain_alive) = written
+    assert alive.any(axis=0).all()
+    assert not alive.all()
+    np.testing.assert_array_equal(alive, plain_alive)
+    np.testing.assert_array_equal(end.obs, plain_end.obs)
+    np.testing.assert_array_equal(traj.recorded.action[alive], plain.recorded.action[alive])
+    np.testing.assert_allclose(
+        traj.recorded.log_prob[alive], plain.recorded.log_prob[alive], rtol=1e-4, atol=1e-4
+    )  # matrix products of other shapes
+
+
+def test_the_loss_reads_of_whole_answers_what_was_written_token_by_token(small, countdown, written):
+    state, _, (end, traj, alive), _ = written
+    pi = grpo_tokens.answers(small, countdown, state.params, end.obs)
+    found = pi.log_prob(traj.recorded.action.T).T
+    np.testing.assert_allclose(found[alive], traj.recorded.log_prob[alive], rtol=1e-4, atol=1e-4)
+
+
+def softmax(x):
+    p = np.exp(x - x.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("ratio", ["step", "sequence", "product"])
+def test_the_loss_is_its_equation(small, countdown, written, ratio):
+    state, _, (end, traj, alive), _ = written
+    config = replace(small, ratio=ratio, clip=0.02, clip_high=0.03, kl_coef=0.7, entropy_coef=0.3, num_minibatches=1)
+    rng = np.random.default_rng(1)
+    advantage, weight = rng.normal(size=(2, 12, T)).astype(np.float32)
+    params = jax.tree.map(lambda x: x + rng.normal(0, 0.02, x.shape).astype(np.float32), state.params)
+    reference = Categorical(jnp.asarray(rng.normal(size=(12, T, 104)), jnp.float32))
+    recorded = jax.tree.map(jnp.transpose, traj.recorded)
+    batch = grpo_tokens.Batch(end.obs, recorded.action, recorded.log_prob, reference, advantage, weight, alive.T)
+    found, parts = jax.jit(grpo_tokens.loss)(params, config, countdown, batch, 0.0)
+    p = softmax(np.asarray(grpo_tokens.answers(config, countdown, params, end.obs).logits, np.float64))
+    q = softmax(np.asarray(reference.logits, np.float64))
+    total = {"policy_loss": 0.0, "entropy": 0.0, "kl_reference": 0.0}
+    for i in range(12):
+        steps = [t for t in range(T) if alive[t, i]]
+        log_ratio = [np.log(p[i, t, recorded.action[i, t]]) - float(recorded.log_prob[i, t]) for t in steps]
+        whole = {"sequence": np.mean(log_ratio), "product": np.sum(log_ratio)}
+        for t, own in zip(steps, log_ratio, strict=True):
+            rho, a, w = np.exp(whole.get(ratio, own)), float(advantage[i, t]), float(weight[i, t])
+            total["policy_loss"] -= w * min(rho * a, np.clip(rho, 0.98, 1.03) * a)
+            total["entropy"] -= w * (p[i, t] * np.log(p[i, t])).sum()
+            total["kl_reference"] += w * (p[i, t] * np.log(p[i, t] / q[i, t])).sum()
+    for name, value in total.items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+    expected = total["policy_loss"] + 0.7 * total["kl_reference"] - 0.3 * total["entropy"]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_what_stands_after_the_end_of_an_answer_changes_nothing(small, countdown, written):
+    state, _, (end, traj, alive), _ = written
+    rng = np.random.default_rng(2)
+    advantage = rng.normal(size=(12, T)).astype(np.float32)
+    recorded, pi = jax.tree.map(jnp.transpose, traj.recorded), Categorical(jnp.zeros((12, T, 104)))
+    batch = grpo_tokens.Batch(end.obs, recorded.action, recorded.log_prob, pi, advantage, alive.T / 48, alive.T)
+    size = countdown.environment.prompt_size
+    # A token is read when the next one is written.
+    read_by = jnp.pad(alive.T[:, 1:], ((0, 0), (size + 1, 0))).at[:, : size + 1].set(True)[:, : size + T]
+    changed = replace(
+        batch,
+        tokens=jnp.where(read_by, batch.tokens, 5),
+        action=jnp.where(alive.T, batch.action, 7),
+        log_prob=jnp.where(alive.T, batch.log_prob, -1e4),  # a ratio of infinity
+        advantage=jnp.where(alive.T, advantage, 1e6),
+    )
+    assert (changed.tokens != batch.tokens).any()
+    loss = jax.jit(jax.value_and_grad(lambda p, b: grpo_tokens.loss(p, small, countdown, b, 0.0)[0]))
+    jax.tree.map(np.testing.assert_array_equal, loss(state.params, changed), loss(state.params, batch))
+
+
+def test_advantages_and_presets_are_those_of_control(small, reverse):
+    rng = np.random.default_rng(0)
+    reward, alive = rng.normal(size=(3, 4, 24)).astype(np.float32), np.ones((3, 4, 24), bool)
+    assert grpo_tokens.VARIANTS == grpo.VARIANTS
+    for values in grpo.VARIANTS.values():
+        control = grpo.advantages(grpo.Config(num_groups=3, gamma=1.0, **values), reward, alive)
+        tokens = grpo_tokens.advantages(grpo_tokens.Config(num_groups=3, **values), reward, alive)
+        jax.tree.map(np.testing.assert_array_equal, tokens, control)
+
+
+def test_members_of_a_group_share_their_prompt_and_nothing_else(small, reverse, init):
+    state = init(small, reverse, jax.random.key(0))
+    start = grpo_tokens.starts(small, reverse, state, jax.random.key(1))
+    obs = start.obs.reshape(3, 4, -1)
+    np.testing.assert_array_equal(obs, obs[:, :1].repeat(4, axis=1))
+    assert len(np.unique(obs[:, 0], axis=0)) == 3
+    apart = grpo_tokens.starts(replace(small, same_start=False), reverse, state, jax.random.key(1)).obs
+    assert len(np.unique(apart, axis=0)) > 6
+    _, traj, _ = grpo_tokens.write(small, reverse, state, start, jax.random.key(2))
+    assert len(np.unique(traj.action.T.reshape(3, 4, T)[0], axis=0)) > 1
+
+
+def test_the_warm_start_raises_the_likelihood_of_solutions_until_it_is_what_was_asked_for(small, reverse):
+    accuracy = {}
+    config = replace(small, warm_start_examples=512, warm_start_batch=64, width=16)
+    env = with_params(reverse, {"partial": 0.0})
+    for asked, steps in ((0.3, 2000), (0.6, 2000), (1.0, 0)):
+        config = replace(config, warm_start_accuracy=asked, warm_start_steps=steps)
+        state = jax.jit(grpo_tokens.init)(config, env, jax.random.key(0))
+        key = jax.random.key(1)
+        accuracy[asked] = rlx.evaluate(grpo_tokens, config, env, state, key, 2000, deterministic=False)
+    shares = {asked: float(found.returns.mean()) for asked, found in accuracy.items()}
+    # Above what was asked for by what is learned in ten steps, and by what 2000 samples make of it: 0.01.
+    assert 0.27 < shares[0.3] < 0.5
+    assert 0.57 < shares[0.6] < 0.8
+    assert shares[1.0] < 0.05  # without a step, 3^-4 at random
+
+
+def test_a_greedy_answer_is_the_most_likely_token_after_another(small, countdown, written):
+    state, start, _, _ = written
+    policy = partial(grpo_tokens.act, small, countdown, state, deterministic=True)
+    end, traj, alive = episodes(countdown, policy, start, jax.random.key(5), T)
+    pi = grpo_tokens.answers(small, countdown, state.params, end.obs)
+    np.testing.assert_array_equal(traj.action[alive], pi.mode().T[alive])
+
+
+@pytest.fixture(scope="module")
+def variants(small, reverse, init):
+    """The weights and metrics of every variant after one update from a state that solves some problems."""
+    state = init(replace(small, warm_start_steps=300, warm_start_examples=256), reverse, jax.random.key(0))
+    base = replace(small, num_groups=16, num_epochs=2, kl_coef=0.1)
+    run = jax.jit(
+        lambda: {n: grpo_tokens.update(replace(base, **v), reverse, state) for n, v in grpo_tokens.VARIANTS.items()}
+    )
+    return state, run()
+
+
+def test_every_variant_is_another_update(variants):
+    state, found = variants
+    weights = {name: ravel_pytree(new.params)[0] for name, (new, _) in found.items()}
+    weights["initial"] = ravel_pytree(state.params)[0]
+    for name, (_, metrics) in found.items():
+        assert all(np.isfinite(value) for value in metrics.values()), name
+        assert 0 < metrics["episode_return"] < 1
+    for a in weights:
+        for b in weights:
+            assert (np.abs(weights[a] - weights[b]).max() > 1e-5) == (a != b), (a, b)
+
+
+def test_the_reference_is_the_first_policy_or_that_of_some_updates_ago(small, reverse, init):
+    update = jax.jit(grpo_tokens.update)
+    first = init(small, reverse, jax.random.key(0))
+    for interval, of in ((1_000_000, 0), (2, 2)):
+        config, states = replace(small, reference_interval=interval), [first]
+        for _ in range(3):
+            states.append(update(config, reverse, states[-1])[0])
+        jax.tree.map(np.testing.assert_array_equal, states[3].reference, states[of].params)
+
+
+def test_tokens_are_counted_with_and_without_those_after_the_end(small, countdown, init):
+    _, metrics = jax.jit(grpo_tokens.update)(small, countdown, init(small, countdown, jax.random.key(0)))
+    assert small.steps_per_update == 48
+    assert metrics["num_episodes"] == 12
+    np.testing.assert_allclose(metrics["alive_steps"], metrics["episode_length"] * 12, rtol=1e-6)
+
+
+def test_it_learns_what_the_warm_start_did_not_teach():
+    env = rlx.envs.make("ModularAddition", max_modulus=5)
+    sizes = {"num_groups": 16, "group_size": 16, "num_steps": 1, "width": 16}
+    config = grpo_tokens.Config(
+        total_steps=160 * 256, learning_rate=1e-3, entropy_coef=0.1, warm_start_examples=4, warm_start_steps=50, **sizes
+    )
+    state, metrics = rlx.train(grpo_tokens, config, env, jax.random.key(0))
+    assert metrics["episode_return"][0] < 0.5
+    # There are 25 problems: one whose answer is never tried is 4 % of them.
+    assert rlx.evaluate(grpo_tokens, config, env, state, jax.random.key(1), num_episodes=200).returns.mean() > 0.9
+
+
+def bits(x):
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+def test_resume_is_bitwise(small, reverse, init, trained):
+    first_state = init(small, reverse, jax.random.key(0))
+    state, first = rlx.resume(grpo_tokens, small, reverse, first_state, num_updates=2)
+    state, rest = rlx.resume(grpo_tokens, small, reverse, state)
+    whole = (state, jax.tree.map(lambda *x: jnp.concatenate(x), first, rest))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(bits(a), bits(b)), whole, trained)
+
+
+def test_a_sweep_is_its_single_runs(small, reverse, trained):
+    configs = stack([small, replace(small, learning_rate=1e-3, clip=0.05)])
+    states, metrics = jax.vmap(partial(rlx.train, grpo_tokens), (0, None, None))(configs, reverse, jax.random.key(0))
+    # Matrix products of other shapes, carried on by the warm start and three updates.
+    np.testing.assert_allclose(metrics["entropy"][0], trained[1]["entropy"], atol=1e-3)
+    lanes = [ravel_pytree(jax.tree.map(lambda x, i=i: x[i], states.params))[0] for i in range(2)]
+    assert np.abs(lanes[0] - lanes[1]).max() > 1e-2
+
+
+# Another value for every field of the config: a new field needs one too.
+CHANGED = {
+    "total_steps": 48,
+    "num_groups": 6,
+    "group_size": 2,
+    "num_steps": 4,
+    "num_epochs": 1,
+    "num_minibatches": 4,
+    "learning_rate": 3e-2,
+    "anneal_learning_rate": False,
+    "gamma": 0.5,
+    "clip": 0.001,
+    "clip_high": 0.001,
+    "kl_coef": 1.0,
+    "entropy_coef": 0.5,
+    "max_grad_norm": 0.01,
+    "adam_epsilon": 1e-2,
+    "reference_interval": 1,
+    "credit": "to_go",
+    "baseline": "others",
+    "scale": "group",
+    "weights": "constant",
+    "ratio": "sequence",
+    "drop_degenerate": True,
+    "same_start": False,
+    "warm_start_examples": 8,
+    "warm_start_batch": 4,
+    "warm_start_steps": 10,
+    "warm_start_accuracy": 0.01,
+    "warm_start_learning_rate": 1e-2,
+    "width": 16,
+    "num_layers": 1,
+    "num_heads": 4,
+}
+FIELDS = dataclasses.fields(grpo_tokens.Config)
+
+
+def test_every_traced_config_field_changes_the_weights(small, reverse):
+    # The reference and what is discounted matter only so.
+    base = replace(small, kl_coef=0.5, credit="to_go", warm_start_learning_rate=1e-2, warm_start_steps=100)
+    base = replace(base, warm_start_examples=256, warm_start_batch=32)
+    changed = CHANGED | {"warm_start_learning_rate": 3e-2}
+    names = [f.name for f in FIELDS if not is_static(f)]
+    configs = stack([base, *(replace(base, **{name: changed[name]}) for name in names)])
+    states, _ = jax.vmap(partial(rlx.train, grpo_tokens), (0, None, None))(configs, reverse, jax.random.key(0))
+    lanes = jax.vmap(lambda params: ravel_pytree(params)[0])(states.params)
+    for name, lane in zip(names, lanes[1:], strict=True):
+        assert np.abs(lane - lanes[0]).max() > 1e-4, name
+
+
+@pytest.mark.parametrize("name", [f.name for f in FIELDS if is_static(f)])
+def test_every_static_config_field_changes_the_program(small, name):
+    small, env = replace(small, num_steps=3), rlx.envs.make("Countdown", max_count=2, max_steps=3)
+
+    def program(config):
+        state = jax.eval_shape(grpo_tokens.init, config, env, jax.random.key(0))
+        start = partial(grpo_tokens.init, config, env)
+        run = lambda state, key: (grpo_tokens.update(config, env, state), start(key))
+        return jax.jit(run).lower(state, jax.random.key(0)).as_text()
+
+    assert getattr(small, name) != CHANGED[name]
+    assert program(replace(small, **{name: CHANGED[name]})) != program(small)
+
+
+def test_a_variant_is_where_the_options_of_the_command_line_start(tmp_path):
+    small = ["--num-groups", "2", "--group-size", "2", "--num-steps", "1", "--num-minibatches", "2", "--width", "8"]
+    short = ["--total-steps", "8", "--eval-episodes", "2", "--no-compile-cache", "--warm-start-steps", "10"]
+    command = ["grpo_tokens", "--env", "ModularAddition", "--variant", "rloo", *small, *short]
+    cli.main(["train", *command, "--out", str(tmp_path / "run")])
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["config"]["ratio"] == "product"
+
+
+BAD = {
+    "Config.group_size = 1: give an integer of at least 2": {"group_size": 1},
+    "num_steps = 3: an episode of this environment may take 4 steps": {"num_steps": 3},
+    "num_steps = 5: an answer has at most 4 tokens": {"num_steps": 5},
+    "num_groups \\* group_size = 12 is not a multiple of num_minibatches = 5": {"num_minibatches": 5},
+    "width = 8 is not a multiple of num_heads = 3": {"num_heads": 3},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_settings_are_refused_before_anything_is_compiled(small, reverse, message):
+    with pytest.raises(ValueError, match=message):
+        rlx.train(grpo_tokens, replace(small, **BAD[message]), reverse, jax.random.key(0))
+
+
+def test_policies_and_environments_that_do_not_fit_are_refused(small):
+    with pytest.raises(ValueError, match="the environment is not one of tokens"):
+        rlx.train(grpo_tokens, small, rlx.envs.make("CartPole-v1"), jax.random.key(0))
+    from rlx.algos import sac
+
+    with pytest.raises(ValueError, match="needs continuous actions"):
+        rlx.train(sac, sac.Config(), rlx.envs.make("Reverse"), jax.random.key(0))
+
+
+def test_pass_at_k_is_the_share_of_choices_of_k_with_a_correct_one():
+    from itertools import combinations
+
+    rng = np.random.default_rng(0)
+    correct = rng.random((5, 6)) < np.array([0.0, 0.2, 0.5, 0.8, 1.0])[:, None]
+    for k in (1, 2, 4, 6):
+        expected = [np.mean([any(row[list(chosen)]) for chosen in combinations(range(6), k)]) for row in correct]
+        np.testing.assert_allclose(groups.pass_at_k(jnp.asarray(correct), k), expected, atol=1e-6)
+    for k in (0, 7):
+        with pytest.raises(ValueError, match=f"k = {k}: give a number from 1 to the 6 samples"):
+            groups.pass_at_k(jnp.asarray(correct), k)

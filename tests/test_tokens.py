@@ -1,0 +1,157 @@
+"""Tokens: the transformer against numpy and its cache, examples, teaching, environments that are none of tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rlx
+from rlx.tokens import Transformer, check_tokens, examples, teach
+
+B, L, V = 3, 9, 7
+
+
+@pytest.fixture(scope="module")
+def network():
+    return Transformer(V, L, V - 1, width=8, num_layers=2, num_heads=2)
+
+
+@pytest.fixture(scope="module")
+def params(network):
+    params = network.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32), network.cache(1), 0)
+    # Far from where weights start, so that every part of it matters.
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: x + rng.normal(0, 0.5, x.shape).astype(np.float32), params)
+
+
+@pytest.fixture(scope="module")
+def read(network, params):
+    return jax.jit(lambda tokens, cache, start: network.apply(params, tokens, cache, start))
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jax.random.randint(jax.random.key(1), (B, L), 0, V)
+
+
+def norm(x, p):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+
+
+def dense(x, p):
+    return x @ p["kernel"] + p["bias"]
+
+
+def gelu(x):  # the tanh form
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def forward(params, tokens):
+    """Logits of one sequence, a place and a head at a time."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params["params"])
+    x = np.array([p["tokens"]["embedding"][token] + p["places"]["embedding"][i] for i, token in enumerate(tokens)])
+    for layer in range(2):
+        query, key, value = np.split(dense(norm(x, p[f"LayerNorm_{2 * layer}"]), p[f"heads_{layer}"]), 3, axis=-1)
+        seen = np.zeros_like(x)
+        for place in range(len(tokens)):
+            for head in (slice(0, 4), slice(4, 8)):
+                score = np.array([query[place, head] @ key[j, head] / 2.0 for j in range(place + 1)])
+                weight = np.exp(score - score.max())
+                seen[place, head] = (weight / weight.sum()) @ value[: place + 1, head]
+        x = x + dense(seen, p[f"seen_{layer}"])
+        hidden = gelu(dense(norm(x, p[f"LayerNorm_{2 * layer + 1}"]), p[f"hidden_{layer}"]))
+        x = x + dense(hidden, p[f"out_{layer}"])
+    return dense(norm(x, p["LayerNorm_4"]), p["head"])
+
+
+def test_the_transformer_is_its_equations(network, params, read, tokens):
+    logits, _ = read(tokens, network.cache(B), 0)
+    assert logits.shape == (B, L, V - 1)
+    for row, found in zip(np.asarray(tokens), logits, strict=True):
+        np.testing.assert_allclose(found, forward(params, row), rtol=1e-4, atol=1e-4)
+
+
+def test_later_tokens_change_nothing_before_them(network, read, tokens):
+    logits, _ = read(tokens, network.cache(B), 0)
+    changed, _ = read(tokens.at[:, 5].set((tokens[:, 5] + 1) % V), network.cache(B), 0)
+    np.testing.assert_array_equal(changed[:, :5], logits[:, :5])
+    assert (np.abs(changed[:, 5:] - logits[:, 5:]).max(axis=-1) > 1e-2).all()
+
+
+@pytest.mark.parametrize("pieces", [[1] * L, [4, 1, 1, 1, 1, 1], [3, 4, 2]])
+def test_reading_piece_by_piece_gives_the_logits_of_reading_all_at_once(network, read, tokens, pieces):
+    logits, whole = read(tokens, network.cache(B), 0)
+    cache, start, found = network.cache(B), 0, []
+    for num in pieces:
+        some, cache = read(tokens[:, start : start + num], cache, start)
+        found.append(some)
+        start += num
+    np.testing.assert_allclose(np.concatenate(found, axis=1), logits, rtol=1e-4, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), cache, whole)
+
+
+def test_weights_start_small_and_smaller_where_they_write_into_the_residual_stream():
+    network = Transformer(V, L, V - 1, width=64, num_layers=3, num_heads=4)
+    params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32), network.cache(1), 0)["params"]
+    for name, std in (("heads_0", 0.02), ("hidden_2", 0.02), ("seen_1", 0.02 / 6**0.5), ("out_2", 0.02 / 6**0.5)):
+        np.testing.assert_allclose(params[name]["kernel"].std(), std, rtol=0.05, err_msg=name)
+
+
+def test_a_width_that_heads_do_not_divide_is_refused():
+    network = Transformer(V, L, V - 1, width=10, num_heads=4)
+    with pytest.raises(ValueError, match="width = 10 is not a multiple of num_heads = 4"):
+        network.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32), network.cache(1), 0)
+
+
+def test_examples_are_problems_with_answers_that_the_task_rewards():
+    env = rlx.envs.make("Countdown")
+    tokens, answer = jax.jit(lambda key: examples(env, key, 50))(jax.random.key(0))
+    np.testing.assert_array_equal(answer, tokens[:, env.environment.prompt_size :])
+    assert len(np.unique(tokens, axis=0)) > 40
+    start = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 50))
+    np.testing.assert_array_equal(start.obs[:, :5], tokens[:, :5])
+
+    def play(start, answer):  # the same keys give the same problems
+        step = lambda state, token: env.advance(jax.random.key(0), state, token - 1)
+        return jax.lax.scan(step, start, answer)[1]
+
+    traj = jax.jit(jax.vmap(play))(start, answer)
+    first = traj.done.argmax(axis=1)
+    np.testing.assert_array_equal(traj.reward[np.arange(50), first], 1)
+
+
+def test_teaching_is_gradient_steps_on_random_examples_until_it_is_learned():
+    data = (jnp.arange(100.0), 2.0 * jnp.arange(100.0))
+    seen = lambda params, x, y: ((params["slope"] * x - y) ** 2).mean()
+    start = {"slope": jnp.float32(0), "batches": jnp.float32(0)}
+
+    def taught(until, max_steps, batch_size=5):
+        # A gradient of -1 counts the steps in what is not used otherwise.
+        loss = lambda params, x, y: seen(params, x, y) / 1e5 - params["batches"] + 0.0 * x.sum()
+        rate = {"batch_size": batch_size, "max_steps": max_steps}
+        learned = lambda params: jnp.abs(params["slope"] - 2.0) < until
+        run = jax.jit(lambda key: teach(loss, learned, start, optax.sgd(1.0), data, key, **rate))
+        return run(jax.random.key(0))
+
+    early, late = taught(0.5, 1000), taught(1e-4, 1000)
+    assert 10 <= early["batches"] < late["batches"] < 1000
+    assert early["batches"] % 10 == 0
+    assert 1e-4 < abs(early["slope"] - 2) < 0.5
+    assert abs(late["slope"] - 2) < 1e-4
+    assert taught(0.0, 30)["batches"] == 30  # never learned
+    assert taught(3.0, 30)["batches"] == 0  # before the first step
+    one = taught(0.0, 10, batch_size=1)  # ten single examples, each of which would bring it somewhere else
+    assert abs(float(one["slope"]) - float(taught(0.0, 10, batch_size=2)["slope"])) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "probe/ObservationAction", "rlx/GridWorld"])
+def test_an_environment_without_tokens_is_refused(name):
+    with pytest.raises(ValueError, match="this policy writes tokens, and the environment is not one of tokens"):
+        check_tokens(rlx.envs.make(name), 1)
+
+
+def test_an_answer_that_is_too_long_is_refused():
+    check_tokens(rlx.envs.make("Reverse"), 8)
+    with pytest.raises(ValueError, match="num_steps = 9: an answer has at most 8 tokens; use num_steps = 8"):
+        check_tokens(rlx.envs.make("Reverse"), 9)
