@@ -3,8 +3,8 @@
     python benchmarks/tables.py
     python benchmarks/tables.py --check
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names algorithms, returns, speed and sweeps;
-the rest of the README is left alone.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names algorithms, decoding, returns, speed and
+sweeps; the rest of the README is left alone.
 """
 
 import ast
@@ -17,7 +17,7 @@ from statistics import median
 from provenance import RESULTS, ROOT
 from speed import rows
 
-TABLE = re.compile(r"(?<=<!-- table: )(algorithms|returns|speed|sweeps) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(?<=<!-- table: )(algorithms|decoding|returns|speed|sweeps) -->\n.*?(?=<!-- end -->)", re.DOTALL)
 
 
 def markdown(header: list[str], body: list[tuple[str, ...]], num_text: int) -> str:
@@ -59,6 +59,23 @@ def returns_table(results: list[dict]) -> str:
 
 def speed_table(result: dict) -> str:
     return markdown(["case", "quantity", "rlx", "Rejax", "rlx / Rejax"], rows(result), num_text=2)
+
+
+def decoding_table(result: dict) -> str:
+    """What the cache is worth, and how much of an update is writing."""
+    header = ["tokens of an answer", "tokens/s with the cache", "without", "with / without", "share of an update"]
+    span = lambda x, form: f"{x['median']:{form}} [{x['low']:{form}}, {x['high']:{form}}]"
+    body = [
+        (
+            str(case["answer_tokens"]),
+            f"{case['tokens_per_second']['cached']:,.0f}",
+            f"{case['tokens_per_second']['uncached']:,.0f}",
+            span(case["speedup"], ".1f"),
+            span(case["share_of_writing"], ".0%"),
+        )
+        for case in result["cases"]
+    ]
+    return markdown(header, body, num_text=0)
 
 
 def sweeps_table(sweeps: dict, kills: dict) -> str:
@@ -103,8 +120,9 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     """Every table that there are results for."""
     returns = [json.loads(path.read_text()) for path in sorted((results / "returns").glob("*.json"))]
     found = {"algorithms": algorithms_table()} | ({"returns": returns_table(returns)} if returns else {})
-    if (results / "speed.json").exists():
-        found["speed"] = speed_table(json.loads((results / "speed.json").read_text()))
+    for name, table in (("speed", speed_table), ("decoding", decoding_table)):
+        if (path := results / f"{name}.json").exists():
+            found[name] = table(json.loads(path.read_text()))
     measured = [results / f"{name}.json" for name in ("sweeps", "kills")]
     if all(path.exists() for path in measured):
         found["sweeps"] = sweeps_table(*(json.loads(path.read_text()) for path in measured))

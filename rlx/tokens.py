@@ -84,10 +84,10 @@ def teach(
 
 @pytree
 class Cache:
-    """Keys and values of the tokens read so far, of every layer: `[layers, B, L, H, D]`."""
+    """Keys and values of the tokens read so far: of each layer `[B, L, H, D]`, apart, so that loops write in place."""
 
-    keys: jax.Array
-    values: jax.Array
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
 
 
 class Transformer(nn.Module):
@@ -110,8 +110,8 @@ class Transformer(nn.Module):
 
     def cache(self, batch_size: int) -> Cache:
         """Room for sequences of which nothing is read yet."""
-        shape = (self.num_layers, batch_size, self.num_places, self.num_heads, self.width // self.num_heads)
-        return Cache(jnp.zeros(shape), jnp.zeros(shape))
+        empty = jnp.zeros((batch_size, self.num_places, self.num_heads, self.width // self.num_heads))
+        return Cache(*[(empty,) * self.num_layers] * 2)
 
     @nn.compact
     def __call__(self, tokens: jax.Array, cache: Cache, start: jax.Array) -> tuple[jax.Array, Cache]:
@@ -144,7 +144,7 @@ class Transformer(nn.Module):
             x += nn.Dense(self.width, kernel_init=into_residual, name=f"out_{layer}")(jax.nn.gelu(hidden))
             new.append(kept)
         logits = nn.Dense(self.num_outputs, kernel_init=normal, name="head")(nn.LayerNorm()(x))
-        return logits, Cache(*(jnp.stack(x) for x in zip(*new, strict=True)))
+        return logits, Cache(*zip(*new, strict=True))
 
 
 __all__ = ["Cache", "Transformer", "check_tokens", "examples", "teach"]
