@@ -2,8 +2,8 @@
 
     python benchmarks/decoding.py
 
-An answer has as many tokens as its prompt (Reverse). Without the cache the policy reads all tokens again for each one it
-writes. The programs of a case take turns; ratios are of runs next to each other.
+An answer has as many tokens as its prompt (Reverse). Without the cache the policy reads all tokens again for each one
+it writes. The programs of a case take turns; ratios are of runs next to each other.
 """
 
 import json

@@ -3,16 +3,17 @@
     python experiments/groups/compare.py
     python experiments/groups/compare.py --task CartPole-v1
 
-Trains GRPO with groups of 2, 4, 8 and 16, which share their start or do not, and PPO after the same number of steps;
-then draws the figure and writes the table of README.md. What has a result is left alone, and what was interrupted is
-gone on with.
+Trains GRPO with groups of 2, 4, 8 and 16, which share their start or do not, and on tasks of control PPO for the same
+number of steps; then draws the figure and writes the table of README.md. What has a result is left alone, and what was
+interrupted is gone on with.
 """
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import jax
@@ -21,7 +22,7 @@ import numpy as np
 from rich.console import Console
 
 import rlx
-from rlx.algos import grpo, ppo
+from rlx.algos import grpo, grpo_tokens, ppo
 from rlx.lanes import use_all_cores
 from rlx.presets import preset
 from rlx.report import curve, interval, iqm
@@ -32,7 +33,6 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "gymnax", "brax")
-EPISODES = 64  # of an update, whatever the size of a group
 SIZES = (2, 4, 8, 16)
 STARTS = {True: "same state", False: "same task"}
 
@@ -43,26 +43,34 @@ class Task:
     total_steps: int
     horizon: int
     seeds: int = 10
+    algorithm: ModuleType = grpo
+    num_episodes: int = 64  # of an update, whatever the size of a group
 
 
 TASKS = {
     "CartPole-v1": Task("gymnax/CartPole-v1", 1_000_000, 500),
     "Acrobot-v1": Task("gymnax/Acrobot-v1", 1_000_000, 500),
     "reacher": Task("brax/reacher", 1_000_000, 100, seeds=5),
+    "Sort": Task("rlx/Sort", 150_000, 8, 6, grpo_tokens, 128),
+    "ModularAddition": Task("rlx/ModularAddition", 300_000, 1, 6, grpo_tokens, 1024),
 }
 
 
-def train(algorithm: Any, task: Task, points: list[dict[str, Any]], fixed: dict[str, Any], directory: Path) -> list:
+def train(algorithm: ModuleType, task: Task, points: list[dict], fixed: dict[str, Any], directory: Path) -> list:
     """What the lanes of a sweep over points and seeds came to, by point."""
     config = preset(algorithm, task.env, total_steps=task.total_steps, **fixed)
     env = rlx.envs.make(task.env, max_steps=task.horizon)
-    found = rlx.sweep(
-        algorithm, config, env, points, num_seeds=task.seeds, directory=directory, console=Console(), memory=2 * 2**30
-    )
+    where = {"directory": directory, "console": Console(), "memory": 2 * 2**30}
+    found = rlx.sweep(algorithm, config, env, points, num_seeds=task.seeds, eval_episodes=episodes(task), **where)
     return [
         result(point, [lane for lane in found.lanes if lane["configuration"] == i], config)
         for i, point in enumerate(points)
     ]
+
+
+def episodes(task: Task) -> int:
+    """Of an evaluation: more where one tells no more than right or wrong."""
+    return 256 if task.algorithm is grpo_tokens else 32
 
 
 def result(point: dict[str, Any], lanes: list[dict[str, Any]], config: Any) -> dict[str, Any]:
@@ -77,63 +85,69 @@ def result(point: dict[str, Any], lanes: list[dict[str, Any]], config: Any) -> d
         "died": sum(lane["died_at"] is not None for lane in lanes),
         "returns": returns.tolist(),
         "iqm": interval([returns], iqm),
-        "mean_of_curve": float(line.value.mean()),
+        "curve_iqm": interval([np.array([np.nanmean(lane["curve"]["episode_return"]) for lane in lanes])], iqm),
         "curve": {key: np.round(x, 2).tolist() for key, x in line._asdict().items()},
         "config": asdict(config) | point,
     }
 
 
 def measure(task: Task, directory: Path) -> dict[str, Any]:
-    """GRPO for every size of a group with both kinds of starts, and PPO."""
-    points = [
-        {"num_groups": EPISODES // size, "group_size": size, "same_start": same} for same in STARTS for size in SIZES
-    ]
+    """GRPO for every size of a group with both kinds of starts, and PPO where the task is one of control."""
+    sizes = [{"num_groups": task.num_episodes // size, "group_size": size} for size in SIZES]
+    points = [size | {"same_start": same} for same in STARTS for size in sizes]
     return {
         "env": task.env,
         "horizon": task.horizon,
-        "grpo": train(grpo, task, points, {"num_steps": task.horizon}, directory / "grpo"),
-        "ppo": train(ppo, task, [{}], {}, directory / "ppo")[0],
+        "grpo": train(task.algorithm, task, points, {"num_steps": task.horizon}, directory / "grpo"),
+        "ppo": train(ppo, task, [{}], {}, directory / "ppo")[0] if task.algorithm is grpo else None,
         "versions": {package: version(package) for package in PACKAGES},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
 
 
 def draw(results: dict[str, dict], path: Path) -> None:
-    """Two panels a task: evaluation against the size of a group, and learning curves beside PPO's."""
-    size = {"figsize": (9, 3 * len(results) + 0.6), "layout": "constrained", "squeeze": False}
-    figure, panels = plt.subplots(len(results), 2, **size)
-    for (ends, curves), (task, found) in zip(panels, results.items(), strict=True):
-        band = found["ppo"]["iqm"]
-        ends.axhline(band["value"], color="grey", lw=1, label="PPO")
-        ends.axhspan(band["low"], band["high"], color="grey", alpha=0.15, lw=0)
-        for color, (same, label) in zip(("C0", "C3"), STARTS.items(), strict=True):
+    """Three panels a task: what groups of each size come to in the end and on the way, and learning curves."""
+    size = {"figsize": (12, 2.7 * len(results) + 0.6), "layout": "constrained", "squeeze": False}
+    figure, panels = plt.subplots(len(results), 3, **size)
+    for (*summaries, curves), (task, found) in zip(panels, results.items(), strict=True):
+        for axes, of, words in zip(summaries, ("iqm", "curve_iqm"), ("evaluation", "training"), strict=True):
+            for color, (same, label) in zip(("C0", "C3"), STARTS.items(), strict=True):
+                rows = [row[of] for row in found["grpo"] if row["point"]["same_start"] == same]
+                value, low, high = (np.array([row[key] for row in rows]) for key in ("value", "low", "high"))
+                place = np.arange(len(SIZES)) + 0.08 * (-1 if same else 1)
+                axes.errorbar(place, value, [value - low, high - value], color=color, fmt="o-", capsize=3, label=label)
+            if found["ppo"]:
+                axes.axhline(found["ppo"][of]["value"], color="grey", lw=1, label="PPO")
+                axes.axhspan(found["ppo"][of]["low"], found["ppo"][of]["high"], color="grey", alpha=0.15, lw=0)
+            axes.set(title=task, xlabel="members of a group", ylabel=f"return in {words}, IQM")
+            axes.set_xticks(range(len(SIZES)), SIZES)
+        for color, same in zip(("C0", "C3"), STARTS, strict=True):
             rows = [row for row in found["grpo"] if row["point"]["same_start"] == same]
-            value, low, high = (np.array([row["iqm"][key] for row in rows]) for key in ("value", "low", "high"))
-            place = np.arange(len(SIZES)) + 0.08 * (-1 if same else 1)
-            ends.errorbar(place, value, [value - low, high - value], color=color, fmt="o-", capsize=3, label=label)
             for row, shade in zip(rows, np.linspace(0.35, 1, len(rows)), strict=True):
                 curves.plot(row["curve"]["steps"], row["curve"]["value"], color=color, alpha=shade, lw=1.3)
-        curves.plot(found["ppo"]["curve"]["steps"], found["ppo"]["curve"]["value"], color="grey", lw=1.3)
-        ends.set(title=task, xlabel="members of a group", ylabel="evaluation return, IQM")
-        ends.set_xticks(range(len(SIZES)), SIZES)
-        curves.set(xlabel="steps, with those after ends", ylabel="return in training, IQM")
-        for axes in (ends, curves):
+        if found["ppo"]:
+            curves.plot(found["ppo"]["curve"]["steps"], found["ppo"]["curve"]["value"], color="grey", lw=1.3)
+        curves.set(title=task, xlabel="steps, with those after ends", ylabel="return in training, IQM")
+        for axes in (*summaries, curves):
             axes.grid(alpha=0.3)
     panels[0, 0].legend()
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
 def table(results: dict[str, dict]) -> str:
-    """Evaluation returns in Markdown: a row a task, a kind of start and a size."""
-    lines = [["task", "members", "starts", "seeds", "evaluation, IQM [95 %]", "mean of the training curve"]]
+    """Returns in Markdown: a row a task, a kind of start and a size."""
+    lines = [["task", "members", "starts", "seeds", "evaluation, IQM [95 %]", "training, IQM [95 %]"]]
     lines.append(["---", "--:", "---", "--:", "--:", "--:"])
     for task, found in results.items():
         rows = [(row["point"]["group_size"], STARTS[row["point"]["same_start"]], row) for row in found["grpo"]]
-        for members, starts, row in [*rows, ("PPO", "", found["ppo"])]:
-            estimate = "{value:.1f} [{low:.1f}, {high:.1f}]".format(**row["iqm"])
-            cells = [task, str(members), starts, str(len(row["seeds"])), estimate, f"{row['mean_of_curve']:.1f}"]
-            lines.append(cells)
+        if found["ppo"]:
+            rows.append(("PPO", "", found["ppo"]))
+        digits = 1 if found["ppo"] else 3
+        for members, starts, row in rows:
+            number = f"{{value:.{digits}f}} [{{low:.{digits}f}}, {{high:.{digits}f}}]"
+            estimates = [number.format(**row[of]) for of in ("iqm", "curve_iqm")]
+            lines.append([task, str(members), starts, str(len(row["seeds"])), *estimates])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -163,7 +177,8 @@ def main(
             continue
         chosen = TASKS[name]
         if short:
-            chosen = Task(chosen.env, EPISODES * 20, 20, seeds=2)
+            horizon = min(chosen.horizon, 20)
+            chosen = replace(chosen, total_steps=chosen.num_episodes * horizon, horizon=horizon, seeds=2)
         write_json(path, {"task": name} | measure(chosen, runs / name))
     results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
     if results:
