@@ -23,13 +23,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from provenance import RESULTS, ROOT, commit, machine, versions
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import rlx
+from rlx.lanes import spread
 from rlx.presets import preset, settings
 from rlx.report import interval, iqm
 
@@ -102,10 +101,10 @@ def curve(episode_return: np.ndarray, num_episodes: np.ndarray, steps: Callable,
     return {"steps": [steps(int(edge)) for edge in edges[1:]], "mean_return": points}
 
 
-def lanes_program(algorithm, mesh, updates, num_episodes):
+def lanes_program(algorithm, updates, num_episodes):
     """Training of a lane a key, with an evaluation after each number of `updates`; every device has its own lanes."""
 
-    def lane(config, env, key):
+    def lane(key, config, env):
         train_key, evaluate_key = jax.random.split(key)
         state, parts, episodes = algorithm.init(config, env, train_key), [], []
         for num in np.diff(updates, prepend=0).tolist():
@@ -114,9 +113,7 @@ def lanes_program(algorithm, mesh, updates, num_episodes):
             episodes.append(rlx.evaluate(algorithm, config, env, state, evaluate_key, num_episodes=num_episodes))
         return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts), episodes
 
-    lanes = jax.vmap(lane, in_axes=(None, None, 0))
-    specs = {"in_specs": (P(), P(), P("lane")), "out_specs": P("lane")}
-    return jax.jit(jax.shard_map(lanes, mesh=mesh, **specs, check_vma=False))
+    return spread(lane)
 
 
 def measure(tasks: Sequence[Task], algorithm_name: str = "ppo", num_seeds: int = 10) -> list[dict[str, Any]]:
@@ -128,18 +125,15 @@ def measure(tasks: Sequence[Task], algorithm_name: str = "ppo", num_seeds: int =
     env_name, options, num_episodes = tasks[0].env, tasks[0].options, tasks[0].episodes
     configs = [preset(algorithm, task.env, total_steps=task.total_steps) for task in tasks]
     updates = [rlx.total_updates(config) for config in configs]
-    mesh = Mesh(np.array(jax.devices()), ("lane",))
-    env = jax.device_put(rlx.envs.make(env_name, **options), NamedSharding(mesh, P()))
-    num_lanes = math.ceil(num_seeds / mesh.size) * mesh.size  # every device the same number; the surplus is dropped
-    keys = jax.vmap(jax.random.key)(np.arange(num_lanes))
+    env = rlx.envs.make(env_name, **options)
+    keys = jax.vmap(jax.random.key)(np.arange(num_seeds))
 
     start = time.perf_counter()
-    program = lanes_program(algorithm, mesh, updates, num_episodes).lower(configs[-1], env, keys).compile()
+    program = lanes_program(algorithm, updates, num_episodes).lower(keys, configs[-1], env).compile()
     compiled = time.perf_counter()
-    metrics, evaluations = jax.device_get(program(configs[-1], env, keys))
+    metrics, evaluations = jax.device_get(program(keys, configs[-1], env))
     done = time.perf_counter()
 
-    metrics, evaluations = jax.tree.map(lambda x: x[:num_seeds], (metrics, evaluations))
     found = []
     for task, config, num_updates, episodes in zip(tasks, configs, updates, evaluations, strict=True):
         returns = episodes.returns.mean(1, dtype=np.float64)
@@ -161,7 +155,7 @@ def measure(tasks: Sequence[Task], algorithm_name: str = "ppo", num_seeds: int =
             "curve": curve(*trained, partial(rlx.steps_taken, config)),
             "seconds": {"compile": compiled - start, "run": done - compiled},
             "versions": versions(*PACKAGES),
-            "machine": machine() | {"device": jax.devices()[0].device_kind, "devices": mesh.size},
+            "machine": machine() | {"device": jax.devices()[0].device_kind, "devices": jax.device_count()},
         }
         found.append(result)
     return found

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlx import replace
-from rlx.lanes import Program, carry, fit, groups, memory_bound
+from rlx.lanes import Program, carry, fit, groups, memory_bound, spread
 from rlx.train import advance, evaluate
 
 RATES = (1e-2, 1e-3, np.inf, 3e-3, 1e-4)
@@ -185,3 +185,17 @@ def test_a_population_copies_inside_its_program(ppo, group, small, cartpole):
     assert_equal(child.opt_state, mother.opt_state)
     assert bits(child.key).tolist() != bits(mother.key).tolist()
     assert not np.asarray(state["tally"]).any()
+
+
+@pytest.mark.parametrize("num", [1, 2, 5])
+def test_lanes_spread_over_devices_are_those_of_a_vmap(num):
+    @spread
+    def lanes(key, scale, shift):
+        return jax.random.normal(key, (3,)) * scale["by"] + shift, jax.lax.axis_index("lane")
+
+    keys = jax.random.split(jax.random.key(0), num)
+    found, device = lanes(keys, {"by": 2.0}, jnp.ones(3))
+    expected = jax.vmap(lambda key: jax.random.normal(key, (3,)) * 2.0 + 1.0)(keys)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)  # contracted into one operation or not
+    half = -(-num // jax.device_count())
+    np.testing.assert_array_equal(device, [i // half for i in range(num)])

@@ -22,15 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 import rlx
 from rlx import replace
 from rlx.algos import fpo, policyflow, ppo
 from rlx.envs.gridworld import observe
 from rlx.envs.multigoal import coverage, goal_entropy, goal_shares, goals_reached
-from rlx.lanes import use_all_cores
+from rlx.lanes import spread, use_all_cores
 from rlx.presets import preset
 from rlx.rollout import reset, rollout
 
@@ -142,7 +140,6 @@ def measure(task: Task, method: Method, short: bool) -> dict[str, Any]:
     steps = task.total_steps // 100 if short else task.total_steps
     config = preset(algorithm, task.env, **method.changes | {"total_steps": steps})
     env = rlx.envs.make(task.env)
-    mesh = Mesh(np.array(jax.devices()), ("lane",))
 
     def lane(key):
         train_key, measure_key = jax.random.split(key)
@@ -156,15 +153,12 @@ def measure(task: Task, method: Method, short: bool) -> dict[str, Any]:
         }
         return found, metrics["episode_return"]
 
-    num_lanes = math.ceil(task.seeds / mesh.size) * mesh.size  # every device the same number; the surplus is dropped
-    keys = jax.vmap(jax.random.key)(np.arange(num_lanes))
-    lanes = jax.shard_map(jax.vmap(lane), mesh=mesh, in_specs=P("lane"), out_specs=P("lane"), check_vma=False)
+    keys = jax.vmap(jax.random.key)(np.arange(task.seeds))
     started = time.process_time()  # of all cores; others may be using the machine
-    program = jax.jit(lanes).lower(keys).compile()
+    program = spread(lane).lower(keys).compile()
     compiled = time.process_time()
     found, curve = jax.device_get(program(keys))
     done = time.process_time()
-    curve = curve[: task.seeds]
     points = np.linspace(0, curve.shape[1], min(20, curve.shape[1]) + 1).astype(int)
     return {
         "env": task.env,
@@ -174,7 +168,7 @@ def measure(task: Task, method: Method, short: bool) -> dict[str, Any]:
         "seeds": list(range(task.seeds)),
         "cpu_seconds": {"compile": round(compiled - started, 1), "run": round(done - compiled, 1)},
         "curve": [_plain([np.nanmean(seed[a:b]) for a, b in itertools.pairwise(points)]) for seed in curve],
-        **{name: _plain(value[: task.seeds] if value.ndim < 3 else value[0]) for name, value in found.items()},
+        **{name: _plain(value if value.ndim < 3 else value[0]) for name, value in found.items()},
     }
 
 
