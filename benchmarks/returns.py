@@ -32,6 +32,7 @@ from rlx.lanes import spread
 from rlx.presets import preset, settings
 from rlx.report import interval, iqm
 
+METRICS = ("episode_return", "num_episodes", "alive_steps")
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "gymnax", "brax", "mujoco-mjx", "numpy", "scipy")
 
 
@@ -85,6 +86,13 @@ def bar(task: Task, returns: np.ndarray) -> dict[str, Any] | None:
     return {"at_least": task.at_least, "seeds": needed, "reached": reached, "passed": reached >= needed}
 
 
+def alive(metrics: dict[str, np.ndarray], num_updates: int) -> dict[str, float]:
+    """How many of the steps were within episodes, mean over seeds, where an algorithm waits for the longest one."""
+    if "alive_steps" not in metrics:
+        return {}
+    return {"alive_steps": float(metrics["alive_steps"][:, :num_updates].sum(axis=1, dtype=np.float64).mean())}
+
+
 def curve(episode_return: np.ndarray, num_episodes: np.ndarray, steps: Callable, num_points: int = 50) -> dict:
     """Training return over `num_points` stretches of the run, from metrics `[S, U]`.
 
@@ -109,7 +117,7 @@ def lanes_program(algorithm, updates, num_episodes):
         state, parts, episodes = algorithm.init(config, env, train_key), [], []
         for num in np.diff(updates, prepend=0).tolist():
             state, metrics = rlx.resume(algorithm, config, env, state, num_updates=num)
-            parts.append({name: metrics[name] for name in ("episode_return", "num_episodes")})
+            parts.append({name: metrics[name] for name in METRICS if name in metrics})
             episodes.append(rlx.evaluate(algorithm, config, env, state, evaluate_key, num_episodes=num_episodes))
         return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts), episodes
 
@@ -145,6 +153,7 @@ def measure(tasks: Sequence[Task], algorithm_name: str = "ppo", num_seeds: int =
             "settings": settings(algorithm, env_name) | {"total_steps": task.total_steps},
             "config": asdict(config),
             "steps": rlx.steps_taken(config, num_updates),
+            **alive(metrics, num_updates),
             "seeds": list(range(num_seeds)),
             "episodes_per_seed": num_episodes,
             "all_finished": bool(episodes.finished.all()),

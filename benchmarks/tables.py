@@ -46,7 +46,7 @@ def returns_table(results: list[dict]) -> str:
         (
             r["task"],
             r["algorithm"],
-            f"{r['steps']:,}",
+            f"{r['steps']:,}" + (f", {r['alive_steps']:,.0f} alive" if "alive_steps" in r else ""),
             str(len(r["seeds"])),
             with_interval(r["mean"]),
             with_interval(r["iqm"]),

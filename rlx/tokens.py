@@ -78,7 +78,7 @@ def teach(
         keys = jax.random.split(jax.random.fold_in(key, num), CHUNK)
         return jax.lax.scan(step, learner, keys)[0], num + CHUNK
 
-    more = lambda carry: (carry[1] < max_steps) & ~learned(carry[0][0])
+    more = lambda carry: (carry[1] < max_steps) & jnp.logical_not(learned(carry[0][0]))
     return jax.lax.while_loop(more, some, ((params, optimizer.init(params)), jnp.int32(0)))[0][0]
 
 

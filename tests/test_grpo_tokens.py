@@ -148,6 +148,21 @@ def test_what_stands_after_the_end_of_an_answer_changes_nothing(small, countdown
     jax.tree.map(np.testing.assert_array_equal, loss(state.params, changed), loss(state.params, batch))
 
 
+def test_minibatches_hold_what_was_written(small, countdown, written, monkeypatch):
+    def look(params, config, env, batch, progress, objective):
+        pi = grpo_tokens.answers(config, env, params, batch.tokens)
+        apart = jnp.where(batch.alive, jnp.abs(pi.log_prob(batch.action) - batch.log_prob), 0.0).max()
+        no_loss = 0.0 * ravel_pytree(params)[0].sum()
+        return no_loss, {"apart": apart, "alive": 1.0 * batch.alive.sum(), "weight": batch.weight.sum()}
+
+    monkeypatch.setattr(grpo_tokens, "loss", look)
+    config = replace(small, reference_interval=1)  # another program than those with the true loss
+    _, metrics = jax.jit(lambda state: grpo_tokens.update(config, countdown, state))(written[0])
+    np.testing.assert_allclose(metrics["apart"], 0, atol=1e-4)
+    assert metrics["alive"] * config.num_minibatches == metrics["alive_steps"] < 48
+    np.testing.assert_allclose(metrics["weight"] * config.num_minibatches, 1, rtol=1e-5)
+
+
 def test_advantages_and_presets_are_those_of_control(small, reverse):
     rng = np.random.default_rng(0)
     reward, alive = rng.normal(size=(3, 4, 24)).astype(np.float32), np.ones((3, 4, 24), bool)

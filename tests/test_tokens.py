@@ -1,5 +1,7 @@
 """Tokens: the transformer against numpy and its cache, examples, teaching, environments that are none of tokens."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 import pytest
 
 import rlx
+from rlx.spaces import Discrete
 from rlx.tokens import Transformer, check_tokens, examples, teach
 
 B, L, V = 3, 9, 7
@@ -141,14 +144,36 @@ def test_teaching_is_gradient_steps_on_random_examples_until_it_is_learned():
     assert abs(late["slope"] - 2) < 1e-4
     assert taught(0.0, 30)["batches"] == 30  # never learned
     assert taught(3.0, 30)["batches"] == 0  # before the first step
-    one = taught(0.0, 10, batch_size=1)  # ten single examples, each of which would bring it somewhere else
-    assert abs(float(one["slope"]) - float(taught(0.0, 10, batch_size=2)["slope"])) > 1e-3
+
+
+def test_teaching_chooses_examples_anew_at_every_step():
+    data, start = (10.0 ** jnp.arange(6.0),), {"sum": jnp.float32(0)}
+    loss = lambda params, x: -params["sum"] * x[0]  # every step adds the first of its examples
+
+    def total(max_steps, key):
+        sizes = {"batch_size": 3, "max_steps": max_steps}
+        return teach(loss, lambda params: False, start, optax.sgd(1.0), data, key, **sizes)["sum"]
+
+    ten, twenty, other = (total(n, jax.random.key(key)) for n, key in ((10, 0), (20, 0), (10, 1)))
+    digits = [int(digit) for digit in f"{float(ten):.0f}"]
+    assert sum(digits) == 10
+    assert sum(digit > 0 for digit in digits) >= 3
+    assert twenty - ten not in (0, ten)
+    assert ten != other
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "probe/ObservationAction", "rlx/GridWorld"])
 def test_an_environment_without_tokens_is_refused(name):
     with pytest.raises(ValueError, match="this policy writes tokens, and the environment is not one of tokens"):
         check_tokens(rlx.envs.make(name), 1)
+
+
+@pytest.mark.parametrize(("seen", "num_written"), [(Discrete(5, shape=(4,)), 5), (Discrete(5, shape=(2, 2)), 4)])
+def test_an_environment_whose_actions_are_not_its_tokens_is_refused(seen, num_written):
+    sizes = {"environment": SimpleNamespace(prompt_size=2), "observation_space": seen}
+    check_tokens(SimpleNamespace(**sizes | {"observation_space": Discrete(5, shape=(4,))}, action_space=Discrete(4)), 2)
+    with pytest.raises(ValueError, match="this policy writes tokens"):
+        check_tokens(SimpleNamespace(**sizes, action_space=Discrete(num_written)), 2)
 
 
 def test_an_answer_that_is_too_long_is_refused():
