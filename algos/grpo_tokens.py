@@ -14,7 +14,8 @@ solutions of fresh problems is `warm_start_accuracy` on average, for `warm_start
 belongs to `init`, and its tokens are not counted as steps.
 
 Deviations from the paper:
-- The default clips at 0.2 and 0.28, as DAPO does; all else of it is Dr. GRPO. `VARIANTS["grpo"]` is the paper's.
+- The default is Dr. GRPO with every token counting the same, and ratios are clipped at 0.8 and 1.28, as in DAPO, in all
+  `VARIANTS` but those that name their own; otherwise `VARIANTS["grpo"]` is the paper's.
 - The KL from the reference is in closed form. The reference is the first policy, or, with a `reference_interval`, the
   policy of some updates ago.
 - Groups may, to compare, have a prompt a member (`same_start`).

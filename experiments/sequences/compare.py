@@ -21,6 +21,7 @@ import numpy as np
 
 import rlx
 from rlx.algos import grpo_tokens
+from rlx.algos.grpo_tokens import VARIANTS
 from rlx.groups import clone, pass_at_k
 from rlx.lanes import spread, use_all_cores
 from rlx.presets import preset
@@ -33,7 +34,6 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax")
-VARIANTS = {"default": {}} | grpo_tokens.VARIANTS
 SAMPLES, PROBLEMS = 16, 256
 KS = (1, 4, 16)
 POINTS = 40  # of a curve
