@@ -9,7 +9,6 @@ sweeps; the rest of the README is left alone.
 
 import ast
 import json
-import re
 import sys
 from pathlib import Path
 from statistics import median
@@ -17,7 +16,9 @@ from statistics import median
 from provenance import RESULTS, ROOT
 from speed import rows
 
-TABLE = re.compile(r"(?<=<!-- table: )(algorithms|decoding|returns|speed|sweeps) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+from rlx.report import fill
+
+NAMES = ("algorithms", "decoding", "returns", "speed", "sweeps")
 
 
 def markdown(header: list[str], body: list[tuple[str, ...]], num_text: int) -> str:
@@ -131,7 +132,7 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
 
 def render(text: str, tables: dict[str, str]) -> str:
     """`text` with its tables replaced; one without results says so."""
-    return TABLE.sub(lambda match: f"{match[1]} -->\n{tables.get(match[1], f'Not measured yet.{chr(10)}')}", text)
+    return fill(text, {name: tables.get(name, "Not measured yet.\n") for name in NAMES if f"table: {name} -->" in text})
 
 
 def main(check: bool = False, readme: Path = ROOT / "README.md", results: Path = RESULTS) -> None:

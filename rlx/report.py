@@ -6,7 +6,7 @@ The statistics are those of Agarwal et al. 2021, arXiv:2108.13264. Axes: R runs,
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -318,6 +318,21 @@ def tables(report: dict[str, Any], limit: int = 20) -> Group:
             title, gap = f"{title}, normalised return: 0 is low, 1 is high", f"gap to 1 [{percent}]"
         parts += _table(title, overall["groups"], gap, percent, limit)
     return Group(*parts, *(Text(f"- {note}") for note in report["notes"]))
+
+
+def fill(text: str, tables: Mapping[str, str]) -> str:
+    """Markdown in which these tables stand between `<!-- table: NAME -->` and `<!-- end -->`; the rest is as it was.
+
+    Raises:
+        ValueError: for a table that the text has no place for.
+    """
+    for name, table in tables.items():
+        start = f"<!-- table: {name} -->\n"
+        before, mark, after = text.partition(start)
+        if not mark or "<!-- end -->" not in after:
+            raise ValueError(f"there is no place for the table {name!r}: write {start.strip()} and <!-- end -->")
+        text = before + start + table + after[after.index("<!-- end -->") :]
+    return text
 
 
 def _strata(samples):

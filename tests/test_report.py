@@ -12,6 +12,7 @@ from scipy.stats import mannwhitneyu, norm
 
 from rlx.report import (
     curve,
+    fill,
     interval,
     iqm,
     on_grid,
@@ -565,3 +566,14 @@ def test_what_train_leaves_is_read(tmp_path):
     assert found["score"] == json.loads((tmp_path / "run" / "evaluation.json").read_text())["mean"]
     assert (found["steps"], found["died_at"], found["dropped_at"], found["seed"]) == (0, 1, None, 3)
     assert (found["algorithm"], found["task"], found["group"]) == ("rlx.algos.ppo", "probe/Constant", "ppo")
+
+
+def test_tables_are_filled_in_and_the_rest_is_left_alone():
+    text = "a\n<!-- table: one -->\nold\n<!-- end -->\nb\n<!-- table: two -->\n<!-- end -->\n"
+    one = fill(text, {"one": "| new |\n"})
+    assert one == text.replace("old\n", "| new |\n")
+    assert fill(one, {"one": "| new |\n"}) == one
+    assert fill(one, {"one": "old\n", "two": "x\n"}) == text.replace("two -->\n", "two -->\nx\n")
+    for broken in ("text", "<!-- table: one -->\n"):
+        with pytest.raises(ValueError, match="there is no place for the table 'one'"):
+            fill(broken, {"one": ""})

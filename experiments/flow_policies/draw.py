@@ -4,14 +4,13 @@ python experiments/flow_policies/draw.py
 """
 
 import json
-import re
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 
 from rlx.envs.multigoal import MultiGoal, goals
-from rlx.report import interval
+from rlx.report import fill, interval
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -141,10 +140,7 @@ def main() -> None:
         assert all(result["steps"] == first["steps"] for result in found.values())
         if task == "Pendulum":
             note = f"![learning curves](pendulum.png)\n\n{note}"
-        pattern = rf"(<!-- table: {task} -->\n).*?(<!-- end -->)"
-        text = re.sub(
-            pattern, lambda m, t=task, f=found, n=note: f"{m[1]}{n}{table(t, f)}\n{m[2]}", text, flags=re.DOTALL
-        )
+        text = fill(text, {task: f"{note}{table(task, found)}\n"})
     readme.write_text(text)
 
 

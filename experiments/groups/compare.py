@@ -9,7 +9,6 @@ interrupted is gone on with.
 """
 
 import json
-import re
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +24,7 @@ import rlx
 from rlx.algos import grpo, grpo_tokens, ppo
 from rlx.lanes import use_all_cores
 from rlx.presets import preset
-from rlx.report import curve, interval, iqm
+from rlx.report import curve, fill, interval, iqm
 from rlx.run import write_json
 
 matplotlib.use("Agg")
@@ -183,9 +182,8 @@ def main(
     results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
     if results:
         draw(results, figure)
-        text = readme.read_text() if readme.exists() else "<!-- table -->\n<!-- end -->\n"
-        pattern = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", re.DOTALL)
-        readme.write_text(pattern.sub(lambda _: table(results), text))
+        text = readme.read_text() if readme.exists() else "<!-- table: returns -->\n<!-- end -->\n"
+        readme.write_text(fill(text, {"returns": table(results)}))
 
 
 if __name__ == "__main__":

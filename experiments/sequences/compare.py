@@ -8,7 +8,6 @@ and writes the table of README.md. What has a result is left alone.
 """
 
 import json
-import re
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -25,7 +24,7 @@ from rlx.algos.grpo_tokens import VARIANTS
 from rlx.groups import clone, pass_at_k
 from rlx.lanes import spread, use_all_cores
 from rlx.presets import preset
-from rlx.report import interval
+from rlx.report import fill, interval
 from rlx.rollout import reset
 from rlx.run import write_json
 
@@ -179,9 +178,8 @@ def main(
     results = {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
     if results:
         draw(results, figure)
-        text = readme.read_text() if readme.exists() else "<!-- table -->\n<!-- end -->\n"
-        pattern = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", re.DOTALL)
-        readme.write_text(pattern.sub(lambda _: table(results), text))
+        text = readme.read_text() if readme.exists() else "<!-- table: returns -->\n<!-- end -->\n"
+        readme.write_text(fill(text, {"returns": table(results)}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ gone on with by the same command.
 """
 
 import json
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -29,7 +28,7 @@ from rlx.algos import mdpo, mdpo_offpolicy, ppo, sac, trpo
 from rlx.lanes import use_all_cores
 from rlx.objectives import DPO, SPO, ForwardKL, ReverseKL, with_objective
 from rlx.presets import configure, settings
-from rlx.report import Curve, curve, interval, iqm
+from rlx.report import Curve, curve, fill, interval, iqm
 from rlx.run import write_json
 
 matplotlib.use("Agg")
@@ -224,9 +223,8 @@ def main(
     results = {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
     if results:
         draw(results, figure)
-        text = readme.read_text() if readme.exists() else "<!-- table -->\n<!-- end -->\n"
-        pattern = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", re.DOTALL)
-        readme.write_text(pattern.sub(lambda _: table(results), text))
+        text = readme.read_text() if readme.exists() else "<!-- table: returns -->\n<!-- end -->\n"
+        readme.write_text(fill(text, {"returns": table(results)}))
 
 
 if __name__ == "__main__":
