@@ -4,18 +4,19 @@
 
 Reference: Shao et al. 2024, DeepSeekMath, arXiv:2402.03300; its relatives are settings of Config, see `VARIANTS`.
 
-Axes: T tokens of an answer, P of a prompt, L = P + T, N groups, G members of a group, B minibatch of answers.
+Axes: T tokens of an answer, P of a prompt, L of both, N groups, G members of a group, B minibatch of answers.
 
 grpo.py with another policy: a step is a token, a group has the same prompt, and the policy reads all tokens before the
 one that it writes. Writing keeps what has been read in a cache; the loss reads whole answers at once.
 
 The first policy is taught on solved problems, `warm_start_examples` of them, until the probability that it gives to the
-solutions of fresh problems is `warm_start_accuracy` on average, for `warm_start_steps` gradient steps at most. That
-belongs to `init`, and its tokens are not counted as steps.
+solutions of fresh problems is `warm_start_accuracy` on average, for `warm_start_steps` gradient steps at most (0 for
+none). It belongs to `init`, and its tokens are not counted as steps.
 
 Deviations from the paper:
-- The default is Dr. GRPO with every token counting the same, and ratios are clipped at 0.8 and 1.28, as in DAPO, in all
-  `VARIANTS` but those that name their own; otherwise `VARIANTS["grpo"]` is the paper's.
+- The default has the advantage of Dr. GRPO and the mean over all tokens of DAPO. Ratios are clipped at 0.8 and 1.28, as
+  in DAPO, in all `VARIANTS` but those that name their own; otherwise `VARIANTS["grpo"]` is the paper's.
+- Rewards come with the last token. "process", which is for rewards of every step, gives later tokens more then.
 - The KL from the reference is in closed form. The reference is the first policy, or, with a `reference_interval`, the
   policy of some updates ago.
 - Groups may, to compare, have a prompt a member (`same_start`).
@@ -89,7 +90,7 @@ class Config:
     same_start: bool = static(True)
     warm_start_examples: int = static(4096, at_least=0)  # solved problems to be taught on
     warm_start_batch: int = static(128, at_least=1)  # of them, for a gradient step
-    warm_start_steps: int = static(1000, at_least=0)  # gradient steps, at most
+    warm_start_steps: int = static(1000, at_least=0)  # gradient steps, at most, rounded up to tens
     warm_start_accuracy: float = traced(0.25, at_least=0, at_most=1)  # ends it
     warm_start_learning_rate: float = traced(1e-3, at_least=0)
     width: int = static(64, at_least=1)
@@ -146,7 +147,7 @@ def optimizer(config, learning_rate):
 
 def check(config, env):
     """Raises ValueError for settings that do not fit each other or the environment."""
-    check_tokens(env, config.num_steps)
+    check_tokens(env, config.num_steps, taught=config.warm_start_examples and config.warm_start_steps)
     check_horizon(env, config.num_steps)
     check_divides(config.num_episodes, config.num_minibatches, "num_groups * group_size")
 
@@ -167,6 +168,8 @@ def init(config, env, key):
 
 def taught(config, env, params, key):
     """The params after the warm start."""
+    if not (config.warm_start_examples and config.warm_start_steps):
+        return params
     pool_key, fresh_key, teach_key = jax.random.split(key, 3)
     pool, fresh = (examples(env, key, num) for key, num in ((pool_key, config.warm_start_examples), (fresh_key, 512)))
 

@@ -2,8 +2,9 @@
 
     python benchmarks/decoding.py
 
-An answer has as many tokens as its prompt (Reverse). Without the cache the policy reads all tokens again for each one
-it writes. The programs of a case take turns; ratios are of runs next to each other.
+An answer has as many tokens as its prompt (Reverse). Without the cache the policy reads the whole sequence for each
+token it writes, places still empty included: the compiler has to know shapes. The programs of a case take turns; ratios
+are of runs next to each other.
 """
 
 import json
@@ -21,7 +22,7 @@ from rlx.algos import grpo_tokens
 from rlx.rollout import episodes
 
 LENGTHS = (8, 32, 64)
-SIZES = {"num_groups": 16, "group_size": 8, "num_minibatches": 4, "num_epochs": 1, "warm_start_steps": 0}
+SIZES = {"num_groups": 16, "group_size": 8, "num_minibatches": 4, "num_epochs": 2, "warm_start_steps": 0}
 
 
 def programs(length: int) -> dict:

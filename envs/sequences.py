@@ -47,7 +47,7 @@ class Counting:
     """Parameters of Countdown."""
 
     count: int = 3  # numbers of a prompt
-    largest: int = 10  # and from 1 to which
+    largest: int = 10  # and from 1 to which, 50 at most
 
 
 @pytree
@@ -93,10 +93,10 @@ class Sequences:
         return tokens, State(tokens, state.answer, state.time + 1), done * grade, done, jnp.array(False), {}
 
 
-def _symbols(key, params, size):
+def _symbols(key, size, length, num_symbols):
     """Random symbols' tokens `[size]`, padded."""
-    symbols = jax.random.randint(key, (size,), 0, params.num_symbols)
-    return jnp.where(jnp.arange(size) < params.length, symbols + 1, 0)
+    symbols = jax.random.randint(key, (size,), 0, num_symbols)
+    return jnp.where(jnp.arange(size) < length, symbols + 1, 0)
 
 
 def _exact(prompt, given, answer, params):
@@ -109,8 +109,9 @@ def _exact(prompt, given, answer, params):
 @cache  # functions are static: made anew, they would be another program
 def _copying(order: Callable, max_length: int, max_symbols: int) -> Env:
     def problem(key, params):
-        prompt = _symbols(key, params, max_length)
-        return prompt, order(prompt, params.length)
+        length = jnp.minimum(params.length, max_length)
+        prompt = _symbols(key, max_length, length, jnp.minimum(params.num_symbols, max_symbols))
+        return prompt, order(prompt, length)
 
     sizes = {"vocabulary": max_symbols + 1, "prompt_size": max_length, "answer_size": max_length}
     params = Copying(min(8, max_length), min(10, max_symbols))
@@ -130,8 +131,9 @@ def _sorted(prompt: jax.Array, length: jax.Array) -> jax.Array:
 @cache
 def _added(max_modulus: int) -> Env:
     def problem(key, params):
-        terms = jax.random.randint(key, (2,), 0, params.modulus)
-        return terms + 1, (terms.sum() % params.modulus + 1)[None]
+        modulus = jnp.minimum(params.modulus, max_modulus)
+        terms = jax.random.randint(key, (2,), 0, modulus)
+        return terms + 1, (terms.sum() % modulus + 1)[None]
 
     right = lambda prompt, given, answer, params: jnp.float32((given == answer).all())
     params = Adding(min(23, max_modulus))
@@ -146,22 +148,23 @@ def _countdown(max_count: int) -> Env:
     def problem(key, params):
         """Random numbers, each combined with the value so far by an operation whose result is between 0 and 99."""
         number_key, operation_key = jax.random.split(key)
-        numbers = jax.random.randint(number_key, (max_count,), 1, params.largest + 1)
+        count, largest = jnp.minimum(params.count, max_count), jnp.minimum(params.largest, NUMBERS // 2)
+        numbers = jax.random.randint(number_key, (max_count,), 1, largest + 1)
         choices = jax.random.randint(operation_key, (max_count,), 0, 3)
         value, answer = numbers[0], jnp.zeros(size, jnp.int32).at[0].set(numbers[0] + 1)
         for i in range(1, max_count):
             number = numbers[i]
             results = jnp.stack([value + number, value - number, value * number])
             allowed = (results >= 0) & (results < NUMBERS)
-            # A sum that is too large leaves a difference that is not.
+            # A sum that is too large leaves a difference that is not negative: no number exceeds 50.
             order = (choices[i] + jnp.arange(3)) % 3
             choice = order[jnp.argmax(allowed[order])]
-            used = i < params.count
+            used = i < count
             value = jnp.where(used, results[choice], value)
             pair = jnp.where(used, jnp.stack([number + 1, PLUS + choice]), 0)
             answer = jax.lax.dynamic_update_slice(answer, pair.astype(jnp.int32), (2 * i - 1,))
-        answer = answer.at[2 * params.count - 1].set(END)
-        shown = jnp.where(jnp.arange(max_count) < params.count, numbers + 1, 0)
+        answer = answer.at[2 * count - 1].set(END)
+        shown = jnp.where(jnp.arange(max_count) < count, numbers + 1, 0)
         return jnp.append(shown, value + 1).astype(jnp.int32), answer
 
     def grade(prompt, given, answer, params):

@@ -2,8 +2,8 @@
 
 An environment of tokens has observations `Discrete(n, shape=(L,))`: a prompt, and after it what has been written so
 far; 0 stands for nothing. Action `a` writes token `a + 1`. It has two names beside those of `rlx.env.Environment`:
-`prompt_size`, the place where writing begins, and `solved(key, params) -> tokens [L]`, the last observation of an
-episode that solves a random problem.
+`prompt_size`, the place where writing begins, at least 1, and, where there is something to be taught from,
+`solved(key, params) -> tokens [L]`, the last observation of an episode that solves a random problem.
 
 Axes: B batch, S tokens that are read, L places of a sequence, H heads, D numbers of a head, V outputs.
 """
@@ -23,17 +23,22 @@ T = TypeVar("T")
 CHUNK = 10  # gradient steps between two looks at what has been learned
 
 
-def check_tokens(env: Env, num_steps: int) -> None:
-    """Raises ValueError for an environment that is not one of tokens, or has no room for answers of `num_steps`."""
+def check_tokens(env: Env, num_steps: int, taught: bool = False) -> None:
+    """Raises ValueError for an environment that is not one of tokens, or has no room for answers of `num_steps`.
+
+    And where a policy is to be `taught`, for one without solved problems.
+    """
     seen, written = env.observation_space, env.action_space
-    sizes = getattr(env.environment, "prompt_size", None), getattr(seen, "n", None), getattr(written, "n", None)
-    if None in sizes or len(seen.shape) != 1 or sizes[1] != sizes[2] + 1:
+    sizes = getattr(env.environment, "prompt_size", 0), getattr(seen, "n", None), getattr(written, "n", None)
+    if not all(sizes) or len(seen.shape) != 1 or sizes[1] != sizes[2] + 1:
         raise ValueError(
             "this policy writes tokens, and the environment is not one of tokens: use one like rlx/Reverse, or an "
             "algorithm like ppo or grpo"
         )
     if num_steps > (room := seen.shape[0] - sizes[0]):
-        raise ValueError(f"num_steps = {num_steps}: an answer has at most {room} tokens; use num_steps = {room}")
+        raise ValueError(f"num_steps = {num_steps}: there is room for {room} tokens; use at most num_steps = {room}")
+    if taught and not hasattr(env.environment, "solved"):
+        raise ValueError("the environment has no solved(key, params) to be taught from: set warm_start_steps = 0")
 
 
 def examples(env: Env, key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
@@ -63,7 +68,7 @@ def teach(
         examples: arrays `[num, ...]`, of which every step gets `batch_size` at random.
         key: of that choice.
         batch_size: examples of a step.
-        max_steps: gradient steps after which it ends in any case.
+        max_steps: gradient steps after which it ends in any case, rounded up to tens.
     """
 
     def step(carry, key):

@@ -135,7 +135,7 @@ def test_what_stands_after_the_end_of_an_answer_changes_nothing(small, countdown
     batch = grpo_tokens.Batch(end.obs, recorded.action, recorded.log_prob, pi, advantage, alive.T / 48, alive.T)
     size = countdown.environment.prompt_size
     # A token is read when the next one is written.
-    read_by = jnp.pad(alive.T[:, 1:], ((0, 0), (size + 1, 0))).at[:, : size + 1].set(True)[:, : size + T]
+    read_by = jnp.pad(alive.T[:, 1:], ((0, 0), (size, 1))).at[:, :size].set(True)
     changed = replace(
         batch,
         tokens=jnp.where(read_by, batch.tokens, 5),
@@ -185,10 +185,11 @@ def test_members_of_a_group_share_their_prompt_and_nothing_else(small, reverse, 
     assert len(np.unique(traj.action.T.reshape(3, 4, T)[0], axis=0)) > 1
 
 
-def test_the_warm_start_raises_the_likelihood_of_solutions_until_it_is_what_was_asked_for(small, reverse):
+@pytest.mark.parametrize("length", [2, 4])
+def test_the_warm_start_raises_the_likelihood_of_solutions_until_it_is_what_was_asked_for(small, reverse, length):
     accuracy = {}
     config = replace(small, warm_start_examples=512, warm_start_batch=64, width=16)
-    env = with_params(reverse, {"partial": 0.0})
+    env = with_params(reverse, {"partial": 0.0, "length": length})
     for asked, steps in ((0.3, 2000), (0.6, 2000), (1.0, 0)):
         config = replace(config, warm_start_accuracy=asked, warm_start_steps=steps)
         state = jax.jit(grpo_tokens.init)(config, env, jax.random.key(0))
@@ -198,7 +199,25 @@ def test_the_warm_start_raises_the_likelihood_of_solutions_until_it_is_what_was_
     # Above what was asked for by what is learned in ten steps, and by what 2000 samples make of it: 0.01.
     assert 0.27 < shares[0.3] < 0.5
     assert 0.57 < shares[0.6] < 0.8
-    assert shares[1.0] < 0.05  # without a step, 3^-4 at random
+    assert shares[1.0] < 3.0**-length + 0.04  # without a step, at random
+
+
+def test_without_a_warm_start_nothing_needs_to_be_solved(small, reverse):
+    made = type(reverse.environment)
+    parts = {f.name: getattr(reverse.environment, f.name) for f in dataclasses.fields(made)}
+
+    class Unsolved:  # all that an environment of tokens needs
+        reset, step = made.reset, made.step
+        observation_space, action_space = made.observation_space, made.action_space
+
+    environment = Unsolved()
+    vars(environment).update(parts)
+    env = rlx.Env(environment, reverse.params, max_steps=4)
+    with pytest.raises(ValueError, match="the environment has no solved"):
+        grpo_tokens.check(small, env)
+    for none in ({"warm_start_steps": 0}, {"warm_start_examples": 0}):
+        state = jax.jit(grpo_tokens.init)(replace(small, **none), env, jax.random.key(0))
+        assert np.std(state.params["actor"]["params"]["head"]["kernel"]) < 0.03  # as it starts
 
 
 def test_a_greedy_answer_is_the_most_likely_token_after_another(small, countdown, written):
@@ -358,7 +377,7 @@ def test_a_variant_is_where_the_options_of_the_command_line_start(tmp_path):
 BAD = {
     "Config.group_size = 1: give an integer of at least 2": {"group_size": 1},
     "num_steps = 3: an episode of this environment may take 4 steps": {"num_steps": 3},
-    "num_steps = 5: an answer has at most 4 tokens": {"num_steps": 5},
+    "num_steps = 5: there is room for 4 tokens; use at most num_steps = 4": {"num_steps": 5},
     "num_groups \\* group_size = 12 is not a multiple of num_minibatches = 5": {"num_minibatches": 5},
     "width = 8 is not a multiple of num_heads = 3": {"num_heads": 3},
 }

@@ -75,16 +75,24 @@ def value(tokens, numbers):
     return stack[0] if len(stack) == 1 else None
 
 
+@pytest.mark.parametrize("largest", [12, 99])
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_every_countdown_can_be_solved(solved, count):
-    problems = solved("Countdown", count=count, largest=12)
+def test_every_countdown_can_be_solved(solved, count, largest):
+    problems = solved("Countdown", count=count, largest=largest)
     for (*numbers, target), answer in problems:
         assert len(numbers) == count
-        assert all(1 <= number - 1 <= 12 for number in numbers)
+        assert all(1 <= number - 1 <= min(largest, 50) for number in numbers)
         assert 0 <= target - 1 < NUMBERS
         assert value(answer, numbers) == target - 1
     operations = [token for _, answer in problems for token in answer if PLUS <= token <= TIMES]
-    assert np.bincount(operations)[PLUS : TIMES + 1].min() > 0.1 * len(operations)
+    if largest == 12:
+        assert np.bincount(operations)[PLUS : TIMES + 1].min() > 0.1 * len(operations)
+
+
+def test_problems_are_no_larger_than_what_was_made(solved):
+    assert solved("Reverse", length=50, num_symbols=50)[0] == solved("Reverse", length=8, num_symbols=10)[0]
+    assert solved("ModularAddition", modulus=50) == solved("ModularAddition", modulus=23)
+    assert solved("Countdown", count=9) == solved("Countdown", count=4)
 
 
 def test_the_checker_of_countdown_is_an_interpreter_of_postfix():

@@ -178,5 +178,5 @@ def test_an_environment_whose_actions_are_not_its_tokens_is_refused(seen, num_wr
 
 def test_an_answer_that_is_too_long_is_refused():
     check_tokens(rlx.envs.make("Reverse"), 8)
-    with pytest.raises(ValueError, match="num_steps = 9: an answer has at most 8 tokens; use num_steps = 8"):
+    with pytest.raises(ValueError, match="num_steps = 9: there is room for 8 tokens; use at most num_steps = 8"):
         check_tokens(rlx.envs.make("Reverse"), 9)

@@ -44,14 +44,15 @@ class Task:
     seeds: int = 10
     algorithm: ModuleType = grpo
     num_episodes: int = 64  # of an update, whatever the size of a group
+    sizes: tuple[int, ...] = SIZES
 
 
 TASKS = {
     "CartPole-v1": Task("gymnax/CartPole-v1", 1_000_000, 500),
     "Acrobot-v1": Task("gymnax/Acrobot-v1", 1_000_000, 500),
-    "reacher": Task("brax/reacher", 1_000_000, 100, seeds=5),
+    "reacher": Task("brax/reacher", 1_000_000, 100, 6, sizes=(8,)),
     "Sort": Task("rlx/Sort", 150_000, 8, 6, grpo_tokens, 128),
-    "ModularAddition": Task("rlx/ModularAddition", 300_000, 1, 6, grpo_tokens, 1024),
+    "ModularAddition": Task("rlx/ModularAddition", 200_000, 1, 6, grpo_tokens, 1024),
 }
 
 
@@ -85,19 +86,21 @@ def result(point: dict[str, Any], lanes: list[dict[str, Any]], config: Any) -> d
         "returns": returns.tolist(),
         "iqm": interval([returns], iqm),
         "curve_iqm": interval([np.array([np.nanmean(lane["curve"]["episode_return"]) for lane in lanes])], iqm),
-        "curve": {key: np.round(x, 2).tolist() for key, x in line._asdict().items()},
+        "curve": {key: np.round(x, 4).tolist() for key, x in line._asdict().items()},
         "config": asdict(config) | point,
     }
 
 
 def measure(task: Task, directory: Path) -> dict[str, Any]:
     """GRPO for every size of a group with both kinds of starts, and PPO where the task is one of control."""
-    sizes = [{"num_groups": task.num_episodes // size, "group_size": size} for size in SIZES]
+    sizes = [{"num_groups": task.num_episodes // size, "group_size": size} for size in task.sizes]
     points = [size | {"same_start": same} for same in STARTS for size in sizes]
+    # The mean over the whole group would scale the gradient by (G - 1) / G, and with it all but the entropy bonus.
+    fixed = {"num_steps": task.horizon, "baseline": "others"}
     return {
         "env": task.env,
         "horizon": task.horizon,
-        "grpo": train(task.algorithm, task, points, {"num_steps": task.horizon}, directory / "grpo"),
+        "grpo": train(task.algorithm, task, points, fixed, directory / "grpo"),
         "ppo": train(ppo, task, [{}], {}, directory / "ppo")[0] if task.algorithm is grpo else None,
         "versions": {package: version(package) for package in PACKAGES},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -111,9 +114,9 @@ def draw(results: dict[str, dict], path: Path) -> None:
     for (*summaries, curves), (task, found) in zip(panels, results.items(), strict=True):
         for axes, of, words in zip(summaries, ("iqm", "curve_iqm"), ("evaluation", "training"), strict=True):
             for color, (same, label) in zip(("C0", "C3"), STARTS.items(), strict=True):
-                rows = [row[of] for row in found["grpo"] if row["point"]["same_start"] == same]
-                value, low, high = (np.array([row[key] for row in rows]) for key in ("value", "low", "high"))
-                place = np.arange(len(SIZES)) + 0.08 * (-1 if same else 1)
+                rows = [row for row in found["grpo"] if row["point"]["same_start"] == same]
+                value, low, high = (np.array([row[of][key] for row in rows]) for key in ("value", "low", "high"))
+                place = [SIZES.index(row["point"]["group_size"]) + 0.08 * (-1 if same else 1) for row in rows]
                 axes.errorbar(place, value, [value - low, high - value], color=color, fmt="o-", capsize=3, label=label)
             if found["ppo"]:
                 axes.axhline(found["ppo"][of]["value"], color="grey", lw=1, label="PPO")

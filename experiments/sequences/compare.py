@@ -1,4 +1,4 @@
-"""What GRPO's relatives make of a policy that solves a quarter of its problems.
+"""What GRPO's relatives make of a policy that solves some of its problems.
 
     python experiments/sequences/compare.py
     python experiments/sequences/compare.py --task Sort --variant dapo
@@ -77,6 +77,7 @@ def measure(task: Task, changes: dict[str, Any]) -> dict[str, Any]:
     """All seeds of a variant on a task; the result as it is written to its file."""
     env = rlx.envs.make(task.env)
     config = preset(grpo_tokens, task.env, total_steps=task.total_steps, **changes)
+    grpo_tokens.check(config, env)
     keys = jax.vmap(jax.random.key)(np.arange(task.seeds))
     started = time.perf_counter()
     found, metrics = jax.device_get(spread(lane)(keys, config, env))
@@ -109,7 +110,7 @@ def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
         found = {name: result for (of, name), result in results.items() if of == task}
         first = next(iter(found.values()))["first"]
         ends.plot(KS, [np.mean(first[f"pass_{k}"]) for k in KS], "o--", color="black", lw=1.5, label="at first")
-        for color, name in zip(plt.cm.tab10.colors, VARIANTS, strict=True):
+        for color, name in zip(plt.cm.tab10.colors, VARIANTS, strict=False):
             if name in found:
                 curve, last = found[name]["curve"], found[name]["last"]
                 curves.plot(curve["steps"], curve["episode_return"], color=color, lw=1.5, label=name)
@@ -127,19 +128,31 @@ def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
 
 def table(results: dict[tuple[str, str], dict]) -> str:
     """Shares solved in Markdown: a row a task and a variant, and one for the first policies of each task."""
-    lines = [["task", "variant", "tokens", "greedy [95 %]", *(f"pass@{k}" for k in KS)]]
-    lines.append(["---", "---", *["--:"] * (2 + len(KS))])
+    lines = [["task", "variant", "tokens", "gradient steps", "greedy [95 %]", *(f"pass@{k}" for k in KS)]]
+    lines.append(["---", "---", *["--:"] * (3 + len(KS))])
 
-    def row(task, name, steps, found):
+    def gradient_steps(result):
+        config = result["config"]
+        per_update = config["num_groups"] * config["group_size"] * config["num_steps"]
+        return result["steps"] // per_update * config["num_epochs"] * config["num_minibatches"]
+
+    def row(task, name, steps, num_gradients, found):
         estimate = "{value:.1%} [{low:.1%}, {high:.1%}]".format(**interval([np.array(found["greedy"])]))
-        return [task, name, f"{steps:,}", estimate, *(f"{np.mean(found[f'pass_{k}']):.1%}" for k in KS)]
+        return [
+            task,
+            name,
+            f"{steps:,}",
+            f"{num_gradients:,}",
+            estimate,
+            *(f"{np.mean(found[f'pass_{k}']):.1%}" for k in KS),
+        ]
 
     told = set()
     for (task, name), result in results.items():
         if task not in told:
-            lines.append(row(task, "*first policy*", 0, result["first"]))
+            lines.append(row(task, "*first policy*", 0, 0, result["first"]))
             told.add(task)
-        lines.append(row(task, f"`{name}`", result["steps"], result["last"]))
+        lines.append(row(task, f"`{name}`", result["steps"], gradient_steps(result), result["last"]))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
