@@ -30,6 +30,7 @@ from rlx.run import write_json
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter, NullLocator
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax")
@@ -118,6 +119,8 @@ def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
         curves.set(title=task, xlabel="tokens written", ylabel="share solved in training", ylim=(0, 1.02))
         ends.set(title=task, xlabel="answers k", ylabel="pass@k", xscale="log", ylim=(0, 1.02))
         ends.set_xticks(KS, KS)
+        ends.xaxis.set_minor_locator(NullLocator())
+        curves.xaxis.set_major_formatter(EngFormatter(sep=""))
         for axes in (curves, ends):
             axes.grid(alpha=0.3)
     lines = {line.get_label(): line for axes in panels.flat for line in axes.get_lines() if line.get_label()[0] != "_"}
