@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -277,14 +277,21 @@ def test_every_traced_config_field_changes_the_weights(small, cartpole):
         assert np.abs(lane - lanes[0]).max() > 1e-4, name
 
 
-@pytest.mark.parametrize("name", [f.name for f in FIELDS if is_static(f)])
-def test_every_static_config_field_changes_the_program(small, name):
+@pytest.fixture(scope="module")
+def program():
+    """What a config becomes before it is compiled."""
     images = rlx.envs.make("gymnax/Breakout-MinAtar", max_steps=24)
 
-    def program(config):
+    @cache
+    def text(config):
         state = jax.eval_shape(grpo.init, config, images, jax.random.key(0))
         return jax.jit(lambda state: grpo.update(config, images, state)).lower(state).as_text()
 
+    return text
+
+
+@pytest.mark.parametrize("name", [f.name for f in FIELDS if is_static(f)])
+def test_every_static_config_field_changes_the_program(small, program, name):
     assert getattr(small, name) != CHANGED[name]
     assert program(replace(small, **{name: CHANGED[name]})) != program(small)
 
