@@ -11,7 +11,7 @@ one that it writes. Writing keeps what has been read in a cache; the loss reads 
 
 The first policy is taught on solved problems, `warm_start_examples` of them, until the probability that it gives to the
 solutions of fresh problems is `warm_start_accuracy` on average, for `warm_start_steps` gradient steps at most (0 for
-none). It belongs to `init`, and its tokens are not counted as steps.
+none). It belongs to `init`, and its tokens are not counted as steps; how good it got is the return of the first update.
 
 Deviations from the paper:
 - The default has the advantage of Dr. GRPO and the mean over all tokens of DAPO. Ratios are clipped at 0.8 and 1.28, as
