@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rlx.env import Env
+from rlx.render import mujoco_frames
 from rlx.spaces import Box
 
 # Listed here so that looking a name up does not import the suite; a test compares with the installed one.
@@ -55,6 +56,24 @@ class Brax:
         # Some give back a Python float where the start state has an array.
         stepped = jax.tree.map(lambda new, old: jnp.asarray(new, jnp.result_type(old)), stepped, state)
         return stepped.obs, stepped, stepped.reward, stepped.done > 0.5, False, stepped.metrics
+
+    @property
+    def dt(self):
+        """Seconds of a control step."""
+        return float(self.environment.dt)
+
+    def frames(self, env_states, params, width, height, camera):
+        def place(data, env_state):
+            data.qpos, data.qvel = env_state.state.pipeline_state.q, env_state.state.pipeline_state.qd
+
+        return mujoco_frames(self.environment.sys.mj_model, place, env_states, width, height, camera)
+
+    def html(self, env_states, params):
+        """Brax's page, which shows the episode in three dimensions; its viewer comes from the net when it is opened."""
+        import brax.io.html
+
+        system = self.environment.sys.tree_replace({"opt.timestep": self.environment.dt})
+        return brax.io.html.render(system, [s.state.pipeline_state for s in env_states], colab=False)
 
     def observation_space(self, params):
         return Box(-jnp.inf, jnp.inf, self._obs_shape)

@@ -1,11 +1,13 @@
 """Adapter for gymnax (1.0 and later): classic control, bsuite, MinAtar, and its miscellaneous tasks."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 
 from rlx.env import Env
+from rlx.envs import drawing
 from rlx.spaces import Box, Discrete, Space
 
 # Listed here so that looking a name up does not import the suite; a test compares with the installed one.
@@ -55,6 +57,16 @@ class Gymnax:
 
     def action_space(self, params):
         return _space(self.environment.action_space(params), "action")
+
+    @property
+    def frames(self):
+        """For classic control and what has images `[H, W, C]` as observations, such as MinAtar."""
+        draw = drawing.GYMNAX.get(self.environment.name)
+        if draw is None and len(self.observation_space(self.default_params).shape) == 3:
+            draw = drawing.channels
+        if draw is None:
+            raise AttributeError("frames")
+        return partial(drawing.drawn_by(draw), self)
 
     def _cast(self, obs, params):
         return obs.astype(self.observation_space(params).dtype)

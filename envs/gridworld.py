@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlx.env import Env
+from rlx.envs import drawing
 from rlx.pytree import pytree
 from rlx.spaces import Box
 
@@ -57,6 +58,7 @@ class GridWorld:
     """
 
     default_params: ClassVar = Params(LAYOUTS["two_walls"])
+    frames = drawing.drawn_by(drawing.grid)
 
     def observation_space(self, params):
         return Box(-1.0, 1.0, (2,))

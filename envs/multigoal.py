@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rlx.env import Env
+from rlx.envs import drawing
 from rlx.pytree import pytree
 from rlx.spaces import Box
 
@@ -50,6 +51,7 @@ class MultiGoal:
     """
 
     default_params: ClassVar = Params()
+    frames = drawing.drawn_by(drawing.goals)
 
     def observation_space(self, params):
         return Box(-jnp.inf, jnp.inf, (4,))

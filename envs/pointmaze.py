@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlx.env import Env
+from rlx.envs import drawing
 from rlx.pytree import pytree
 from rlx.spaces import Box
 
@@ -84,6 +85,7 @@ class PointMaze:
     """
 
     default_params: ClassVar = Params(layout(MAZES["medium"][0]))
+    frames = drawing.drawn_by(drawing.maze)
 
     def observation_space(self, params):
         return Box(-jnp.inf, jnp.inf, (6,))

@@ -7,11 +7,14 @@ from importlib import import_module
 from typing import Any
 
 from rlx.env import LIMITS, Env
+from rlx.wrappers import randomized
 
 # namespace -> module with NAMES and `make(name, **options) -> Env`; it imports its suite inside `make`
 _suites = {
     "gymnax": "rlx.envs.from_gymnax",
     "brax": "rlx.envs.from_brax",
+    "mjx": "rlx.envs.mjx_tasks",
+    "playground": "rlx.envs.from_playground",
     "rlx": "rlx.envs.own",
     "probe": "rlx.envs.probes",
 }
@@ -63,13 +66,21 @@ def full_name(name: str) -> str:
     raise ValueError(f"unknown environment {name!r}: {hint}")
 
 
-def make(name: str, *, max_steps: int | None = None, num_starts: int | None = None, **options: Any) -> Env:
+def make(
+    name: str,
+    *,
+    max_steps: int | None = None,
+    num_starts: int | None = None,
+    randomize: dict[str, tuple[float, float]] | None = None,
+    **options: Any,
+) -> Env:
     """The environment of this name, bound to its default parameters.
 
     Args:
         name: `namespace/Name`, or `Name` where only one namespace has it.
         max_steps: time limit in place of the suite's own.
         num_starts: size of the pool of start states, see `Env`; None leaves it to the suite.
+        randomize: names of parameters and between which factors each episode multiplies them, see `randomized`.
         options: passed to the suite, such as `backend="mjx"` for Brax.
 
     Raises:
@@ -82,7 +93,9 @@ def make(name: str, *, max_steps: int | None = None, num_starts: int | None = No
     )
     if max_steps is not None:
         env = _limited(env, max_steps)
-    return env if num_starts is None else replace(env, num_starts=num_starts)
+    if num_starts is not None:
+        env = replace(env, num_starts=num_starts)
+    return randomized(env, randomize) if randomize else env
 
 
 def _limited(env: Env, max_steps: int) -> Env:

@@ -12,6 +12,7 @@ import pkgutil
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,7 +43,7 @@ from rlx.run import (
     short_name,
     write_json,
 )
-from rlx.train import state_shapes
+from rlx.train import state_shapes, steps_taken
 
 COMMANDS = {
     "train": "train an agent:  rlx train ppo --env CartPole-v1",
@@ -50,6 +51,7 @@ COMMANDS = {
     "sweep": "train many configurations:  rlx sweep ppo --env CartPole-v1 --learning-rate 1e-4,1e-3 --num-seeds 8",
     "export": "a lane of a sweep as a run:  rlx export runs/SWEEP 17 --out runs/NAME",
     "report": "compare runs and sweeps, with intervals:  rlx report runs/A runs/B",
+    "render": "watch a policy:  rlx render runs/NAME --output episode.gif",
     "plot": "draw runs and sweeps:  rlx plot runs/A runs/B --output curves.png",
     "envs": "list environments:  rlx envs [brax]",
 }
@@ -104,8 +106,8 @@ class TrainOptions(Sources):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalOptions:
-    """Evaluate a checkpoint of a run, the newest one where no other is asked for."""
+class Checkpoint:
+    """A checkpoint of a run, the newest one where no other is asked for, and how its policy acts."""
 
     run: tyro.conf.Positional[Path]
     """run directory"""
@@ -113,14 +115,36 @@ class EvalOptions:
     """the weights that did best in the evaluations during training"""
     from_update: int | None = None
     """the weights after this update"""
-    num_episodes: int = 32
-    """whole episodes"""
     seed: int = 0
     """of start states and of the environment; another stream than training's"""
     stochastic: bool = False
     """sample actions instead of taking the most likely"""
     compile_cache: bool = True
     """keep compiled programs on disk for the next start"""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions(Checkpoint):
+    """Evaluate a checkpoint of a run, the newest one where no other is asked for."""
+
+    num_episodes: int = 32
+    """whole episodes"""
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderOptions(Checkpoint):
+    """Draw an episode of a run's policy, from a start that --seed chooses."""
+
+    output: Path | None = None
+    """file: .gif, .mp4, .png (a filmstrip) or, for Brax, .html; default: episode.gif in the run directory"""
+    num_steps: int = 1000
+    """at most so many steps of the episode"""
+    width: int = 320
+    """of the picture, or of each in a filmstrip, pixels"""
+    height: int = 240
+    """likewise"""
+    camera: str | None = None
+    """one of the model's cameras; default: its first"""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -136,6 +160,8 @@ def main(arguments: list[str] | None = None) -> None:
             _train(rest)
         elif command == "eval":
             _eval(_parse(EvalOptions, rest, "rlx eval"))
+        elif command == "render":
+            _render(_parse(RenderOptions, rest, "rlx render"))
         elif command in ("sweep", "export", "report", "plot"):
             getattr(importlib.import_module("rlx.cli_sweep"), command)(rest)
         elif command == "envs":
@@ -336,12 +362,35 @@ def _check_resume(saved: dict[str, Any], job: Job, options: Any) -> None:
 
 
 def _eval(options: EvalOptions) -> None:
+    if options.num_episodes < 1:
+        raise ValueError(f"--num-episodes {options.num_episodes}: give at least 1")
+    job, state, key = _load(options)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    result = evaluate_run(job, state, key, options.num_episodes, console, deterministic=not options.stochastic)
+    write_json(options.run / "evaluation.json", result)
+
+
+def _render(options: RenderOptions) -> None:
+    from rlx.render import check_output, record, write
+
+    for name in ("num_steps", "width", "height"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
+    output = options.output or options.run / "episode.gif"
+    job, state, key = _load(options, lambda env: check_output(env, output))
+    deterministic = not options.stochastic
+    episode, total = record(job.algorithm, job.config, job.env, state, key, options.num_steps, deterministic)
+    write(job.env, episode, output, options.width, options.height, options.camera)
+    after = steps_taken(job.config, int(state.num_updates))
+    print(f"{output}: an episode of {len(episode) - 1} steps, return {total:.1f}, after {after:,} steps of training")
+
+
+def _load(options: Checkpoint, check: Callable[[Env], None] = lambda env: None) -> tuple[Job, Any, jax.Array]:
+    """The job of a run, the state that is asked for, and a key; `check` is given the environment before."""
     from rlx.checkpoint import restore
 
     _configure_jax(options.compile_cache)
     _check_seed(options.seed)
-    if options.num_episodes < 1:
-        raise ValueError(f"--num-episodes {options.num_episodes}: give at least 1")
     saved, update = read_config(options.run), options.from_update
     if options.best:
         if update is not None:
@@ -352,15 +401,13 @@ def _eval(options: EvalOptions) -> None:
         update = top["update"]
     algorithm = load_algorithm(saved["algorithm"])
     config, env = saved_config(algorithm, saved), make(saved["env"], saved["env_options"], saved["env_params"])
+    check(env)
     asked = {name: saved[name] for name in ("env_options", "env_params", "seed")}
     job = Job(algorithm, saved["algorithm"], config, env, env_name=saved["env"], directory=options.run, **asked)
     like = state_shapes(algorithm, config, env)
     like = like if saved.get("checkpoint_replay", True) else without_replay(like)
     state = restore(options.run / "checkpoints", like, update, {"run": identity(job)})
-    key = jax.random.fold_in(keys(saved["seed"])[1], options.seed + 1)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    result = evaluate_run(job, state, key, options.num_episodes, console, deterministic=not options.stochastic)
-    write_json(options.run / "evaluation.json", result)
+    return job, state, jax.random.fold_in(keys(saved["seed"])[1], options.seed + 1)
 
 
 def _envs(arguments: list[str]) -> None:

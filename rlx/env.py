@@ -1,6 +1,7 @@
 """The environment contract, and `Env`: auto-reset, time limits, true successors, episode statistics, parameters."""
 
 import difflib
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import jax
@@ -159,15 +160,21 @@ def with_params(env: Env, values: dict[str, Any]) -> Env:
     Raises:
         ValueError: for a name that no leaf has, naming the closest, or a value that its leaf cannot hold.
     """
-    found = {keystr(path, simple=True, separator="."): leaf for path, leaf in tree_leaves_with_path(env.params)}
-    if unknown := [name for name in values if name not in found]:
+    found = check_names(env.params, values)
+    leaves = [_cast(name, values[name], leaf) if name in values else leaf for name, leaf in found.items()]
+    return replace(env, params=jax.tree.unflatten(jax.tree.structure(env.params), leaves))
+
+
+def check_names(params: Any, names: Iterable[str]) -> dict[str, Any]:
+    """The leaves of `params` by their dotted names. Raises ValueError for a name that none has, naming the closest."""
+    found = {keystr(path, simple=True, separator="."): leaf for path, leaf in tree_leaves_with_path(params)}
+    if unknown := [name for name in names if name not in found]:
         close = difflib.get_close_matches(unknown[0], found, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(
             f"the environment has no parameter {unknown[0]!r}: {hint}there are {', '.join(found) or 'none'}"
         )
-    leaves = [_cast(name, values[name], leaf) if name in values else leaf for name, leaf in found.items()]
-    return replace(env, params=jax.tree.unflatten(jax.tree.structure(env.params), leaves))
+    return found
 
 
 def _cast(name: str, value: Any, leaf: Any) -> Any:

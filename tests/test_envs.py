@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import rlx.envs
-from rlx.envs import check, from_brax, from_gymnax, own, probes, registry
+from rlx.envs import check, from_brax, from_gymnax, from_playground, mjx_tasks, own, probes, registry
 from rlx.pytree import stack
 
 FIXED_STARTS = {
@@ -102,14 +102,17 @@ def test_register_refuses_bad_and_taken_names(own_names, name, message):
 
 def test_names_lists_namespaces():
     assert rlx.envs.names() == [
-        f"{space}/{name}" for space in ("gymnax", "brax", "rlx", "probe") for name in suite(space).NAMES
+        f"{space}/{name}"
+        for space in ("gymnax", "brax", "mjx", "playground", "rlx", "probe")
+        for name in suite(space).NAMES
     ]
     assert rlx.envs.names("probe") == [f"probe/{name}" for name in probes.PROBES]
     assert rlx.envs.names("nothing") == []
 
 
 def suite(namespace):
-    return {"gymnax": from_gymnax, "brax": from_brax, "rlx": own, "probe": probes}[namespace]
+    suites = {"gymnax": from_gymnax, "brax": from_brax, "mjx": mjx_tasks, "playground": from_playground}
+    return (suites | {"rlx": own, "probe": probes})[namespace]
 
 
 def test_listed_names_are_those_of_the_installed_suites():
@@ -126,7 +129,7 @@ def test_a_suite_is_imported_when_one_of_its_environments_is_made():
 import sys
 suites = {"brax", "gymnax", "mujoco", "mujoco.mjx"}
 import rlx, rlx.envs, rlx.envs.registry
-rlx.envs.names(), rlx.envs.registry.full_name("ant"), rlx.envs.check
+rlx.envs.names(), rlx.envs.registry.full_name("halfcheetah"), rlx.envs.check
 try:
     rlx.envs.make("CartPole-v2")
 except ValueError:

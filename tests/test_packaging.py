@@ -39,7 +39,7 @@ def wheel(tmp_path_factory):
 @pytest.mark.parametrize("folder", ["rlx", "algos", "envs"])
 def test_the_wheel_holds_every_module_and_data_file(wheel, folder):
     package = "rlx" if folder == "rlx" else f"rlx/{folder}"
-    files = [path for pattern in ("*.py", "*.toml") for path in (CHECKOUT / folder).rglob(pattern)]
+    files = [path for pattern in ("*.py", "*.toml", "*.xml") for path in (CHECKOUT / folder).rglob(pattern)]
     expected = {f"{package}/{path.relative_to(CHECKOUT / folder).as_posix()}" for path in files}
     assert f"{package}/__init__.py" in expected
     assert expected <= set(wheel)

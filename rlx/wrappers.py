@@ -1,0 +1,105 @@
+"""Environments around environments: `randomized`."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr, tree_map_with_path
+
+from rlx.env import Env, check_names
+from rlx.pytree import pytree
+
+
+@pytree
+class RandomizedParams:
+    """The parameters of a `Randomized` environment: those that are varied, and between which factors."""
+
+    params: Any
+    low: jax.Array  # [K], of each factor
+    high: jax.Array  # [K]
+
+
+@pytree
+class RandomizedState:
+    state: Any
+    factors: jax.Array  # [K], of this episode
+
+
+class Randomized:
+    """Another environment whose parameters are multiplied by factors that each episode draws anew; see `randomized`."""
+
+    def __init__(self, environment: Any, params: RandomizedParams, names: tuple[tuple[str, ...], ...]):
+        self.environment, self.default_params, self.names = environment, params, names
+
+    def scaled(self, params: RandomizedParams, factors: jax.Array) -> Any:
+        """The inner environment's parameters under these factors `[K]`."""
+        factor_of = {name: i for i, group in enumerate(self.names) for name in group}
+
+        def scale(path, leaf):
+            i = factor_of.get(keystr(path, simple=True, separator="."))
+            return leaf if i is None else leaf * factors[i].astype(jnp.result_type(leaf))
+
+        return tree_map_with_path(scale, params.params)
+
+    def reset(self, key, params):
+        factors_key, reset_key = jax.random.split(key)
+        factors = jax.random.uniform(factors_key, params.low.shape, minval=params.low, maxval=params.high)
+        obs, state = self.environment.reset(reset_key, self.scaled(params, factors))
+        return obs, RandomizedState(state, factors)
+
+    def step(self, key, state, action, params):
+        scaled = self.scaled(params, state.factors)
+        obs, inner, *rest = self.environment.step(key, state.state, action, scaled)
+        return obs, RandomizedState(inner, state.factors), *rest
+
+    def observation_space(self, params):
+        return self.environment.observation_space(params.params)
+
+    def action_space(self, params):
+        return self.environment.action_space(params.params)
+
+    @property
+    def dt(self):
+        return self.environment.dt
+
+    @property
+    def frames(self):
+        """The inner environment's, where it has one."""
+        draw = self.environment.frames
+        inner = lambda env_states: [replace(s, state=s.state.state) for s in env_states]
+        return lambda env_states, params, *size: draw(inner(env_states), params.params, *size)
+
+
+def randomized(env: Env, factors: dict[str, tuple[float, float]]) -> Env:
+    """Domain randomisation: each episode has its own parameters, and the policy is not told which.
+
+        randomized(env, {"physics.body_mass physics.body_inertia": (0.5, 2.0), "physics.geom_friction": (0.4, 1.2)})
+
+    Args:
+        env: the environment.
+        factors: by the dotted names of leaves of `env.params`, between which two numbers to draw, uniformly, what they
+            are multiplied by. Names with a space between them share one factor.
+
+    Returns the environment; the bounds are traced, as `env.params.low` and `.high`, and `env.params.params` is what is
+    multiplied.
+
+    Raises:
+        ValueError: for a name that no leaf has or that is given twice, a leaf that does not hold floating-point
+            numbers, or bounds that are not two numbers in order.
+    """
+    groups = tuple(tuple(names.split()) for names in factors)
+    names = [name for group in groups for name in group]
+    leaves = check_names(env.params, names)
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"parameter {name} has two factors: give it one")
+        if not jnp.issubdtype(jnp.result_type(leaves[name]), jnp.floating):
+            raise ValueError(f"parameter {name} is not of floating-point numbers: it cannot be multiplied by a factor")
+    for name, bounds in factors.items():
+        numbers = isinstance(bounds, tuple | list) and [x for x in bounds if isinstance(x, int | float)]
+        if not (numbers and len(numbers) == len(bounds) == 2 and numbers[0] <= numbers[1]):
+            raise ValueError(f"factors of {name} = {bounds!r}: give the lowest and the highest, such as (0.5, 2)")
+    low, high = (jnp.array([bounds[i] for bounds in factors.values()], jnp.float32) for i in (0, 1))
+    params = RandomizedParams(env.params, low, high)
+    return replace(env, environment=Randomized(env.environment, params, groups), params=params)

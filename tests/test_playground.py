@@ -1,0 +1,89 @@
+"""The adapter for MuJoCo Playground; most of it needs the package, `pip install 'rlx[playground]'`."""
+
+from importlib.util import find_spec
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rlx
+from rlx.envs import from_playground
+
+installed = pytest.mark.skipif(find_spec("mujoco_playground") is None, reason="needs rlx[playground]")
+
+
+@pytest.fixture(scope="module")
+def cartpole():
+    return rlx.envs.make("playground/CartpoleBalance")
+
+
+@pytest.mark.skipif(find_spec("mujoco_playground") is not None, reason="it is installed")
+def test_without_the_package_it_says_what_to_install():
+    with pytest.raises(
+        ValueError, match=r"playground/CheetahRun needs another package: pip install 'rlx\[playground\]'"
+    ):
+        rlx.envs.make("playground/CheetahRun")
+
+
+@installed
+def test_listed_names_are_those_of_the_installed_suite():
+    from mujoco_playground import dm_control_suite, locomotion, manipulation
+
+    assert sorted(from_playground.CONTROL) == sorted(dm_control_suite.ALL_ENVS)
+    assert sorted(from_playground.LOCOMOTION) == sorted(locomotion.ALL_ENVS)
+    assert sorted(from_playground.MANIPULATION) == sorted(manipulation.ALL_ENVS)
+
+
+@installed
+@pytest.mark.slow
+@pytest.mark.parametrize("name", from_playground.CONTROL)
+def test_the_control_suite_keeps_the_contract(name):
+    assert len(rlx.envs.check(rlx.envs.make(f"playground/{name}"), num_steps=8)) == 15
+
+
+@installed
+def test_a_step_is_playgrounds_own(cartpole):
+    env, task = cartpole, cartpole.environment.environment
+    assert task.mjx_model.impl.value == "jax"
+    assert (env.max_steps, env.environment.dt) == (1000, 0.01)
+    env_state = env.reset(jax.random.key(0))
+    state = task.reset(jax.random.key(0))
+    np.testing.assert_array_equal(env_state.obs, state.obs)
+    for action in (jnp.array([0.5]), jnp.array([-1.0])):
+        env_state, transition = jax.jit(env.advance)(jax.random.key(1), env_state, action)
+        state = jax.jit(task.step)(state, action)
+        np.testing.assert_allclose(transition.next_obs, state.obs, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(transition.reward, state.reward, rtol=1e-5)
+
+
+@installed
+def test_repeated_actions_add_their_rewards_up(cartpole):
+    env = rlx.envs.make("playground/CartpoleBalance", action_repeat=3)
+    assert (env.max_steps, env.environment.dt) == (333, 0.03)
+    once = many = env.reset(jax.random.key(0))
+    total, action = 0.0, jnp.array([0.3])
+    for _ in range(3):
+        once, transition = jax.jit(cartpole.advance)(jax.random.key(0), once, action)
+        total += float(transition.reward)
+    many, transition = jax.jit(env.advance)(jax.random.key(0), many, action)
+    np.testing.assert_allclose(transition.reward, total, rtol=1e-5)
+    np.testing.assert_allclose(transition.next_obs, once.obs, rtol=1e-4, atol=1e-6)
+
+
+@installed
+def test_masses_are_parameters(cartpole):
+    def speed(mass):
+        from dataclasses import replace
+
+        env = replace(cartpole, params=cartpole.params.replace(body_mass=mass * cartpole.params.body_mass))
+        return env.advance(jax.random.key(0), env.reset(jax.random.key(0)), jnp.ones(1))[1].next_obs[-2]
+
+    light, heavy = jax.jit(jax.vmap(speed))(jnp.array([1.0, 10.0]))
+    assert heavy < 0.5 * light
+
+
+@installed
+def test_options_that_the_task_does_not_have_are_refused():
+    with pytest.raises(ValueError, match=r"playground/CartpoleBalance has no option speed: there are action_repeat, "):
+        rlx.envs.make("playground/CartpoleBalance", speed=3)
