@@ -90,7 +90,7 @@ def write(
         path.write_text(environment.html(env_states, params))
         return
     if path.suffix == ".png":
-        chosen = np.linspace(0, len(env_states) - 1, min(STRIP, len(env_states))).round().astype(int)
+        chosen = _spread(len(env_states))
         dt = 0.0
     else:
         every = max(1, round(1.0 / (FRAMES_PER_SECOND * dt)))
@@ -105,10 +105,15 @@ def write(
         Image.fromarray(np.concatenate(list(images), axis=1)).save(path, optimize=True)
         return
     # One palette for all frames, so that what stands still is the same in each and takes no space.
-    first, *others = (Image.fromarray(image) for image in images)
-    palette = first.quantize(64, dither=Image.Dither.NONE)
-    frames = [palette, *(image.quantize(palette=palette, dither=Image.Dither.NONE) for image in others)]
+    some = np.concatenate([images[i] for i in _spread(len(images))], axis=1)
+    palette = Image.fromarray(some).quantize(64, dither=Image.Dither.NONE)
+    frames = [Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * dt), loop=0, optimize=True)
+
+
+def _spread(length: int) -> np.ndarray:
+    """Indices of at most 8 evenly spread images, the first and the last among them."""
+    return np.linspace(0, length - 1, min(STRIP, length)).round().astype(int)
 
 
 def _mediapy() -> Any:
