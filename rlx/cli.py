@@ -94,6 +94,8 @@ class TrainOptions(Sources):
     """evaluations during training, evenly spread, the last one at its end"""
     eval_episodes: int = 32
     """episodes of each evaluation"""
+    render_every: int = 0
+    """draw an episode at every so many evaluations, into episodes/ of the run directory; 0 for never"""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     """how often to write a checkpoint; evaluations and the end come with one"""
     checkpoint_replay: bool = True
@@ -302,6 +304,7 @@ def _train_algorithm(
         eval_episodes=options.eval_episodes,
         checkpoint_seconds=options.checkpoint_seconds,
         checkpoint_replay=options.checkpoint_replay,
+        render_every=options.render_every,
     )
     if saved is None:
         _check_new(job.directory, options)
@@ -334,6 +337,8 @@ def _check_numbers(options: Any) -> None:
     for flag, number in (("eval-episodes", options.eval_episodes), ("num-evaluations", options.num_evaluations)):
         if number < 1:
             raise ValueError(f"--{flag} {number}: give at least 1")
+    if options.render_every < 0:
+        raise ValueError(f"--render-every {options.render_every}: give 0 for never, or a number of evaluations")
     if not options.checkpoint_seconds >= 0:
         raise ValueError(f"--checkpoint-seconds {options.checkpoint_seconds}: give 0 or more")
 

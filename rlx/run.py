@@ -2,8 +2,9 @@
 
 A run directory holds `config.json` (what ran, on what), `metrics.jsonl` (a row a line, at most about 1000),
 `evaluations.jsonl` (a row for each evaluation during training), `checkpoints/` (the whole State, see rlx.checkpoint),
-`evaluation.json` (the last evaluation) and `curve.png`. It can be killed at any moment: what is written later says less
-than what is written before it, and resuming drops what the newest checkpoint does not know.
+`evaluation.json` (the last evaluation), `curve.png`, and `episodes/` where pictures of episodes were asked for. It can
+be killed at any moment: what is written later says less than what is written before it, and resuming drops what the
+newest checkpoint does not know.
 """
 
 import datetime
@@ -29,6 +30,7 @@ from rich.console import Console
 from rlx.env import Env
 from rlx.progress import Display
 from rlx.pytree import is_static
+from rlx.render import check_output, record, write
 from rlx.replay import with_replay, without_replay
 from rlx.train import Episodes, advance, evaluate, state_bytes, state_shapes, steps_taken, total_updates
 
@@ -72,6 +74,7 @@ class Job:
     eval_episodes: int = 32
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     checkpoint_replay: bool = True
+    render_every: int = 0  # draw an episode at every so-manieth evaluation
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -104,6 +107,8 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
     # Every error of tracing comes here.
     lowered = chunk.lower(algorithm, config, env, like, jnp.int32(0), jnp.int32(1), length)
     evaluate.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True)
+    if job.render_every:
+        check_output(env, directory / "episodes.gif")
 
     from rlx import checkpoint
 
@@ -158,6 +163,8 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
                     save()  # the best checkpoint holds exactly what was evaluated
                     evaluations.append(evaluate_run(job, state, evaluate_key, job.eval_episodes, console))
                     print(json.dumps(evaluations[-1], allow_nan=False), file=evaluations_file, flush=True)
+                    if job.render_every and len(evaluations) % job.render_every == 0:
+                        _render(job, state, evaluate_key, evaluations[-1]["step"], console)
                 if done >= updates or not alive:
                     break
                 before = time.perf_counter()
@@ -239,6 +246,17 @@ def evaluate_run(
             f"{result['unfinished']} episodes did not end within the evaluation's step limit and count in part"
         )
     return result
+
+
+def _render(job: Job, state: Any, key: jax.Array, step: int, console: Console) -> None:
+    """Draws an episode into the run directory; training goes on where that fails, as without a display."""
+    path = job.directory / "episodes" / f"{step}.gif"
+    try:
+        write(job.env, record(job.algorithm, job.config, job.env, state, key)[0], path)
+    except (ValueError, OSError) as error:
+        console.print(f"no picture of an episode: {error}")
+    else:
+        console.print(f"an episode: {path}")
 
 
 def evaluation(episodes: Episodes, num_updates: int, config: Any, deterministic: bool = True) -> dict[str, Any]:

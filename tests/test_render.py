@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import rlx
-from rlx import cli, render
+from rlx import cli, render, run
 from rlx.render import record, write
 
 TRAIN = ["train", "ppo", "--env", "CartPole-v1", "--total-steps", "64", "--num-envs", "4", "--num-steps", "16"]
@@ -210,17 +210,36 @@ def test_the_page_of_brax_holds_the_episode(tmp_path):
 
 
 def test_the_command_draws_a_run(tmp_path, capsys):
-    run = tmp_path / "run"
-    cli.main([*TRAIN, "--out", str(run)])
+    out = tmp_path / "run"
+    cli.main([*TRAIN, "--out", str(out)])
     capsys.readouterr()
     for output in ([], ["--output", str(tmp_path / "b.png"), "--stochastic", "--num-steps", "7"]):
-        cli.main(["render", str(run), *output, "--no-compile-cache", "--width", "64", "--height", "48"])
+        cli.main(["render", str(out), *output, "--no-compile-cache", "--width", "64", "--height", "48"])
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{run / 'episode.gif'}: an episode of ")
+    assert first.startswith(f"{out / 'episode.gif'}: an episode of ")
     assert first.endswith("after 64 steps of training")
     assert "an episode of 7 steps, return 7.0" in second
     assert Image.open(tmp_path / "b.png").size == (8 * 64, 48)
     for bad, message in ((["--width", "0"], "--width 0: give at least 1"), (["--output", "a.bmp"], "has to end in")):
         with pytest.raises(SystemExit):
-            cli.main(["render", str(run), *bad, "--no-compile-cache"])
+            cli.main(["render", str(out), *bad, "--no-compile-cache"])
         assert message in capsys.readouterr().err
+
+
+def test_training_draws_episodes_when_asked(tmp_path, capsys, monkeypatch):
+    cli.main([*TRAIN, "--out", str(tmp_path / "run"), "--num-evaluations", "1", "--render-every", "1"])
+    assert Image.open(tmp_path / "run" / "episodes" / "64.gif").size == (320, 240)
+    assert not (tmp_path / "run" / "episodes" / "0.gif").exists()
+    assert "an episode: " in capsys.readouterr().out
+
+    def fails(*args):
+        raise ValueError("no display")
+
+    monkeypatch.setattr(run, "write", fails)
+    cli.main([*TRAIN, "--out", str(tmp_path / "other"), "--render-every", "1"])
+    assert "no picture of an episode: no display" in capsys.readouterr().out
+    assert (tmp_path / "other" / "evaluation.json").exists()
+    with pytest.raises(SystemExit):
+        cli.main(["train", "ppo", "--env", "probe/Constant", "--render-every", "1", "--out", str(tmp_path / "no")])
+    assert "cannot be drawn" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
