@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from rlx.env import LIMITS, Env
-from rlx.wrappers import randomized
+from rlx.wrappers import chunked, randomized
 
 # namespace -> module with NAMES and `make(name, **options) -> Env`; it imports its suite inside `make`
 _suites = {
@@ -72,6 +72,7 @@ def make(
     max_steps: int | None = None,
     num_starts: int | None = None,
     randomize: dict[str, tuple[float, float]] | None = None,
+    chunk: int | None = None,
     **options: Any,
 ) -> Env:
     """The environment of this name, bound to its default parameters.
@@ -81,6 +82,7 @@ def make(
         max_steps: time limit in place of the suite's own.
         num_starts: size of the pool of start states, see `Env`; None leaves it to the suite.
         randomize: names of parameters and between which factors each episode multiplies them, see `randomized`.
+        chunk: how many actions each step takes, see `chunked`.
         options: passed to the suite, such as `backend="mjx"` for Brax.
 
     Raises:
@@ -95,7 +97,9 @@ def make(
         env = _limited(env, max_steps)
     if num_starts is not None:
         env = replace(env, num_starts=num_starts)
-    return randomized(env, randomize) if randomize else env
+    if randomize:
+        env = randomized(env, randomize)
+    return env if chunk is None else chunked(env, chunk)
 
 
 def _limited(env: Env, max_steps: int) -> Env:

@@ -1,4 +1,4 @@
-"""Environments around environments: `randomized`."""
+"""Environments around environments: `randomized`, `chunked`."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,6 +9,7 @@ from jax.tree_util import keystr, tree_map_with_path
 
 from rlx.env import Env, check_names
 from rlx.pytree import pytree
+from rlx.spaces import Box
 
 
 @pytree
@@ -103,3 +104,67 @@ def randomized(env: Env, factors: dict[str, tuple[float, float]]) -> Env:
     low, high = (jnp.array([bounds[i] for bounds in factors.values()], jnp.float32) for i in (0, 1))
     params = RandomizedParams(env.params, low, high)
     return replace(env, environment=Randomized(env.environment, params, groups), params=params)
+
+
+class Chunked:
+    """Another environment that is given several actions at once; see `chunked`. `params` are that `Env`."""
+
+    def __init__(self, env: Env, size: int, discount: float):
+        self.default_params, self.size, self.discount = env, size, discount
+
+    def reset(self, key, params):
+        env_state = params.reset(key)
+        return env_state.obs, env_state
+
+    def step(self, key, state, action, params):
+        actions = action.reshape(self.size, *params.action_space.shape)
+
+        def one(carry, x):
+            (env_state, reward, weight, terminated, truncated), (key, action) = carry, x
+            ended = terminated | truncated
+            stepped, transition = params.advance(key, env_state, action)
+            env_state = jax.tree.map(lambda new, old: jnp.where(ended, old, new), stepped, env_state)
+            reward = reward + jnp.where(ended, 0.0, weight * transition.reward)
+            terminated |= transition.terminated & ~ended
+            truncated |= transition.truncated & ~ended
+            return (env_state, reward, weight * self.discount, terminated, truncated), transition.info
+
+        start = (state, jnp.float32(0), jnp.float32(1), jnp.array(False), jnp.array(False))
+        keys = jax.random.split(key, self.size)
+        (state, reward, _, terminated, truncated), info = jax.lax.scan(one, start, (keys, actions))
+        return state.obs, state, reward, terminated, truncated, info
+
+    def observation_space(self, params):
+        return params.observation_space
+
+    def action_space(self, params):
+        one = params.action_space
+        low, high = (jnp.tile(jnp.broadcast_to(x, one.shape).reshape(-1), self.size) for x in (one.low, one.high))
+        return Box(low, high, low.shape)
+
+    @property
+    def dt(self):
+        return self.size * self.default_params.environment.dt
+
+    @property
+    def frames(self):
+        """The inner environment's, where it has one."""
+        draw = self.default_params.environment.frames
+        return lambda env_states, params, *size: draw([s.state for s in env_states], params.params, *size)
+
+
+def chunked(env: Env, size: int, discount: float = 1.0) -> Env:
+    """The environment with chunks of actions: each step takes `size` of them, as one vector, and does them in order.
+
+    The reward is `sum_i discount^i r_i` over the steps of the chunk; where the episode ends within it, the rest is not
+    done and not paid. Time limits are those of the environment, in its own steps; lengths of episodes are in chunks.
+    `info` has an axis of the chunk's steps, of which those after an end mean nothing.
+
+    Raises:
+        ValueError: for discrete actions, or a size below 1.
+    """
+    if type(size) is not int or size < 1:
+        raise ValueError(f"chunks of {size!r} actions: give an integer of at least 1")
+    if not isinstance(env.action_space, Box):
+        raise ValueError(f"chunks are of continuous actions; the environment has {env.action_space}")
+    return Env(Chunked(env, size, discount), env, num_starts=env.num_starts)

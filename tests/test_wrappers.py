@@ -1,4 +1,4 @@
-"""Domain randomisation: what is multiplied, by what, and for how long."""
+"""Domain randomisation: what is multiplied, by what, and for how long. Chunks of actions: what is done and paid."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ import rlx
 from rlx.pytree import pytree
 from rlx.rollout import rollout
 from rlx.spaces import Box
-from rlx.wrappers import randomized
+from rlx.wrappers import chunked, randomized
 
 
 @pytree
@@ -129,3 +129,104 @@ def test_it_is_an_option_of_make():
 def test_bad_factors_are_refused(meter, factors, message):
     with pytest.raises(ValueError, match=message):
         randomized(meter, factors)
+
+
+@pytree
+class Countdown:
+    length: int = 5  # steps until it terminates
+
+
+class Counter:
+    """Observes how many steps were made; pays the action times ten to the power of the step."""
+
+    default_params = Countdown()
+
+    def reset(self, key, params):
+        return jnp.zeros(1), jnp.int32(0)
+
+    def step(self, key, state, action, params):
+        reward = action[0] * 10.0**state
+        state = state + 1
+        return state[None].astype(jnp.float32), state, reward, state >= params.length, False, {"step": state}
+
+    def observation_space(self, params):
+        return Box(0.0, 100.0, (1,))
+
+    def action_space(self, params):
+        return Box(-1.0, jnp.array([2.0, 3.0]), (2,))
+
+
+def counter(length=5, max_steps=None):
+    return rlx.Env(Counter(), Countdown(length), max_steps=max_steps)
+
+
+def test_a_chunk_is_its_actions_one_after_another():
+    env = chunked(counter(), 3)
+    env_state, transition = env.advance(
+        jax.random.key(0), env.reset(jax.random.key(0)), jnp.array([1.0, 0, 2.0, 0, 0.5, 0])
+    )
+    assert transition.reward == 1 + 20 + 50
+    assert transition.next_obs == 3
+    assert not transition.done
+    np.testing.assert_array_equal(transition.info["step"], [1, 2, 3])
+    assert env_state.time == 1
+    assert env_state.state.time == 3
+
+
+def test_an_end_within_a_chunk_ends_it():
+    env = chunked(counter(length=5), 3)
+    env_state = env.reset(jax.random.key(0))
+    env_state, _ = env.advance(jax.random.key(0), env_state, jnp.ones(6))
+    env_state, transition = env.advance(jax.random.key(0), env_state, jnp.ones(6))
+    assert transition.terminated
+    assert not transition.truncated
+    assert transition.reward == 1000 + 10000
+    assert transition.next_obs == 5
+    assert transition.episode_return == 11111
+
+
+def test_the_time_limit_counts_the_steps_of_the_environment():
+    env = chunked(counter(length=100, max_steps=4), 3)
+    env_state = env.reset(jax.random.key(0))
+    env_state, first = env.advance(jax.random.key(0), env_state, jnp.ones(6))
+    _, second = env.advance(jax.random.key(0), env_state, jnp.ones(6))
+    assert not first.done
+    assert second.truncated
+    assert not second.terminated
+    assert second.reward == 1000
+    assert second.next_obs == 4  # the true successor
+
+
+def test_rewards_within_a_chunk_are_discounted_when_asked():
+    env = chunked(counter(), 3, discount=0.5)
+    _, transition = env.advance(jax.random.key(0), env.reset(jax.random.key(0)), jnp.ones(6))
+    assert transition.reward == 1 + 0.5 * 10 + 0.25 * 100
+
+
+def test_bounds_of_actions_are_repeated():
+    space = chunked(counter(), 3).action_space
+    assert space.shape == (6,)
+    np.testing.assert_array_equal(space.low, [-1] * 6)
+    np.testing.assert_array_equal(space.high, [2, 3] * 3)
+
+
+def test_chunks_of_one_are_the_environment():
+    plain = rlx.envs.make("Pendulum-v1", max_steps=7)
+    env = chunked(plain, 1)
+    policy = lambda obs, key: (jnp.sin(obs[:, :1]), None)
+    trajs = [rollout(e, policy, starts(e, 4), jax.random.key(1), 20)[1] for e in (plain, env)]
+    for name in ("obs", "action", "reward", "next_obs", "terminated", "truncated", "episode_return", "episode_length"):
+        np.testing.assert_allclose(*(getattr(traj, name) for traj in trajs), rtol=1e-6, err_msg=name)
+
+
+def test_chunks_keep_the_contract_and_are_an_option_of_make():
+    assert len(rlx.envs.check(rlx.envs.make("Pendulum-v1", chunk=4))) == 15
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [("Pendulum-v1", 0, "chunks of 0 actions"), ("CartPole-v1", 2, "chunks are of continuous actions")],
+)
+def test_bad_chunks_are_refused(name, size, message):
+    with pytest.raises(ValueError, match=message):
+        chunked(rlx.envs.make(name), size)
