@@ -12,13 +12,13 @@ Sources: Ho et al. 2020, arXiv:2006.11239 (DDPM); Song et al. 2021, arXiv:2010.0
 arXiv:2102.09672 (the cosine schedule); Ren et al. 2024, arXiv:2409.00588 (DPPO).
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlx.distributions import Normal
 from rlx.pytree import pytree
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
@@ -84,13 +84,20 @@ def clean(step: Schedule, x: jax.Array, noise: jax.Array, bound: float = 1.0) ->
     return jnp.clip(step.scale * x - step.noise * noise, -bound, bound)
 
 
-def denoised(step: Schedule, x: jax.Array, noise: jax.Array, least_std: float, bound: float = 1.0) -> Normal:
-    """The distribution of what a step makes of `x [..., A]`, given the noise predicted; std is at least `least_std`.
+def denoised_mean(step: Schedule, x: jax.Array, noise: jax.Array, bound: float = 1.0) -> jax.Array:
+    """`from_clean x0 + from_noisy x`, the mean of what a step makes of `x [..., A]`, given the noise predicted."""
+    return step.from_clean * clean(step, x, noise, bound) + step.from_noisy * x
 
-    Fields of `step` are scalars, or have a last axis of size 1 beside leading ones that broadcast against those of `x`.
+
+def mean_log_prob(deviation: jax.Array, std: jax.Array, low: float = -5.0, high: float = 2.0) -> jax.Array:
+    """Mean over A of `log N(deviation; 0, std^2)`, each clipped to `[low, high]`: `[...]`, for `std [...]`.
+
+    A mean and not a sum: the ratio of two policies is the geometric mean of the ratios of the elements of the action,
+    so that a clip means the same for chunks of any length. Source: code of Ren et al. 2024, arXiv:2409.00588.
     """
-    mean = step.from_clean * clean(step, x, noise, bound) + step.from_noisy * x
-    return Normal(mean, jnp.broadcast_to(jnp.log(jnp.maximum(step.std, least_std)), mean.shape))
+    std = std[..., None]
+    each = -0.5 * (deviation / std) ** 2 - jnp.log(std) - 0.5 * math.log(2 * math.pi)
+    return jnp.clip(each, low, high).mean(axis=-1)
 
 
 def denoise(
@@ -104,8 +111,7 @@ def denoise(
 
     def step(x, inputs):
         step, noise, least = inputs
-        mean = step.from_clean * clean(step, x, predict(x, step.time)) + step.from_noisy * x
-        x = mean + jnp.maximum(step.std, least) * noise
+        x = denoised_mean(step, x, predict(x, step.time)) + jnp.maximum(step.std, least) * noise
         return x, x
 
     end, after = jax.lax.scan(step, x, (schedule, noise, least_std))
@@ -134,4 +140,15 @@ def step_clips(num_steps: int, first: float, last: float, rate: float) -> jax.Ar
     return first + (last - first) * share
 
 
-__all__ = ["Schedule", "add_noise", "clean", "cosine_betas", "ddim", "ddpm", "denoise", "denoised", "step_clips"]
+__all__ = [
+    "Schedule",
+    "add_noise",
+    "clean",
+    "cosine_betas",
+    "ddim",
+    "ddpm",
+    "denoise",
+    "denoised_mean",
+    "mean_log_prob",
+    "step_clips",
+]

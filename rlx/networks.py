@@ -236,10 +236,32 @@ class FourierVelocity(nn.Module):
         return nn.Dense(x.shape[-1], name="head")(layers(x, embedding))
 
 
+class Denoiser(nn.Module):
+    """The noise in `x` at the integer time `t`, `[..., A]`: a diffusion policy. Leading axes are broadcast.
+
+        emb = W_2 mish(W_1 [sin(t f), cos(t f)]),    f_j = 10000^(-j / (d / 2 - 1)), j < d / 2
+        eps = head(torso([obs, x, emb]))
+
+    Source: code of Ren et al. 2024, arXiv:2409.00588, whose trunk is a residual block.
+    """
+
+    torso: Torso
+    num_features: int = 16  # d, of the embedding of time
+
+    @nn.compact
+    def __call__(self, obs: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+        half = self.num_features // 2
+        waves = jnp.asarray(t, jnp.float32)[..., None] * 10_000.0 ** (-jnp.arange(half) / max(half - 1, 1))
+        hidden = jax.nn.mish(nn.Dense(2 * self.num_features, name="time_0")(join(jnp.sin(waves), jnp.cos(waves))))
+        features = self.torso(obs, x, nn.Dense(self.num_features, name="time_1")(hidden))
+        return nn.Dense(x.shape[-1], name="head")(features)
+
+
 __all__ = [
     "ActionValues",
     "Actor",
     "Critic",
+    "Denoiser",
     "FourierVelocity",
     "TanhActor",
     "Torso",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlx.diffusion import add_noise, clean, cosine_betas, ddim, ddpm, denoise, denoised, step_clips
+from rlx.diffusion import add_noise, clean, cosine_betas, ddim, ddpm, denoise, denoised_mean, mean_log_prob, step_clips
 
 # By K, in the order t = 0, ..., K - 1: computed apart from this code, to six decimals.
 TABLES = {
@@ -117,10 +117,8 @@ def test_the_last_step_is_the_clean_action():
     schedule = ddpm(6)
     last = jax.tree.map(lambda x: x[-1], schedule)
     x, noise = jnp.array([0.3, -2.0, 5.0]), jnp.array([0.1, 0.2, -0.4])
-    pi = denoised(last, x, noise, 0.1)
-    np.testing.assert_allclose(pi.mean, clean(last, x, noise), rtol=1e-6)
+    np.testing.assert_allclose(denoised_mean(last, x, noise), clean(last, x, noise), rtol=1e-6)
     np.testing.assert_array_equal(clean(last, x, noise)[1:], [-1.0, 1.0])
-    np.testing.assert_allclose(jnp.exp(pi.log_std), 0.1, rtol=1e-6)
 
 
 def test_the_likelihood_of_a_chain_is_that_of_the_noise_that_made_it():
@@ -131,11 +129,14 @@ def test_the_likelihood_of_a_chain_is_that_of_the_noise_that_made_it():
     _, chain = denoise(schedule, predict, x, noise, jnp.full(4, 0.2))
     steps = jax.tree.map(lambda x: x[:, None, None], schedule)
     predicted = jax.vmap(predict)(chain[:-1], schedule.time)
-    found = denoised(steps, chain[:-1], predicted, 0.5).log_prob(chain[1:])
     drawn, judged = np.maximum(schedule.std, 0.2), np.maximum(schedule.std, 0.5)
+    deviation = chain[1:] - denoised_mean(steps, chain[:-1], predicted)
+    found = mean_log_prob(deviation, jnp.asarray(judged)[:, None], low=-np.inf, high=np.inf)
     ratio = (drawn / judged)[:, None, None]
     each = -0.5 * (np.asarray(noise) * ratio) ** 2 - np.log(judged)[:, None, None] - 0.5 * np.log(2 * np.pi)
-    np.testing.assert_allclose(found, each.sum(-1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, each.mean(-1), rtol=1e-4, atol=1e-4)
+    clipped = mean_log_prob(deviation, jnp.asarray(judged)[:, None], low=-1.0, high=-0.5)
+    np.testing.assert_allclose(clipped, np.clip(each, -1.0, -0.5).mean(-1), rtol=1e-4, atol=1e-4)
 
 
 def test_what_noise_leaves_of_an_action_is_denoised_to_it():

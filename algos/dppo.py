@@ -1,0 +1,250 @@
+"""Diffusion Policy Policy Optimization: PPO whose policy is a chain of denoising steps, each an action of its own.
+
+    python algos/dppo.py --env Pendulum-v1
+
+Reference: Ren et al. 2024, Diffusion Policy Policy Optimization, arXiv:2409.00588; the rest is PPO, arXiv:1707.06347.
+
+Axes: T time, N environments, B minibatch, O observation, A action, K denoising steps, of which the last K' are trained.
+
+Every element of a minibatch is one denoising step of one step of the environment. Deterministic actions have no noise
+in the last denoising step and almost none before it, but begin at noise: they differ from one key to the next.
+
+Deviations from the paper and its code, beside those of ppo.py from its own:
+- Time limits bootstrap from the value of their true successor, where the code takes them for ends.
+- Observations and rewards may be normalised by running statistics in place of those of a dataset.
+- The trunk is plain layers with orthogonal kernels, the last of gain 0.01, where the code has a residual block.
+- A single trained step has the clip of the last one, where the code has NaN.
+- There is no early stop by the KL, which the paper says never happens.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from rlx.advantages import gae, standardize
+from rlx.diffusion import ddpm, denoise, denoised_mean, mean_log_prob, step_clips
+from rlx.env import EnvState
+from rlx.networks import Critic, Denoiser, Torso, action_size, initialize
+from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
+from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance
+from rlx.pytree import pytree, replace, static, traced
+from rlx.rollout import check_divides, episode_metrics, flatten, minibatches, reset, rollout
+from rlx.spaces import rescale
+from rlx.train import total_updates
+
+
+@pytree
+class Config:
+    total_steps: int = static(500_000)  # environment steps of the whole run, rounded up to whole updates
+    num_envs: int = static(4)  # N
+    num_steps: int = static(128)  # T, steps of each environment between updates
+    num_epochs: int = static(4)
+    num_minibatches: int = static(4)
+    learning_rate: float = traced(1e-4, at_least=0)  # of the actor
+    critic_learning_rate: float = traced(1e-3, at_least=0)
+    anneal_learning_rate: bool = True
+    gamma: float = traced(0.99, at_least=0, at_most=1)
+    gae_lambda: float = traced(0.95, at_least=0, at_most=1)
+    denoising_steps: int = static(10)  # K
+    trained_steps: int = static(10)  # K', the last ones; those before are as they were at the beginning
+    denoising_gamma: float = traced(1.0, at_least=0, at_most=1)  # discounts steps by how many follow
+    least_std: float = traced(0.1, above=0)  # of a denoising step, in acting and in its likelihood
+    noise_bound: float = traced(3.0, above=0)  # of the noise, in standard deviations
+    clip: float = traced(0.1, above=0)  # of the last denoising step
+    first_clip: float = traced(0.1, above=0)  # of the first that is trained; between them it grows exponentially
+    clip_rate: float = traced(3.0, above=0)
+    value_clip: float = traced(0.2, above=0)
+    value_coef: float = traced(0.5, at_least=0)
+    max_grad_norm: float = traced(0.5, above=0)
+    adam_epsilon: float = traced(1e-5, above=0)
+    normalize_advantage: bool = True
+    normalize_obs: bool = static(False)
+    normalize_reward: bool = static(False)
+    hidden_sizes: tuple[int, ...] = static((64, 64))
+    conv_features: tuple[int, ...] = static(())  # filters of 3 x 3 convolutions before them, for image observations
+    activation: str = static("relu")
+
+    @property
+    def steps_per_update(self) -> int:
+        return self.num_envs * self.num_steps
+
+
+@pytree
+class State:
+    params: dict  # of actor and critic
+    frozen: dict | None  # actor of the steps that are not trained
+    opt_state: optax.OptState
+    env_state: EnvState  # [N]
+    obs_stats: Statistics
+    reward_scale: RewardScale
+    num_updates: jax.Array
+    key: jax.Array
+
+
+@pytree
+class Recorded:
+    """What the loss needs of the moment of acting."""
+
+    chain: jax.Array  # [K' + 1, A], what goes into the trained steps and comes out; its end is the action
+    log_prob: jax.Array  # [K'], of each, a mean over A
+
+
+@pytree
+class Batch:
+    obs: jax.Array  # normalised
+    recorded: Recorded
+    value: jax.Array
+    advantage: jax.Array
+    target: jax.Array
+
+
+def networks(config, env):
+    """Denoising actor and critic, separate and of the same shape."""
+    torso = partial(Torso, env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
+    return Denoiser(torso()), Critic(torso())
+
+
+def optimizer(config):
+    """Of steps of size 1, to be scaled for actor and critic."""
+    clip, adam = optax.clip_by_global_norm(config.max_grad_norm), optax.adam(1.0, eps=config.adam_epsilon)
+    return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
+
+
+def check(config, env):
+    """Raises ValueError for settings that do not fit each other."""
+    if config.trained_steps > config.denoising_steps:
+        raise ValueError(f"trained_steps = {config.trained_steps}: there are {config.denoising_steps} denoising_steps")
+    what = "num_envs * num_steps * trained_steps"
+    check_divides(config.steps_per_update * config.trained_steps, config.num_minibatches, what)
+
+
+def init(config, env, key):
+    check(config, env)
+    key, params_key, env_key = jax.random.split(key, 3)
+    actor, critic = networks(config, env)
+    env_state = reset(env, env_key, config.num_envs)
+    action = jnp.zeros(action_size(env.action_space))
+    params = initialize(params_key, env_state.obs[0], actor=(actor, 0.01, action, 0), critic=(critic, 1.0))
+    return State(
+        params=params,
+        frozen=params["actor"] if config.trained_steps < config.denoising_steps else None,
+        opt_state=optimizer(config).init(params),
+        env_state=env_state,
+        obs_stats=statistics(env.observation_space.shape),
+        reward_scale=reward_scale(config.num_envs),
+        num_updates=jnp.int32(0),
+        key=key,
+    )
+
+
+def normalized(config, state, obs):
+    """What the networks see of an observation."""
+    return normalize(state.obs_stats, obs) if config.normalize_obs else obs
+
+
+def act(config, env, state, obs, key, deterministic=False):
+    """The environment's action for obs `[N, O]`, and what the loss will need of it."""
+    actor, _ = networks(config, env)
+    predict = lambda params: partial(actor.apply, params, normalized(config, state, obs))
+    start_key, noise_key = jax.random.split(key)
+    shape, trained = (len(obs), action_size(env.action_space)), config.trained_steps
+    x, noise = jax.random.normal(start_key, shape), jax.random.normal(noise_key, (config.denoising_steps, *shape))
+    least = jnp.full(len(noise), config.least_std)
+    if deterministic:
+        least = jnp.full(len(noise), 1e-3).at[-1].set(0.0)
+    steps = ddpm(config.denoising_steps), jnp.clip(noise, -config.noise_bound, config.noise_bound), least
+    early, late = (
+        jax.tree.map(lambda x, part=part: x[part], steps) for part in (slice(-trained), slice(-trained, None))
+    )
+    if state.frozen is not None:
+        x, _ = denoise(early[0], predict(state.frozen), x, *early[1:])
+    action, chain = denoise(late[0], predict(state.params["actor"]), x, *late[1:])
+    std = jnp.maximum(late[0].std, config.least_std)[:, None]
+    log_prob = mean_log_prob(std[..., None] * late[1], std)
+    return rescale(env.action_space, action), Recorded(chain.swapaxes(0, 1), log_prob.T)
+
+
+def objective(config, log_ratio, advantage, progress):
+    """Policy loss of each element `[B]`; `progress` through the run is in [0, 1]."""
+    return clipped_surrogate(log_ratio, advantage, config.clip)
+
+
+def loss(params, config, env, batch, i, progress, objective=objective):
+    """Loss of one minibatch `[B]` of the trained denoising steps `i [B]`, the first being 0, and its parts."""
+    actor, critic = networks(config, env)
+    value = critic.apply(params["critic"], batch.obs)
+    schedule = jax.tree.map(lambda x: x[-config.trained_steps :][i][:, None], ddpm(config.denoising_steps))
+    at = lambda x, i: jax.vmap(jnp.take, (0, 0, None))(x, i, 0)
+    before, after = at(batch.recorded.chain, i), at(batch.recorded.chain, i + 1)
+    noise = actor.apply(params["actor"], batch.obs, before, schedule.time[:, 0])
+    deviation, std = after - denoised_mean(schedule, before, noise), jnp.maximum(schedule.std[:, 0], config.least_std)
+    log_ratio = mean_log_prob(deviation, std) - at(batch.recorded.log_prob, i)
+    advantage = jnp.where(config.normalize_advantage, standardize(batch.advantage), batch.advantage)
+    advantage *= config.denoising_gamma ** (config.trained_steps - 1.0 - i)
+    clip = step_clips(config.trained_steps, config.first_clip, config.clip, config.clip_rate)[i]
+    policy_loss = objective(replace(config, clip=clip), log_ratio, advantage, progress).mean()
+    value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()
+    return policy_loss + config.value_coef * value_loss, {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "approx_kl": approx_kl(log_ratio).mean(),
+        "clip_fraction": (jnp.abs(jnp.expm1(log_ratio)) > clip).mean(),
+    }
+
+
+def advantages(config, env, state, traj):
+    """What there is to learn from a rollout, `[T, N]`, and the reward scale after it."""
+    _, critic = networks(config, env)
+    obs, next_obs = normalized(config, state, traj.obs), normalized(config, state, traj.next_obs)
+    value, next_value = critic.apply(state.params["critic"], jnp.stack([obs, next_obs]))
+    scale, reward = state.reward_scale, traj.reward
+    if config.normalize_reward:
+        scale, reward = scale_rewards(scale, reward, traj.done, config.gamma)
+    advantage = gae(reward, value, next_value, traj.terminated, traj.done, config.gamma, config.gae_lambda)
+    return Batch(obs, traj.recorded, value, advantage, advantage + value), scale
+
+
+def update(config, env, state, *, objective: Callable = objective):
+    """One rollout and the epochs of gradient steps on it; `objective` may be any callable pytree of its signature."""
+    key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
+    env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
+    data, scale = advantages(config, env, state, traj)
+    elements = flatten(data)
+    progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
+    anneal = jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
+    rates = {"actor": anneal * config.learning_rate, "critic": anneal * config.critic_learning_rate}
+
+    def step(carry, order):
+        (params, opt_state), (element, i) = carry, jnp.divmod(order, config.trained_steps)
+        batch = jax.tree.map(lambda x: x[element], elements)
+        grads, parts = jax.grad(loss, has_aux=True)(params, config, env, batch, i, progress, objective)
+        parts["grad_norm"] = jnp.linalg.norm(ravel_pytree(grads)[0])
+        updates, opt_state = optimizer(config).update(grads, opt_state)
+        updates = {name: jax.tree.map(lambda x, name=name: rates[name] * x, updates[name]) for name in rates}
+        return (optax.apply_updates(params, updates), opt_state), parts
+
+    def epoch(carry, orders):
+        return jax.lax.scan(step, carry, orders)
+
+    num_elements = config.steps_per_update * config.trained_steps
+    orders = minibatches(shuffle_key, num_elements, config.num_minibatches, config.num_epochs)
+    (params, opt_state), parts = jax.lax.scan(epoch, (state.params, state.opt_state), orders)
+    metrics = {
+        **episode_metrics(traj),
+        **jax.tree.map(jnp.mean, parts),
+        "explained_variance": explained_variance(data.value, data.target),
+        "learning_rate": rates["actor"],
+    }
+    obs_stats = update_statistics(state.obs_stats, traj.obs) if config.normalize_obs else state.obs_stats
+    state = replace(state, params=params, opt_state=opt_state, env_state=env_state, key=key)
+    return replace(state, obs_stats=obs_stats, reward_scale=scale, num_updates=state.num_updates + 1), metrics
+
+
+if __name__ == "__main__":
+    from rlx.cli import run_file
+
+    run_file(__file__)
