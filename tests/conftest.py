@@ -24,11 +24,14 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs():
-    """Compiled programs live as long as the tests of a file.
+def programs(request):
+    """Compiled programs live as long as the tests of a file, and are compiled fast unless it says `EXACT = True`.
 
-    Each is mapped into memory in hundreds of pieces, and Linux ends a process that has more than 65,530 of them.
+    Two programs that do the same, such as runs in one piece and in several, give the same bits only with some
+    optimisation. Each program is mapped into memory in hundreds of pieces, and Linux ends a process that has more than
+    65,530 of them.
     """
+    jax.config.update("jax_disable_most_optimizations", not getattr(request.module, "EXACT", False))
     yield
     jax.clear_caches()
 

@@ -17,6 +17,8 @@ from rlx.envs import probes
 from rlx.pytree import is_static
 from rlx.spaces import Box
 
+EXACT = True  # resumed runs are compared bit by bit
+
 ALGORITHMS = [fpo, policyflow, dppo]
 SIZES = {"num_envs": 4, "num_steps": 16, "num_epochs": 2, "num_minibatches": 2, "hidden_sizes": (8,)}
 STEPS = {a: {"flow_steps": 3} for a in (fpo, policyflow)} | {dppo: {"denoising_steps": 4, "trained_steps": 3}}

@@ -15,6 +15,8 @@ from rlx.envs.probes import ContinuousAction, Endless, Mixed
 from rlx.replay import take
 from rlx.spaces import Box
 
+EXACT = True  # resumed runs are compared bit by bit
+
 ENDLESS, ACTION = 0, 1
 mixed = Mixed((Endless, ContinuousAction), Box(-2.0, 2.0, (1,)))
 env = Env(mixed, mixed.default_params, max_steps=3)

@@ -167,7 +167,7 @@ def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
         axes.grid(alpha=0.3)
     lines = {line.get_label(): line for axes in panels.flat for line in axes.get_lines()}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=2 * columns)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
