@@ -26,6 +26,8 @@ from rlx.objectives import SPO
 from rlx.progress import Display
 from rlx.run import Logger, best, evaluate_run, evaluation_points, keys, short_name
 
+EXACT = True  # bits are compared
+
 SMALL = ["--total-steps", "2048", "--num-envs", "4", "--num-steps", "32", "--hidden-sizes", "8"]
 SMALL += ["--eval-episodes", "4"]
 TRAIN = ["train", "ppo", "--env", "CartPole-v1", *SMALL]
@@ -295,7 +297,7 @@ def test_eval_plot_and_envs_work_on_what_train_left(run, tmp_path, capsys):
     (copy / "config.json").write_text(json.dumps(config | {"seed": 1}))
     assert rlx("plot", run, copy, "--output", tmp_path / "both.png") == 0
     assert (tmp_path / "both.png").exists()
-    assert rlx("envs", "cartpole") == 0
+    assert rlx("envs", "cartpole-v1") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "gymnax/CartPole-v1"
 
 

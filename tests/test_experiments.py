@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
-NAMES = sorted(path.parent.name for path in FOLDER.glob("*/compare.py"))
+NAMES = sorted(path.parent.name for path in FOLDER.glob("*/compare.py") if (path.parent / "results").exists())
 # By what the results of an experiment are told apart.
 KEYS = {"groups": ("task",), "sequences": ("task", "variant"), "trust_regions": ("task", "method")}
 

@@ -17,6 +17,8 @@ from rlx.env import with_params
 from rlx.pytree import is_static
 from rlx.rollout import episodes
 
+EXACT = True  # bits are compared
+
 T = 4
 SIZES = {"num_groups": 3, "group_size": 4, "num_steps": T, "num_minibatches": 2}
 SIZES |= {"width": 8, "num_heads": 2, "num_layers": 1}

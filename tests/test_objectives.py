@@ -35,6 +35,8 @@ from rlx.objectives import (
     reverse_kl,
 )
 
+EXACT = True  # bits are compared
+
 small = settings(derandomize=True, deadline=None, max_examples=50)
 log_ratios = st.floats(-3, 3, width=32)
 numbers = st.floats(-10, 10, width=32)

@@ -17,6 +17,8 @@ from rlx.replay import Replay, insert, replay, sample, take
 from rlx.spaces import Box, Discrete
 from rlx.train import EVALUATION, advance
 
+EXACT = True  # bits are compared
+
 
 def assert_equal(a, b):
     """Bitwise, leaf by leaf; keys by their bits."""

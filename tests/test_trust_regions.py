@@ -31,6 +31,8 @@ from rlx.pytree import is_static
 from rlx.rollout import flatten, rollout
 from rlx.trust_region import line_search, longest_step, natural_gradient
 
+EXACT = True  # bits are compared
+
 both = pytest.mark.parametrize("algorithm", [mdpo, trpo], ids=lambda module: module.__name__.rpartition(".")[2])
 OBJECTIVES = [ImportanceWeighted(), Clip(), ClipHigher(), Rollback(), SPO(), DPO(), ForwardKL(), ReverseKL()]
 OBJECTIVES += [ForwardKL(kl_target=0.01), ReverseKL(kl_target=0.01)]
