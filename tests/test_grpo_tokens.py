@@ -44,6 +44,12 @@ def small():
 
 
 @pytest.fixture(scope="module")
+def deep(small):
+    """With a layer whose input has been through another: what a cache keeps of it depends on what was read before."""
+    return replace(small, num_layers=2)
+
+
+@pytest.fixture(scope="module")
 def init():
     return jax.jit(grpo_tokens.init)
 
@@ -55,9 +61,9 @@ def trained(small, reverse):
 
 
 @pytest.fixture(scope="module")
-def written(small, countdown):
+def written(deep, countdown):
     """Answers to problems of Countdown, some of which end early, and weights far from where they start."""
-    state = grpo_tokens.init(replace(small, warm_start_steps=0), countdown, jax.random.key(0))
+    state = grpo_tokens.init(replace(deep, warm_start_steps=0), countdown, jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + rng.normal(0, 0.3, x.shape).astype(np.float32), state.params)
     # Of the 104 tokens, those that these problems need are written often.
@@ -68,9 +74,9 @@ def written(small, countdown):
     @jax.jit
     def play(key):
         start_key, write_key = jax.random.split(key)
-        start = grpo_tokens.starts(small, countdown, state, start_key)
-        cached = grpo_tokens.write(small, countdown, state, start, write_key)
-        policy = partial(grpo_tokens.act, small, countdown, state)
+        start = grpo_tokens.starts(deep, countdown, state, start_key)
+        cached = grpo_tokens.write(deep, countdown, state, start, write_key)
+        policy = partial(grpo_tokens.act, deep, countdown, state)
         return start, cached, episodes(countdown, policy, start, write_key, T)
 
     return state, *play(jax.random.key(1))
@@ -88,9 +94,9 @@ def test_writing_with_the_cache_is_writing_without_it(written):
     )  # matrix products of other shapes
 
 
-def test_the_loss_reads_of_whole_answers_what_was_written_token_by_token(small, countdown, written):
+def test_the_loss_reads_of_whole_answers_what_was_written_token_by_token(deep, countdown, written):
     state, _, (end, traj, alive), _ = written
-    pi = grpo_tokens.answers(small, countdown, state.params, end.obs)
+    pi = grpo_tokens.answers(deep, countdown, state.params, end.obs)
     found = pi.log_prob(traj.recorded.action.T).T
     np.testing.assert_allclose(found[alive], traj.recorded.log_prob[alive], rtol=1e-4, atol=1e-4)
 
@@ -101,9 +107,9 @@ def softmax(x):
 
 
 @pytest.mark.parametrize("ratio", ["step", "sequence", "product"])
-def test_the_loss_is_its_equation(small, countdown, written, ratio):
+def test_the_loss_is_its_equation(deep, countdown, written, ratio):
     state, _, (end, traj, alive), _ = written
-    config = replace(small, ratio=ratio, clip=0.02, clip_high=0.03, kl_coef=0.7, entropy_coef=0.3, num_minibatches=1)
+    config = replace(deep, ratio=ratio, clip=0.02, clip_high=0.03, kl_coef=0.7, entropy_coef=0.3, num_minibatches=1)
     rng = np.random.default_rng(1)
     advantage, weight = rng.normal(size=(2, 12, T)).astype(np.float32)
     params = jax.tree.map(lambda x: x + rng.normal(0, 0.02, x.shape).astype(np.float32), state.params)
@@ -129,7 +135,7 @@ def test_the_loss_is_its_equation(small, countdown, written, ratio):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_what_stands_after_the_end_of_an_answer_changes_nothing(small, countdown, written):
+def test_what_stands_after_the_end_of_an_answer_changes_nothing(deep, countdown, written):
     state, _, (end, traj, alive), _ = written
     rng = np.random.default_rng(2)
     advantage = rng.normal(size=(12, T)).astype(np.float32)
@@ -146,11 +152,11 @@ def test_what_stands_after_the_end_of_an_answer_changes_nothing(small, countdown
         advantage=jnp.where(alive.T, advantage, 1e6),
     )
     assert (changed.tokens != batch.tokens).any()
-    loss = jax.jit(jax.value_and_grad(lambda p, b: grpo_tokens.loss(p, small, countdown, b, 0.0)[0]))
+    loss = jax.jit(jax.value_and_grad(lambda p, b: grpo_tokens.loss(p, deep, countdown, b, 0.0)[0]))
     jax.tree.map(np.testing.assert_array_equal, loss(state.params, changed), loss(state.params, batch))
 
 
-def test_minibatches_hold_what_was_written(small, countdown, written, monkeypatch):
+def test_minibatches_hold_what_was_written(deep, countdown, written, monkeypatch):
     def look(params, config, env, batch, progress, objective):
         pi = grpo_tokens.answers(config, env, params, batch.tokens)
         apart = jnp.where(batch.alive, jnp.abs(pi.log_prob(batch.action) - batch.log_prob), 0.0).max()
@@ -158,7 +164,7 @@ def test_minibatches_hold_what_was_written(small, countdown, written, monkeypatc
         return no_loss, {"apart": apart, "alive": 1.0 * batch.alive.sum(), "weight": batch.weight.sum()}
 
     monkeypatch.setattr(grpo_tokens, "loss", look)
-    config = replace(small, reference_interval=1)  # another program than those with the true loss
+    config = replace(deep, reference_interval=1)  # another program than those with the true loss
     _, metrics = jax.jit(lambda state: grpo_tokens.update(config, countdown, state))(written[0])
     np.testing.assert_allclose(metrics["apart"], 0, atol=1e-4)
     assert metrics["alive"] * config.num_minibatches == metrics["alive_steps"] < 48
@@ -222,11 +228,11 @@ def test_without_a_warm_start_nothing_needs_to_be_solved(small, reverse):
         assert np.std(state.params["actor"]["params"]["head"]["kernel"]) < 0.03  # as it starts
 
 
-def test_a_greedy_answer_is_the_most_likely_token_after_another(small, countdown, written):
+def test_a_greedy_answer_is_the_most_likely_token_after_another(deep, countdown, written):
     state, start, _, _ = written
-    policy = partial(grpo_tokens.act, small, countdown, state, deterministic=True)
+    policy = partial(grpo_tokens.act, deep, countdown, state, deterministic=True)
     end, traj, alive = episodes(countdown, policy, start, jax.random.key(5), T)
-    pi = grpo_tokens.answers(small, countdown, state.params, end.obs)
+    pi = grpo_tokens.answers(deep, countdown, state.params, end.obs)
     np.testing.assert_array_equal(traj.action[alive], pi.mode().T[alive])
 
 
