@@ -74,7 +74,7 @@ class Job:
     eval_episodes: int = 32
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     checkpoint_replay: bool = True
-    render_every: int = 0  # draw an episode at every so-manieth evaluation
+    render_every: int = 0  # draw an episode at every so many evaluations; 0 for never
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -253,7 +253,7 @@ def _render(job: Job, state: Any, key: jax.Array, step: int, console: Console) -
     path = job.directory / "episodes" / f"{step}.gif"
     try:
         write(job.env, record(job.algorithm, job.config, job.env, state, key)[0], path)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # whatever a renderer raises, a picture is not worth a run
         console.print(f"no picture of an episode: {error}")
     else:
         console.print(f"an episode: {path}")

@@ -233,7 +233,7 @@ def test_training_draws_episodes_when_asked(tmp_path, capsys, monkeypatch):
     assert "an episode: " in capsys.readouterr().out
 
     def fails(*args):
-        raise ValueError("no display")
+        raise RuntimeError("no display")
 
     monkeypatch.setattr(run, "write", fails)
     cli.main([*TRAIN, "--out", str(tmp_path / "other"), "--render-every", "1"])
