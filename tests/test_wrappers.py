@@ -186,7 +186,7 @@ def test_an_end_within_a_chunk_ends_it():
 
 
 def test_the_time_limit_counts_the_steps_of_the_environment():
-    env = chunked(counter(length=6, max_steps=4), 3)  # it would terminate later in the same chunk
+    env = chunked(counter(length=5, max_steps=4), 3)  # it would terminate later in the same chunk
     env_state = env.reset(jax.random.key(0))
     env_state, first = env.advance(jax.random.key(0), env_state, jnp.ones(6))
     _, second = env.advance(jax.random.key(0), env_state, jnp.ones(6))
