@@ -86,16 +86,14 @@ class Mjcf:
 
     @partial(jax.jit, static_argnums=0)
     def step(self, key, state, action, params):
-        data = mjx.make_data(params.physics).replace(**vars(state), ctrl=action)
-        data = jax.lax.fori_loop(0, self.substeps, lambda _, data: mjx.step(params.physics, data), data)
-        # MuJoCo places bodies at the beginning of a step: those of `data` are a substep behind its positions.
-        data = _places(data, params)
-        obs, reward, terminated = self.observe(data, params), self.reward(data, action, params), self.terminated
+        start = mjx.make_data(params.physics).replace(**vars(state), ctrl=action)
+        data = jax.lax.fori_loop(0, self.substeps, lambda _, data: mjx.step(params.physics, data), start)
         finite = jnp.isfinite(data.qpos).all() & jnp.isfinite(data.qvel).all()
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), _state(data), state)
-        obs = jnp.where(finite, obs, self.observe(self.data(state, params), params))
-        reward = jnp.where(finite, reward, 0.0)
-        return obs, state, reward, ~finite | terminated(data, params), jnp.array(False), {"diverged": ~finite}
+        # MuJoCo places bodies at the beginning of a step: those of `data` are a substep behind its positions.
+        data = _places(jax.tree.map(lambda new, old: jnp.where(finite, new, old), data, start), params)
+        reward = jnp.where(finite, self.reward(data, action, params), 0.0)
+        terminated = ~finite | self.terminated(data, params)
+        return self.observe(data, params), _state(data), reward, terminated, jnp.array(False), {"diverged": ~finite}
 
     @property
     def dt(self):
