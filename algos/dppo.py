@@ -4,6 +4,8 @@
 
 Reference: Ren et al. 2024, Diffusion Policy Policy Optimization, arXiv:2409.00588; the rest is PPO, arXiv:1707.06347.
 
+    rlx clone dppo demonstrations.npz --out runs/clone; rlx train dppo --start-from runs/clone --trained-steps 5
+
 Axes: T time, N environments, B minibatch, O observation, A action, K denoising steps, of which the last K' are trained.
 
 Every element of a minibatch is one denoising step of one step of the environment. Deterministic actions have no noise
@@ -14,6 +16,8 @@ Deviations from the paper and its code, beside those of ppo.py from its own:
 - Observations and rewards may be normalised by running statistics in place of those of a dataset.
 - The trunk is plain layers with orthogonal kernels, the last of gain 0.01, where the code has a residual block.
 - A single trained step has the clip of the last one, where the code has NaN.
+- The behaviour-cloning term draws a chain of the pretrained policy for each step of the rollout, once an update, where
+  the code draws one for each element of each minibatch.
 - There is no early stop by the KL, which the paper says never happens.
 """
 
@@ -26,7 +30,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rlx.advantages import gae, standardize
-from rlx.diffusion import ddpm, denoise, denoised_mean, mean_log_prob, step_clips
+from rlx.diffusion import add_noise, ddpm, denoise, denoised_mean, mean_log_prob, step_clips
 from rlx.env import EnvState
 from rlx.networks import Critic, Denoiser, Torso, action_size, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
@@ -35,6 +39,7 @@ from rlx.pytree import pytree, replace, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, minibatches, reset, rollout
 from rlx.spaces import rescale
 from rlx.train import total_updates
+from rlx.wrappers import carried_out
 
 
 @pytree
@@ -52,6 +57,7 @@ class Config:
     denoising_steps: int = static(10)  # K
     trained_steps: int = static(10)  # K', the last ones; those before are as they were at the beginning
     denoising_gamma: float = traced(1.0, at_least=0, at_most=1)  # discounts steps by how many follow
+    action_bound: float = traced(1.0, above=0)  # of what a denoising step takes for the clean action
     least_std: float = traced(0.1, above=0)  # of a denoising step, in acting and in its likelihood
     noise_bound: float = traced(3.0, above=0)  # of the noise, in standard deviations
     clip: float = traced(0.1, above=0)  # of the last denoising step
@@ -59,6 +65,8 @@ class Config:
     clip_rate: float = traced(3.0, above=0)
     value_clip: float = traced(0.2, above=0)
     value_coef: float = traced(0.5, at_least=0)
+    cloning_coef: float = static(0.0)  # of the likelihood of what the pretrained policy would do
+    critic_warmup: int = traced(0, at_least=0)  # updates at the beginning that leave the actor as it is
     max_grad_norm: float = traced(0.5, above=0)
     adam_epsilon: float = traced(1e-5, above=0)
     normalize_advantage: bool = True
@@ -76,7 +84,7 @@ class Config:
 @pytree
 class State:
     params: dict  # of actor and critic
-    frozen: dict | None  # actor of the steps that are not trained
+    pretrained: dict | None  # actor at the beginning, where it is needed: it makes the steps that are not trained
     opt_state: optax.OptState
     env_state: EnvState  # [N]
     obs_stats: Statistics
@@ -90,7 +98,7 @@ class Recorded:
     """What the loss needs of the moment of acting."""
 
     chain: jax.Array  # [K' + 1, A], what goes into the trained steps and comes out; its end is the action
-    log_prob: jax.Array  # [K'], of each, a mean over A
+    log_prob: jax.Array  # [K'], of each, a mean over what of the action is carried out
 
 
 @pytree
@@ -100,6 +108,7 @@ class Batch:
     value: jax.Array
     advantage: jax.Array
     target: jax.Array
+    imitated: jax.Array | None = None  # [K' + 1, A], a chain of the pretrained policy, where it is imitated
 
 
 def networks(config, env):
@@ -131,7 +140,7 @@ def init(config, env, key):
     params = initialize(params_key, env_state.obs[0], actor=(actor, 0.01, action, 0), critic=(critic, 1.0))
     return State(
         params=params,
-        frozen=params["actor"] if config.trained_steps < config.denoising_steps else None,
+        pretrained=params["actor"] if config.cloning_coef or config.trained_steps < config.denoising_steps else None,
         opt_state=optimizer(config).init(params),
         env_state=env_state,
         obs_stats=statistics(env.observation_space.shape),
@@ -146,26 +155,45 @@ def normalized(config, state, obs):
     return normalize(state.obs_stats, obs) if config.normalize_obs else obs
 
 
+def sample(config, env, params, pretrained, obs, key, least):
+    """Denoises actions for normalised obs `[N, O]`, with a std of at least `least [K]`.
+
+    Returns the chain of the trained steps `[K' + 1, N, A]` and their noise in standard deviations `[K', N, A]`.
+    """
+    actor, _ = networks(config, env)
+    start_key, noise_key = jax.random.split(key)
+    shape, first = (len(obs), action_size(env.action_space)), config.denoising_steps - config.trained_steps
+    x, noise = jax.random.normal(start_key, shape), jax.random.normal(noise_key, (config.denoising_steps, *shape))
+    noise, bound = jnp.clip(noise, -config.noise_bound, config.noise_bound), config.action_bound
+    schedule = ddpm(config.denoising_steps)
+    early, late = jax.tree.map(lambda x: x[:first], schedule), jax.tree.map(lambda x: x[first:], schedule)
+    predict = lambda params: partial(actor.apply, params, obs)
+    if first:
+        x, _ = denoise(early, predict(pretrained), x, noise[:first], least[:first], bound)
+    _, chain = denoise(late, predict(params), x, noise[first:], least[first:], bound)
+    return chain, noise[first:]
+
+
 def act(config, env, state, obs, key, deterministic=False):
     """The environment's action for obs `[N, O]`, and what the loss will need of it."""
-    actor, _ = networks(config, env)
-    predict = lambda params: partial(actor.apply, params, normalized(config, state, obs))
-    start_key, noise_key = jax.random.split(key)
-    shape, trained = (len(obs), action_size(env.action_space)), config.trained_steps
-    x, noise = jax.random.normal(start_key, shape), jax.random.normal(noise_key, (config.denoising_steps, *shape))
-    least = jnp.full(len(noise), config.least_std)
+    least = jnp.full(config.denoising_steps, config.least_std)
     if deterministic:
-        least = jnp.full(len(noise), 1e-3).at[-1].set(0.0)
-    steps = ddpm(config.denoising_steps), jnp.clip(noise, -config.noise_bound, config.noise_bound), least
-    early, late = (
-        jax.tree.map(lambda x, part=part: x[part], steps) for part in (slice(-trained), slice(-trained, None))
-    )
-    if state.frozen is not None:
-        x, _ = denoise(early[0], predict(state.frozen), x, *early[1:])
-    action, chain = denoise(late[0], predict(state.params["actor"]), x, *late[1:])
-    std = jnp.maximum(late[0].std, config.least_std)[:, None]
-    log_prob = mean_log_prob(std[..., None] * late[1], std)
-    return rescale(env.action_space, action), Recorded(chain.swapaxes(0, 1), log_prob.T)
+        least = jnp.full(config.denoising_steps, 1e-3).at[-1].set(0.0)
+    obs = normalized(config, state, obs)
+    chain, noise = sample(config, env, state.params["actor"], state.pretrained, obs, key, least)
+    std = jnp.maximum(ddpm(config.denoising_steps).std[-config.trained_steps :], config.least_std)[:, None]
+    log_prob = mean_log_prob(carried_out(env, std[..., None] * noise), std)
+    return rescale(env.action_space, chain[-1]), Recorded(chain.swapaxes(0, 1), log_prob.T)
+
+
+def cloning_loss(config, env, params, obs, action, key):
+    """Loss `[B]` of demonstrated actions `[B, A]` in unit coordinates: the error in predicting their noise."""
+    actor, _ = networks(config, env)
+    time_key, noise_key = jax.random.split(key)
+    t = jax.random.randint(time_key, len(obs), 0, config.denoising_steps)
+    noise = jax.random.normal(noise_key, action.shape)
+    predicted = actor.apply(params["actor"], obs, add_noise(config.denoising_steps, action, noise, t), t)
+    return jnp.square(predicted - noise).mean(-1)
 
 
 def objective(config, log_ratio, advantage, progress):
@@ -179,21 +207,34 @@ def loss(params, config, env, batch, i, progress, objective=objective):
     value = critic.apply(params["critic"], batch.obs)
     schedule = jax.tree.map(lambda x: x[-config.trained_steps :][i][:, None], ddpm(config.denoising_steps))
     at = lambda x, i: jax.vmap(jnp.take, (0, 0, None))(x, i, 0)
-    before, after = at(batch.recorded.chain, i), at(batch.recorded.chain, i + 1)
-    noise = actor.apply(params["actor"], batch.obs, before, schedule.time[:, 0])
-    deviation, std = after - denoised_mean(schedule, before, noise), jnp.maximum(schedule.std[:, 0], config.least_std)
-    log_ratio = mean_log_prob(deviation, std) - at(batch.recorded.log_prob, i)
+
+    def log_prob(chain):
+        before, after = at(chain, i), at(chain, i + 1)
+        noise = actor.apply(params["actor"], batch.obs, before, schedule.time[:, 0])
+        deviation = after - denoised_mean(schedule, before, noise, config.action_bound)
+        return mean_log_prob(carried_out(env, deviation), jnp.maximum(schedule.std[:, 0], config.least_std))
+
+    log_ratio = log_prob(batch.recorded.chain) - at(batch.recorded.log_prob, i)
     advantage = jnp.where(config.normalize_advantage, standardize(batch.advantage), batch.advantage)
     advantage *= config.denoising_gamma ** (config.trained_steps - 1.0 - i)
     clip = step_clips(config.trained_steps, config.first_clip, config.clip, config.clip_rate)[i]
     policy_loss = objective(replace(config, clip=clip), log_ratio, advantage, progress).mean()
     value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()
-    return policy_loss + config.value_coef * value_loss, {
+    imitation_loss = -log_prob(batch.imitated).mean() if config.cloning_coef else 0.0
+    return policy_loss + config.value_coef * value_loss + config.cloning_coef * imitation_loss, {
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "approx_kl": approx_kl(log_ratio).mean(),
         "clip_fraction": (jnp.abs(jnp.expm1(log_ratio)) > clip).mean(),
     }
+
+
+def imitated(config, env, state, obs, key):
+    """Chains `[T, N, K' + 1, A]` of the policy that training began with, for the loss to imitate."""
+    least = jnp.full(config.denoising_steps, config.least_std)
+    actor, flat = state.pretrained, normalized(config, state, obs).reshape(-1, *env.observation_space.shape)
+    chain, _ = sample(config, env, actor, actor, flat, key, least)
+    return chain.swapaxes(0, 1).reshape(*obs.shape[:2], *chain.shape[::2])
 
 
 def advantages(config, env, state, traj):
@@ -213,10 +254,13 @@ def update(config, env, state, *, objective: Callable = objective):
     key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
     data, scale = advantages(config, env, state, traj)
+    if config.cloning_coef:
+        data = replace(data, imitated=imitated(config, env, state, traj.obs, jax.random.fold_in(key, 0)))
     elements = flatten(data)
     progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
     anneal = jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
-    rates = {"actor": anneal * config.learning_rate, "critic": anneal * config.critic_learning_rate}
+    actor_rate = jnp.where(state.num_updates < config.critic_warmup, 0.0, config.learning_rate)
+    rates = {"actor": anneal * actor_rate, "critic": anneal * config.critic_learning_rate}
 
     def step(carry, order):
         (params, opt_state), (element, i) = carry, jnp.divmod(order, config.trained_steps)

@@ -157,6 +157,13 @@ def matching_loss(config, velocity, obs, action, draws):
     return jnp.minimum(config.loss_scale * loss, config.loss_clamp)
 
 
+def cloning_loss(config, env, params, obs, action, key):
+    """Loss `[B]` of demonstrated actions `[B, A]` in unit coordinates: flow matching, at noise and times drawn anew."""
+    actor, _ = networks(config, env)
+    draws = jax.random.key_data(jax.random.split(key, len(obs)))
+    return matching_loss(config, partial(actor.apply, params["actor"]), obs, action, draws).mean(-1)
+
+
 def objective(config, log_ratio, advantage, progress):
     """Policy loss of each element and sample `[B, S]`; `progress` through the run is in [0, 1]."""
     surrogate = asymmetric_surrogate if config.asymmetric else clipped_surrogate

@@ -135,6 +135,12 @@ def act(config, env, state, obs, key, deterministic=False):
     return rescale(env.action_space, action), Recorded(action, pi.log_prob(action))
 
 
+def cloning_loss(config, env, params, obs, action, key):
+    """Loss `[B]` of demonstrated actions in unit coordinates: how unlikely they are."""
+    actor, _ = networks(config, env)
+    return -actor.apply(params["actor"], obs).log_prob(action)
+
+
 def objective(config, log_ratio, advantage, progress):
     """Policy loss of each element `[B]`; `progress` through the run is in [0, 1]."""
     return clipped_surrogate(log_ratio, advantage, config.clip)

@@ -72,7 +72,7 @@ def make(
     max_steps: int | None = None,
     num_starts: int | None = None,
     randomize: dict[str, tuple[float, float]] | None = None,
-    chunk: int | None = None,
+    chunk: int | tuple[int, int] | None = None,
     **options: Any,
 ) -> Env:
     """The environment of this name, bound to its default parameters.
@@ -82,7 +82,7 @@ def make(
         max_steps: time limit in place of the suite's own.
         num_starts: size of the pool of start states, see `Env`; None leaves it to the suite.
         randomize: names of parameters and between which factors each episode multiplies them, see `randomized`.
-        chunk: how many actions each step takes, see `chunked`.
+        chunk: how many actions each step takes, or that and how many of them are executed, see `chunked`.
         options: passed to the suite, such as `backend="mjx"` for Brax.
 
     Raises:
@@ -99,7 +99,9 @@ def make(
         env = replace(env, num_starts=num_starts)
     if randomize:
         env = randomized(env, randomize)
-    return env if chunk is None else chunked(env, chunk)
+    if chunk is None:
+        return env
+    return chunked(env, *chunk) if isinstance(chunk, tuple | list) else chunked(env, chunk)
 
 
 def _limited(env: Env, max_steps: int) -> Env:

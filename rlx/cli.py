@@ -1,4 +1,4 @@
-"""The command line: `rlx train ALGO`, `rlx eval RUN`, `rlx plot RUN...`, `rlx envs`; and `python some/ppo.py`."""
+"""The command line: `rlx train ALGO`, `rlx eval RUN`, `rlx render RUN`, `rlx envs`; and `python some/ppo.py`."""
 
 import ast
 import contextlib
@@ -51,12 +51,17 @@ COMMANDS = {
     "sweep": "train many configurations:  rlx sweep ppo --env CartPole-v1 --learning-rate 1e-4,1e-3 --num-seeds 8",
     "export": "a lane of a sweep as a run:  rlx export runs/SWEEP 17 --out runs/NAME",
     "report": "compare runs and sweeps, with intervals:  rlx report runs/A runs/B",
+    "collect": "what policies do, as a file:  rlx collect runs/NAME --output demonstrations.npz",
+    "clone": "imitate demonstrations:  rlx clone dppo demonstrations.npz",
     "render": "watch a policy:  rlx render runs/NAME --output episode.gif",
     "plot": "draw runs and sweeps:  rlx plot runs/A runs/B --output curves.png",
     "envs": "list environments:  rlx envs [brax]",
 }
 
 NAMES = ("Clip", "ClipHigher", "DPO", "ForwardKL", "ImportanceWeighted", "ReverseKL", "Rollback", "SPO")
+# Fields of Configs that shape the networks, or say what these are told.
+NETWORKS = {"hidden_sizes", "conv_features", "activation", "normalize_obs", "num_components", "num_features"}
+NETWORKS |= {"denoising_steps", "action_bound", "flow_steps", "noise_loss"}
 OBJECTIVES = {name: getattr(objectives, name) for name in NAMES}
 
 
@@ -68,6 +73,8 @@ class Sources:
     """environment, `namespace/Name` or an unambiguous `Name`; `rlx envs` lists them"""
     resume: Path | None = None
     """run directory to go on with, in its own settings; --total-steps may be raised"""
+    start_from: Path | None = None
+    """run directory, such as a clone, whose networks, observation statistics and environment a new run begins with"""
     objective: str = ""
     """policy objective in place of the algorithm's own, such as SPO; its coefficients become options"""
     variant: str = ""
@@ -166,6 +173,8 @@ def main(arguments: list[str] | None = None) -> None:
             _render(_parse(RenderOptions, rest, "rlx render"))
         elif command in ("sweep", "export", "report", "plot"):
             getattr(importlib.import_module("rlx.cli_sweep"), command)(rest)
+        elif command in ("collect", "clone"):
+            getattr(importlib.import_module("rlx.cli_demonstrations"), command)(rest)
         elif command == "envs":
             _envs(rest)
         else:
@@ -211,6 +220,13 @@ def load_algorithm(name: str) -> ModuleType:
     return module
 
 
+def named_algorithm(name: str) -> tuple[ModuleType, str]:
+    """The algorithm, see `load_algorithm`, and the name to find it by from anywhere."""
+    algorithm = load_algorithm(name)
+    shipped = algorithm.__name__.startswith("rlx.algos.")
+    return algorithm, algorithm.__name__ if shipped else str(Path(name).resolve())
+
+
 def _train(arguments: list[str]) -> None:
     _train_algorithm(*_algorithm("train", arguments))
 
@@ -232,10 +248,7 @@ def _algorithm(command: str, arguments: list[str]) -> tuple[ModuleType, str, Sou
             f"rlx {command} needs an algorithm: rlx {command} ppo --env NAME; there are {', '.join(algorithms())}"
         )
     file = "config.json" if command == "train" else "sweep.json"
-    name = named[0] if named else _split(read_config(sources.resume, file)["algorithm"])[0]
-    algorithm = load_algorithm(name)
-    shipped = algorithm.__name__.startswith("rlx.algos.")
-    name = algorithm.__name__ if shipped else str(Path(name).resolve())
+    algorithm, name = named_algorithm(named[0] if named else _split(read_config(sources.resume, file)["algorithm"])[0])
     return *_with_objective(algorithm, name, sources, file), sources, rest, prog
 
 
@@ -269,15 +282,21 @@ def _train_algorithm(
     algorithm: ModuleType, algorithm_name: str, sources: Sources, arguments: list[str], prog: str
 ) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    env_name = full_name(sources.env) if sources.env else ""
     saved = None if sources.resume is None else read_config(sources.resume)
+    start = None if sources.start_from is None else read_config(sources.start_from)
+    env_name = full_name(sources.env) if sources.env else (start or {}).get("env", "")
     if saved is None:
         tuned = _tuned(algorithm, env_name, sources)
         defaults = {"config": configure(algorithm.Config, tuned)}
+        if start is not None:
+            _check_same_algorithm(sources.start_from, start, algorithm_name)
+            shaped = {name: getattr(saved_config(algorithm, start), name) for name in NETWORKS & set(start["config"])}
+            defaults = {name: _texts(start[name]) for name in ("env_options", "env_params")}
+            defaults["config"] = configure(algorithm.Config, tuned | shaped)
     else:
-        if short_name(saved["algorithm"]) != short_name(algorithm_name):
-            was, given = short_name(saved["algorithm"]), short_name(algorithm_name)
-            raise ValueError(f"{sources.resume} is a run of {was}, not of {given}: leave the algorithm out")
+        if start is not None:
+            raise ValueError("--resume goes on with a run and --start-from begins a new one: give one of them")
+        _check_same_algorithm(sources.resume, saved, algorithm_name)
         tuned, env_name = saved["preset"], env_name or saved["env"]
         defaults = {name: saved[name] for name in ("seed", *OPTIONS) if name in saved}
         defaults |= {name: _texts(saved[name]) for name in ("env_options", "env_params")}
@@ -305,7 +324,14 @@ def _train_algorithm(
         checkpoint_seconds=options.checkpoint_seconds,
         checkpoint_replay=options.checkpoint_replay,
         render_every=options.render_every,
+        start_from=sources.start_from,
     )
+    if start is not None:
+        now = dataclasses.asdict(job.config)
+        if changed := [name for name, value in shaped.items() if now[name] != value]:
+            raise ValueError(f"a run keeps the networks that it starts from: leave out {', '.join(changed)}")
+        learned = _load(Checkpoint(sources.start_from, compile_cache=options.compile_cache))[1]
+        job = dataclasses.replace(job, learned=learned)
     if saved is None:
         _check_new(job.directory, options)
     else:
@@ -332,6 +358,12 @@ def _parse_train(algorithm, prog, arguments, defaults):
     return _parse(both, arguments, prog, default=both(**defaults))
 
 
+def _check_same_algorithm(run: Path, saved: dict[str, Any], algorithm_name: str) -> None:
+    if short_name(saved["algorithm"]) != short_name(algorithm_name):
+        was, given = short_name(saved["algorithm"]), short_name(algorithm_name)
+        raise ValueError(f"{run} is a run of {was}, not of {given}: leave the algorithm out")
+
+
 def _check_numbers(options: Any) -> None:
     _check_seed(options.seed)
     for flag, number in (("eval-episodes", options.eval_episodes), ("num-evaluations", options.num_evaluations)):
@@ -346,6 +378,10 @@ def _check_numbers(options: Any) -> None:
 def _check_new(directory: Path, options: Any) -> None:
     if options.from_update is not None:
         raise ValueError("--from-update says where to go on: it needs --resume RUN")
+    _check_empty(directory)
+
+
+def _check_empty(directory: Path) -> None:
     # A file under a temporary name is what a process left that was killed before it had written anything.
     if directory.exists() and any(path.suffix != ".tmp" for path in directory.iterdir()):
         hint = f"go on with it by --resume {directory}, or " if (directory / "config.json").exists() else ""

@@ -101,17 +101,22 @@ def mean_log_prob(deviation: jax.Array, std: jax.Array, low: float = -5.0, high:
 
 
 def denoise(
-    schedule: Schedule, predict: Predict, x: jax.Array, noise: jax.Array, least_std: jax.Array
+    schedule: Schedule,
+    predict: Predict,
+    x: jax.Array,
+    noise: jax.Array,
+    least_std: jax.Array,
+    bound: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs the steps of a schedule `[S]` from `x [..., A]`, with standard noise `[S, ..., A]`.
 
-    The std of each step is at least `least_std [S]`; `predict(x, t)` gives the noise in `x` at the integer time `t`.
-    Returns where it ends, and the chain `[S + 1, ..., A]`, which begins with `x`.
+    The std of each step is at least `least_std [S]`, the clean actions are within `bound`; `predict(x, t)` gives the
+    noise in `x` at the integer time `t`. Returns where it ends, and the chain `[S + 1, ..., A]`, which begins with `x`.
     """
 
     def step(x, inputs):
         step, noise, least = inputs
-        x = denoised_mean(step, x, predict(x, step.time)) + jnp.maximum(step.std, least) * noise
+        x = denoised_mean(step, x, predict(x, step.time), bound) + jnp.maximum(step.std, least) * noise
         return x, x
 
     end, after = jax.lax.scan(step, x, (schedule, noise, least_std))

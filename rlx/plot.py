@@ -36,6 +36,18 @@ def smooth(values: np.ndarray, weights: np.ndarray, width: int) -> np.ndarray:
     return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
 
 
+def losses(rows: list[dict[str, float]], path: Path) -> None:
+    """Draws the losses of behaviour cloning against gradient steps into `path`, see `rlx.cloning.clone`."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    steps = [row["gradient_step"] for row in rows]
+    for name, label, colour in zip(("loss", "validation_loss"), ("learned from", "held out"), COLOURS, strict=False):
+        axes.plot(steps, [row[name] for row in rows], label=label, color=colour, lw=2)
+    axes.set(xlabel="gradient steps", ylabel="loss")
+    axes.legend()
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
 def curve(runs: list[Path], path: Path) -> None:
     """Draws the training return of every run against environment steps, and its final evaluation, into `path`.
 

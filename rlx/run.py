@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
+from rlx.cloning import started_from
 from rlx.env import Env
 from rlx.progress import Display
 from rlx.pytree import is_static
@@ -75,6 +76,8 @@ class Job:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     checkpoint_replay: bool = True
     render_every: int = 0  # draw an episode at every so many evaluations; 0 for never
+    start_from: Path | None = None  # the run whose last state is `learned`
+    learned: Any = None  # a State to begin with the networks of
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -128,6 +131,7 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
     step_updates = lowered.compile()
     if state is None:
         state = init.compile()(config, env, train_key)
+        state = state if job.learned is None else started_from(state, job.learned)
     elif not job.checkpoint_replay:
         state = with_replay(state, init.compile()(config, env, train_key))
 
@@ -139,7 +143,8 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
             write_rows(directory / name, known)
         for stale in ("evaluation.json", "curve.png"):
             (directory / stale).unlink(missing_ok=True)
-    write_json(directory / "config.json", describe(job, *OPTIONS))
+    start = {"start_from": str(job.start_from)} if job.start_from else {}
+    write_json(directory / "config.json", describe(job, *OPTIONS) | start)
     compile_seconds = time.perf_counter() - started
     rounded = steps_taken(config, updates)
     extra = f" (rounded up to whole updates from {config.total_steps:,})" if rounded != config.total_steps else ""

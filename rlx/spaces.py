@@ -73,6 +73,18 @@ def rescale(space: Space, action: jax.Array) -> jax.Array:
     return jnp.where(bounded, low + (high - low) * (jnp.clip(action, -1.0, 1.0) + 1.0) / 2.0, action)
 
 
+def unit(space: Space, action: jax.Array) -> jax.Array:
+    """A policy's action in unit coordinates for an environment's action: the inverse of `rescale`.
+
+    Box: `2 (a - low) / (high - low) - 1` in every dimension that is bounded on both sides; what is clipped there cannot
+    be had back.
+    """
+    if isinstance(space, Discrete):
+        return action
+    low, high, bounded = _bounds(space)
+    return jnp.where(bounded, 2.0 * (action - low) / (high - low) - 1.0, action)
+
+
 def size(space: Space) -> int:
     """Number of inputs that a network needs for the space: elements of a Box, categories of each of a Discrete."""
     return int(np.prod(space.shape, dtype=int)) * (space.n if isinstance(space, Discrete) else 1)

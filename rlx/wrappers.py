@@ -1,5 +1,6 @@
 """Environments around environments: `randomized`, `chunked`."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -109,15 +110,20 @@ def randomized(env: Env, factors: dict[str, tuple[float, float]]) -> Env:
 class Chunked:
     """Another environment that is given several actions at once; see `chunked`. `params` are that `Env`."""
 
-    def __init__(self, env: Env, size: int, discount: float):
-        self.default_params, self.size, self.discount = env, size, discount
+    def __init__(self, env: Env, size: int, executed: int, discount: float):
+        self.default_params, self.size, self.executed, self.discount = env, size, executed, discount
+
+    @property
+    def carried_out(self):
+        """How many of the numbers of an action are carried out, from the first."""
+        return self.executed * math.prod(self.default_params.action_space.shape)
 
     def reset(self, key, params):
         env_state = params.reset(key)
         return env_state.obs, env_state
 
     def step(self, key, state, action, params):
-        actions = action.reshape(self.size, *params.action_space.shape)
+        actions = action.reshape(self.size, *params.action_space.shape)[: self.executed]
 
         def one(carry, x):
             (env_state, reward, weight, terminated, truncated), (key, action) = carry, x
@@ -130,7 +136,7 @@ class Chunked:
             return (env_state, reward, weight * self.discount, terminated, truncated), transition.info
 
         start = (state, jnp.float32(0), jnp.float32(1), jnp.array(False), jnp.array(False))
-        keys = jax.random.split(key, self.size)
+        keys = jax.random.split(key, self.executed)
         (state, reward, _, terminated, truncated), info = jax.lax.scan(one, start, (keys, actions))
         return state.obs, state, reward, terminated, truncated, info
 
@@ -144,7 +150,7 @@ class Chunked:
 
     @property
     def dt(self):
-        return self.size * self.default_params.environment.dt
+        return self.executed * self.default_params.environment.dt
 
     @property
     def frames(self):
@@ -153,18 +159,32 @@ class Chunked:
         return lambda env_states, params, *size: draw([s.state for s in env_states], params.params, *size)
 
 
-def chunked(env: Env, size: int, discount: float = 1.0) -> Env:
+def chunked(env: Env, size: int, executed: int | None = None, discount: float = 1.0) -> Env:
     """The environment with chunks of actions: each step takes `size` of them, as one vector, and does them in order.
 
     The reward is `sum_i discount^i r_i` over the steps of the chunk; where the episode ends within it, the rest is not
     done and not paid. Time limits are those of the environment, in its own steps; lengths of episodes are in chunks.
-    `info` has an axis of the chunk's steps, of which those after an end mean nothing.
+    `info` has an axis of the steps done, of which those after an end mean nothing.
+
+    Args:
+        env: of continuous actions.
+        size: how many actions a chunk has.
+        executed: how many of them are done, the first ones, before the next chunk is asked for; None for all.
+        discount: of each step within a chunk.
 
     Raises:
-        ValueError: for discrete actions, or a size below 1.
+        ValueError: for discrete actions, a size below 1, or more executed than there are.
     """
+    executed = size if executed is None else executed
     if type(size) is not int or size < 1:
         raise ValueError(f"chunks of {size!r} actions: give an integer of at least 1")
+    if type(executed) is not int or not 1 <= executed <= size:
+        raise ValueError(f"{executed!r} of the {size} actions of a chunk executed: give an integer from 1 to {size}")
     if not isinstance(env.action_space, Box):
         raise ValueError(f"chunks are of continuous actions; the environment has {env.action_space}")
-    return Env(Chunked(env, size, discount), env, num_starts=env.num_starts)
+    return Env(Chunked(env, size, executed, discount), env, num_starts=env.num_starts)
+
+
+def carried_out(env: Env, x: jax.Array) -> jax.Array:
+    """Of arrays over actions `[..., A]` the part that the environment carries out: not the end of a chunk."""
+    return x[..., : getattr(env.environment, "carried_out", None)]

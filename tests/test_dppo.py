@@ -1,6 +1,7 @@
 """DPPO: the chain that acts, its loss against numpy, its gradients, one step as PPO, steps that are not trained."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -33,11 +34,11 @@ def config():
 
 @pytest.fixture(scope="module")
 def state(config, env):
-    """Weights far from where they start, so that every step predicts something else; a frozen actor of its own."""
+    """Weights far from where they start, so that every step predicts something else; a pretrained actor of its own."""
     state = jax.jit(dppo.init)(config, env, jax.random.key(0))
     rng = np.random.default_rng(0)
     move = lambda x: x + rng.normal(0, 0.3, x.shape).astype(np.float32)
-    return replace(state, params=jax.tree.map(move, state.params), frozen=jax.tree.map(move, state.frozen))
+    return replace(state, params=jax.tree.map(move, state.params), pretrained=jax.tree.map(move, state.pretrained))
 
 
 @pytest.fixture(scope="module")
@@ -200,19 +201,19 @@ def test_the_order_within_a_minibatch_does_not_matter(config, env, state, batch)
 
 def test_steps_that_are_not_trained_shape_the_chain_and_nothing_else(config, env, state, acted):
     obs, _, recorded = acted
-    other = replace(state, frozen=jax.tree.map(lambda x: x + 0.1, state.frozen))
+    other = replace(state, pretrained=jax.tree.map(lambda x: x + 0.1, state.pretrained))
     moved = dppo.act(config, env, other, obs, jax.random.key(0))[1]
     assert np.abs(moved.chain[:, 0] - recorded.chain[:, 0]).max() > 0.01
     np.testing.assert_array_equal(moved.log_prob, recorded.log_prob)  # that of noise, which is the same
     whole = replace(config, trained_steps=K)
     everything = jax.eval_shape(dppo.init, whole, env, jax.random.key(0))
-    assert everything.frozen is None
+    assert everything.pretrained is None
 
 
-def test_updates_leave_the_frozen_actor_alone_and_move_the_other(config, env):
+def test_updates_leave_the_pretrained_actor_alone_and_move_the_other(config, env):
     state = jax.jit(dppo.init)(config, env, jax.random.key(0))
     after, _ = jax.jit(dppo.update)(config, env, state)
-    jax.tree.map(np.testing.assert_array_equal, after.frozen, state.frozen)
+    jax.tree.map(np.testing.assert_array_equal, after.pretrained, state.pretrained)
     assert np.abs(ravel_pytree(after.params["actor"])[0] - ravel_pytree(state.params["actor"])[0]).max() > 1e-5
 
 
@@ -225,6 +226,67 @@ def test_actor_and_critic_learn_at_their_own_rates(config, env):
     ).max()
     assert moved("actor", learning_rate=0.0) == 0 < moved("critic", learning_rate=0.0)
     assert moved("critic", critic_learning_rate=0.0) == 0 < moved("actor", critic_learning_rate=0.0)
+
+
+def test_the_actor_waits_while_the_critic_warms_up(config, env):
+    state = jax.jit(dppo.init)(config, env, jax.random.key(0))
+    update = jax.jit(dppo.update)
+    states = [state]
+    for _ in range(3):
+        states.append(update(replace(config, critic_warmup=2, total_steps=5 * 64), env, states[-1])[0])
+    actors, critics = ([ravel_pytree(s.params[name])[0] for s in states] for name in ("actor", "critic"))
+    assert [bool((a != b).any()) for a, b in itertools.pairwise(actors)] == [False, False, True]
+    assert all((a != b).any() for a, b in itertools.pairwise(critics))
+
+
+def test_cloning_adds_the_likelihood_of_what_the_pretrained_policy_does(config, env, state, batch):
+    """The chains are those of the pretrained actor, and the term is their mean log-probability under the other."""
+    elements, i = batch
+    cloning = dataclasses.replace(config, cloning_coef=0.7)
+    obs = elements.obs[::TRAINED].reshape(8, 8, 4)
+    chains = jax.jit(partial(dppo.imitated, cloning, env))(state, obs, jax.random.key(3))
+    assert chains.shape == (8, 8, TRAINED + 1, 2)
+    chains, flat = chains.reshape(N, TRAINED + 1, 2), obs.reshape(N, 4)
+    noise = (chains[:, 1:] - means(config, env, state.pretrained, flat, chains)) / stds(config)[:, None]
+    assert np.abs(noise).max() < 3.001
+    np.testing.assert_allclose(noise.std(), 0.987, atol=4 / (2 * noise.size) ** 0.5)
+    expected = log_prob(means(config, env, state.params["actor"], flat, chains), np.asarray(chains), stds(config))
+    elements = replace(elements, imitated=jnp.repeat(chains, TRAINED, axis=0))
+    found = dppo.loss(state.params, cloning, env, elements, i, 0.0)[0]
+    without = dppo.loss(state.params, config, env, elements, i, 0.0)[0]
+    np.testing.assert_allclose(found - without, -0.7 * expected.mean(), rtol=1e-3)
+    trained, _ = rlx.train(dppo, cloning, env, jax.random.key(0))
+    assert np.isfinite(ravel_pytree(trained.params)[0]).all()
+
+
+def test_clean_actions_go_as_far_as_their_bound(config, env, state, acted):
+    obs, _, _ = acted
+    reach = lambda bound: np.abs(
+        dppo.act(replace(config, action_bound=bound), env, state, obs, jax.random.key(0), deterministic=True)[0]
+    ).max()
+    np.testing.assert_allclose([reach(1.0), reach(3.0)], [1.0, 3.0], rtol=1e-5)
+
+
+def test_actions_that_are_not_carried_out_have_no_part_in_the_likelihood():
+    env = rlx.envs.make("Pendulum-v1", chunk=(3, 2), max_steps=12)
+    config = dppo.Config(denoising_steps=2, trained_steps=2, hidden_sizes=(8,), num_envs=4, num_steps=8)
+    state = jax.jit(partial(dppo.init, config, env))(jax.random.key(0))
+    obs = jnp.asarray(np.random.default_rng(0).normal(size=(N, 3)), jnp.float32)
+    _, recorded = dppo.act(config, env, state, obs, jax.random.key(0))
+    std = np.maximum(np.asarray(ddpm(2).std), config.least_std)
+    assert recorded.chain.shape == (N, 3, 3)
+    actor, _ = dppo.networks(config, env)
+    x, after, last = recorded.chain[:, 1], recorded.chain[:, 2], jax.tree.map(lambda x: x[-1], ddpm(2))
+    noise = actor.apply(state.params["actor"], obs, x, jnp.zeros(N, jnp.int32))
+    mean = last.from_clean * jnp.clip(last.scale * x - last.noise * noise, -1, 1) + last.from_noisy * x
+    expected = jax.scipy.stats.norm.logpdf(after, mean, std[-1])[:, :2].mean(-1)
+    np.testing.assert_allclose(recorded.log_prob[:, -1], expected, rtol=1e-3, atol=1e-3)
+    batch = dppo.Batch(obs, recorded, jnp.zeros(N), jnp.ones(N), jnp.zeros(N))
+    plain = replace(config, normalize_advantage=False)
+    chain = lambda i: replace(batch, recorded=replace(recorded, chain=recorded.chain.at[:, -1, i].add(0.1)))
+    loss = lambda batch: dppo.loss(state.params, plain, env, batch, jnp.ones(N, jnp.int32), 0.0)[0]
+    assert loss(chain(2)) == loss(batch)
+    assert loss(chain(1)) != loss(batch)
 
 
 def test_with_one_step_it_is_ppo_with_a_gaussian_of_fixed_std(config, env):

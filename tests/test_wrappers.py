@@ -11,7 +11,7 @@ import rlx
 from rlx.pytree import pytree
 from rlx.rollout import rollout
 from rlx.spaces import Box
-from rlx.wrappers import chunked, randomized
+from rlx.wrappers import carried_out, chunked, randomized
 
 
 @pytree
@@ -173,6 +173,22 @@ def test_a_chunk_is_its_actions_one_after_another():
     assert env_state.state.time == 3
 
 
+def test_of_a_chunk_only_the_first_actions_are_done_when_asked():
+    env = chunked(counter(), 3, executed=2)
+    actions = jnp.array([1.0, 0, 2.0, 0, 0.5, 0])
+    env_state, transition = env.advance(jax.random.key(0), env.reset(jax.random.key(0)), actions)
+    assert transition.reward == 1 + 20
+    assert transition.next_obs == 2
+    np.testing.assert_array_equal(transition.info["step"], [1, 2])
+    assert env.action_space.shape == (6,)
+    np.testing.assert_array_equal(carried_out(env, actions[None]), [[1.0, 0, 2.0, 0]])
+    np.testing.assert_array_equal(carried_out(counter(), actions[:2]), actions[:2])
+    assert env_state.state.time == 2
+    assert (
+        rlx.envs.make("mjx/pendulum", chunk=(4, 3)).environment.dt == 3 * rlx.envs.make("mjx/pendulum").environment.dt
+    )
+
+
 def test_an_end_within_a_chunk_ends_it():
     env = chunked(counter(length=5), 3)
     env_state = env.reset(jax.random.key(0))
@@ -225,8 +241,12 @@ def test_chunks_keep_the_contract_and_are_an_option_of_make():
 
 @pytest.mark.parametrize(
     ("name", "size", "message"),
-    [("Pendulum-v1", 0, "chunks of 0 actions"), ("CartPole-v1", 2, "chunks are of continuous actions")],
+    [
+        ("Pendulum-v1", (0,), "chunks of 0 actions"),
+        ("Pendulum-v1", (2, 3), "3 of the 2 actions of a chunk executed: give an integer from 1 to 2"),
+        ("CartPole-v1", (2,), "chunks are of continuous actions"),
+    ],
 )
 def test_bad_chunks_are_refused(name, size, message):
     with pytest.raises(ValueError, match=message):
-        chunked(rlx.envs.make(name), size)
+        chunked(rlx.envs.make(name), *size)

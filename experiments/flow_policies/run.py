@@ -8,12 +8,14 @@ spread over the cores. Each method writes results/TASK-METHOD.json; what is ther
 the pictures and the tables of the README from these files.
 """
 
+import contextlib
 import itertools
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -25,7 +27,7 @@ from jax.flatten_util import ravel_pytree
 
 import rlx
 from rlx import replace
-from rlx.algos import fpo, policyflow, ppo
+from rlx.algos import dppo, fpo, policyflow, ppo
 from rlx.envs.gridworld import observe
 from rlx.envs.multigoal import coverage, goal_entropy, goal_shares, goals_reached
 from rlx.lanes import spread, use_all_cores
@@ -34,6 +36,7 @@ from rlx.rollout import reset, rollout
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NUM_TRAJECTORIES, NUM_DRAWN = 1000, 40
+PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "gymnax", "brax", "mujoco-mjx", "playground")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ METHODS = {
     "fpo++": Method(fpo, {}),
     "policyflow": Method(policyflow, {}),
     "policyflow-unregularised": Method(policyflow, {"brownian_coef": 0.0}),
+    "dppo": Method(dppo, {}),
 }
 
 
@@ -116,13 +120,18 @@ class Task:
     seeds: int
     measure: Any
     methods: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)  # of the environment
 
 
+CONTROL = ("ppo", "fpo", "fpo++", "policyflow")
 TASKS = {
     "MultiGoal": Task("rlx/MultiGoal", 1_500_000, 5, multi_goal, tuple(METHODS)),
     "GridWorld": Task("rlx/GridWorld", 300_000, 5, grid_world, ("ppo", "ppo-mixture", "fpo", "fpo++", "policyflow")),
     "PointMaze": Task("rlx/PointMaze-medium", 1_000_000, 3, point_maze, ("ppo", "fpo++", "policyflow")),
-    "Pendulum": Task("gymnax/Pendulum-v1", 300_000, 5, control, ("ppo", "fpo", "fpo++", "policyflow")),
+    "Pendulum": Task("gymnax/Pendulum-v1", 300_000, 5, control, CONTROL),
+    "CartpoleSwingup": Task("playground/CartpoleSwingup", 1_000_000, 5, control, CONTROL),
+    "CheetahRun": Task("playground/CheetahRun", 1_000_000, 5, control, CONTROL),
+    "hopper": Task("brax/hopper", 500_000, 5, control, CONTROL, {"backend": "spring"}),
     "Endurance": Task("rlx/MultiGoal", 2_000_000, 20, endurance, ("fpo++",)),
 }
 
@@ -134,12 +143,21 @@ def without_noise(algorithm, state):
     return replace(state, params=state.params | {"log_std": jnp.full_like(state.params["log_std"], -jnp.inf)})
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that are installed; Playground is an extra."""
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def measure(task: Task, method: Method, short: bool) -> dict[str, Any]:
     """Trains and measures all seeds; the result as it is written to its file."""
     algorithm = method.algorithm
     steps = task.total_steps // 100 if short else task.total_steps
     config = preset(algorithm, task.env, **method.changes | {"total_steps": steps})
-    env = rlx.envs.make(task.env)
+    env = rlx.envs.make(task.env, **task.options)
 
     def lane(key):
         train_key, measure_key = jax.random.split(key)
@@ -162,6 +180,8 @@ def measure(task: Task, method: Method, short: bool) -> dict[str, Any]:
     points = np.linspace(0, curve.shape[1], min(20, curve.shape[1]) + 1).astype(int)
     return {
         "env": task.env,
+        "options": task.options,
+        "versions": versions(),
         "algorithm": algorithm.__name__.removeprefix("rlx.algos."),
         "config": {name: value if value != math.inf else "inf" for name, value in asdict(config).items()},
         "steps": rlx.total_updates(config) * config.steps_per_update,

@@ -1,0 +1,207 @@
+"""The commands about demonstrations: `rlx collect`, `rlx clone`."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from rlx import checkpoint
+from rlx.cli import (
+    Checkpoint,
+    _assignments,
+    _check_empty,
+    _check_seed,
+    _configure_jax,
+    _load,
+    _new_directory,
+    _parse,
+    _tuned,
+    make,
+    named_algorithm,
+)
+from rlx.cloning import clone as learn
+from rlx.demonstrations import collect as play
+from rlx.demonstrations import load, mixture, save
+from rlx.env import with_params
+from rlx.plot import losses
+from rlx.presets import configure
+from rlx.run import OPTIONS, Job, describe, evaluate_run, identity, keys, short_name, write_json, write_rows
+
+SIZES = ("gradient_steps", "cloning_batch", "cloning_rate", "validation_share")
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectOptions:
+    """Write whole episodes of one or several runs' policies to a file of demonstrations."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """run directories, all of one environment"""
+    output: Path
+    """file, .npz; the format is described in rlx/demonstrations.py"""
+    episodes: int = 100
+    """of all runs together"""
+    shares: tuple[float, ...] = ()
+    """of the episodes, for each run, such as 3 1; default: the same number for all"""
+    noise: float = 0.0
+    """standard deviation of what is added to actions that go from -1 to 1; how often a discrete one is a random one"""
+    stochastic: bool = False
+    """sample actions instead of taking the most likely"""
+    best: bool = False
+    """the weights that did best in the evaluations during training, in place of the last"""
+    from_update: int | None = None
+    """the weights after this update"""
+    env_params: tuple[str, ...] = ()
+    """parameters of the environment other than the runs', as name=value"""
+    seed: int = 0
+    """of start states, of the environment and of the noise"""
+    compile_cache: bool = True
+    """keep compiled programs on disk for the next start"""
+
+
+@dataclasses.dataclass(frozen=True)
+class CloneOptions:
+    """Train a policy to do what demonstrations show, and write it as a run directory to evaluate and to train on."""
+
+    file: tyro.conf.Positional[Path]
+    """demonstrations, as rlx collect writes them"""
+    out: Path | None = None
+    """run directory; default: a new one under runs/"""
+    gradient_steps: int = 20_000
+    """of Adam"""
+    cloning_batch: int = 256
+    """steps of the environment in each of them"""
+    cloning_rate: float = 1e-3
+    """learning rate of the first; it falls to a tenth"""
+    validation_share: float = 0.1
+    """of the episodes, not learned from; the weights that do best there are kept"""
+    env_options: tuple[str, ...] = ()
+    """options of the environment beside those of the demonstrations, such as chunk=4"""
+    env_params: tuple[str, ...] = ()
+    """parameters of the environment other than those of the demonstrations, as name=value"""
+    seed: int = 0
+    """of everything random"""
+    eval_episodes: int = 100
+    """episodes of the evaluation at the end"""
+    preset: bool = True
+    """start from the tuned settings"""
+    variant: str = ""
+    """settings that have a name in the algorithm's VARIANTS, over tuned ones"""
+    compile_cache: bool = True
+    """keep compiled programs on disk for the next start"""
+
+
+def collect(arguments: list[str]) -> None:
+    """`rlx collect`."""
+    options = _parse(CollectOptions, arguments, "rlx collect")
+    if not options.runs:
+        raise ValueError("rlx collect needs a run: rlx collect runs/NAME --output demonstrations.npz")
+    if options.output.suffix != ".npz":
+        raise ValueError(f"--output {options.output}: the name has to end in .npz")
+    shares = np.array(options.shares or [1.0] * len(options.runs))
+    if len(shares) != len(options.runs) or not (shares > 0).all():
+        raise ValueError(f"--shares {' '.join(map(str, options.shares))}: give a positive number for each of the runs")
+    if not options.noise >= 0:
+        raise ValueError(f"--noise {options.noise}: give 0 or more")
+    ends = np.cumsum(shares / shares.sum() * options.episodes).round().astype(int)
+    counts = np.diff(ends, prepend=0).tolist()
+    if min(counts) < 1:
+        raise ValueError(f"--episodes {options.episodes}: give at least one for each of the {len(counts)} runs")
+    asked = {"best": options.best, "from_update": options.from_update, "stochastic": options.stochastic}
+    parts, policies, where = [], [], None
+    changed = _assignments("--env-params", options.env_params)
+    for run, count in zip(options.runs, counts, strict=True):
+        job, state, key = _load(Checkpoint(run, **asked, seed=options.seed, compile_cache=options.compile_cache))
+        here = {"env": job.env_name, "env_options": job.env_options, "env_params": job.env_params | changed}
+        if where is not None and here != where:
+            raise ValueError(f"{run} is of another environment than {options.runs[0]}: {here} and {where}")
+        where, env = here, with_params(job.env, changed)
+        deterministic = not options.stochastic
+        part = play(job.algorithm, job.config, env, state, key, count, options.noise, deterministic)
+        returns = part.returns
+        parts.append(part)
+        policies.append(
+            {
+                "run": run.name,
+                "algorithm": short_name(job.algorithm_name),
+                "update": int(state.num_updates),
+                "episodes": count,
+                "noise": options.noise,
+                "deterministic": deterministic,
+                "mean_return": float(returns.mean()),
+                "std_return": float(returns.std()),
+            }
+        )
+        print(f"{run}: {count} episodes, mean return {returns.mean():.1f}, standard deviation {returns.std():.1f}")
+    found = mixture(parts, where | {"policies": policies, "seed": options.seed})
+    save(options.output, found)
+    size = options.output.stat().st_size / 2**20
+    print(f"{options.output}: {len(found.ends)} episodes, {len(found.reward):,} steps, {size:.1f} MiB")
+
+
+def clone(arguments: list[str]) -> None:
+    """`rlx clone`."""
+    prog = "rlx clone"
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"{prog} needs an algorithm and a file: {prog} dppo demonstrations.npz")
+    algorithm, name = named_algorithm(arguments[0])
+    prog = f"{prog} {short_name(name)}"
+    config_field = (
+        "config",
+        tyro.conf.OmitArgPrefixes[algorithm.Config],
+        dataclasses.field(default=algorithm.Config()),
+    )
+    both = dataclasses.make_dataclass("Options", [config_field], bases=(CloneOptions,), frozen=True)
+    both.__doc__ = CloneOptions.__doc__
+    if {"-h", "--help"} & set(arguments):
+        _parse(both, arguments[1:], prog)
+    # The file says which environment it is of, and that which settings are the defaults.
+    early, _ = _parse(CloneOptions, arguments[1:], prog, return_unknown_args=True)
+    demonstrations = load(early.file)
+    about = demonstrations.about
+    tuned = _tuned(algorithm, about["env"], early)
+    options = _parse(both, arguments[1:], prog, default=both(config=configure(algorithm.Config, tuned), **vars(early)))
+    _check_seed(options.seed)
+    _configure_jax(options.compile_cache)
+    env_options = about["env_options"] | _assignments("--env-options", options.env_options)
+    outer = "params." if "chunk" in env_options.keys() - about["env_options"].keys() else ""  # of an environment inside
+    env_params = {f"{outer}{name}": value for name, value in about["env_params"].items()}
+    env_params |= _assignments("--env-params", options.env_params)
+    job = Job(
+        algorithm,
+        name,
+        options.config,
+        make(about["env"], env_options, env_params),
+        env_name=about["env"],
+        env_options=env_options,
+        env_params=env_params,
+        seed=options.seed,
+        directory=options.out or _new_directory(f"clone-{short_name(name)}", about["env"], options.seed),
+        preset=tuned,
+        eval_episodes=options.eval_episodes,
+    )
+    _check_empty(job.directory)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    shown = f"{len(demonstrations.ends)} episodes, {len(demonstrations.reward):,} steps, "
+    console.print(f"{short_name(name)} from {early.file}: {shown}mean return {demonstrations.returns.mean():.1f}")
+
+    def show(row):
+        if row["number"] % 5 == 0:
+            text = "gradient step {gradient_step:,}: loss {loss:.4g}, held out {validation_loss:.4g}"
+            console.print(text.format(**row))
+
+    train_key, evaluate_key = keys(job.seed)
+    sizes = (getattr(options, name) for name in SIZES)
+    state, rows = learn(algorithm, job.config, job.env, demonstrations, train_key, *sizes, show=show)
+    job.directory.mkdir(parents=True, exist_ok=True)
+    cloned = {"file": options.file.name, **{key: getattr(options, key) for key in SIZES}, **about}
+    write_json(job.directory / "config.json", describe(job, *OPTIONS) | {"cloned": cloned})
+    write_rows(job.directory / "cloning.jsonl", rows)
+    losses(rows, job.directory / "cloning.png")
+    log = {"seconds": 0.0, "count": 0, "sums": {}}
+    checkpoint.save(job.directory / "checkpoints", 0, state, {"run": identity(job), "log": log})
+    result = evaluate_run(job, state, evaluate_key, job.eval_episodes, console)
+    write_rows(job.directory / "evaluations.jsonl", [result])
+    write_json(job.directory / "evaluation.json", result)
+    console.print(f"{job.directory}: go on with rlx train {short_name(name)} --start-from {job.directory}")
