@@ -1,4 +1,4 @@
-"""What flow policies cost: steps a second of FPO and PolicyFlow beside PPO, on the same sizes of everything.
+"""What flow and diffusion policies cost: steps/s of FPO, PolicyFlow and DPPO beside PPO, on the same sizes of all.
 
     python benchmarks/flow.py
 
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import rlx
-from rlx.algos import fpo, policyflow, ppo
+from rlx.algos import dppo, fpo, policyflow, ppo
 
 ENV = "rlx/MultiGoal"
 SIZES = {"num_envs": 64, "num_steps": 32, "num_epochs": 4, "num_minibatches": 4, "hidden_sizes": (64, 64)}
@@ -30,6 +30,8 @@ CASES: dict[str, tuple[ModuleType, dict[str, Any]]] = {
     **{f"FPO, 10 flow steps, {n} samples": (fpo, {"flow_steps": 10, "num_samples": n}) for n in (1, 4, 16)},
     "FPO++, 10 flow steps, 8 samples": (fpo, {"sample_ratios": True, "asymmetric": True, "noise_loss": False}),
     **{f"PolicyFlow, {n} flow steps": (policyflow, {"flow_steps": n}) for n in (5, 10, 20)},
+    **{f"DPPO, {n} denoising steps": (dppo, {"denoising_steps": n, "trained_steps": n}) for n in (1, 5, 10, 20)},
+    "DPPO, 20 denoising steps, 10 of them trained": (dppo, {"denoising_steps": 20, "trained_steps": 10}),
 }
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +59,13 @@ TASKS = {
     "hopper-500k": Task("brax/hopper", 500_000, {"backend": "spring"}, seeds=5),
     "halfcheetah-200k": Task("brax/halfcheetah", 200_000, {"backend": "spring"}, seeds=5),
     "halfcheetah-500k": Task("brax/halfcheetah", 500_000, {"backend": "spring"}, seeds=5),
+    "Pendulum-150k": Task("gymnax/Pendulum-v1", 150_000),
+    "mjx-pendulum": Task("mjx/pendulum", 1_000_000, seeds=5),
+    "mjx-cartpole": Task("mjx/cartpole", 1_000_000, seeds=5),
+    "mjx-reacher": Task("mjx/reacher", 1_000_000, seeds=5),
+    "CartpoleBalance": Task("playground/CartpoleBalance", 1_000_000, seeds=5),
+    "CartpoleSwingup": Task("playground/CartpoleSwingup", 2_000_000, seeds=5),
+    "PendulumSwingup": Task("playground/PendulumSwingup", 2_000_000, seeds=5),
 }
 # Of algorithms that need fewer steps for these, or more.
 OWN = {
@@ -70,6 +78,10 @@ OWN = {
     "sac_discrete": {
         "CartPole-v1": Task("gymnax/CartPole-v1", 50_000, at_least=475, share=0.9),
         "Acrobot-v1": Task("gymnax/Acrobot-v1", 50_000, at_least=-100),
+    },
+    "dppo": {
+        "Pendulum-150k": Task("gymnax/Pendulum-v1", 150_000, at_least=-200),
+        "mjx-cartpole": Task("mjx/cartpole", 1_000_000, seeds=5),
     },
     "grpo": {"CartPole-v1": Task("gymnax/CartPole-v1", 1_000_000, at_least=475, share=0.9)},
 }
@@ -211,6 +223,9 @@ def main(
             console.print(f"{', '.join(tasks)}: done, {out}")
             continue
         chosen = list(tasks.values())
+        if chosen[0].env.startswith("playground/") and not find_spec("mujoco_playground"):
+            console.print(f"{', '.join(tasks)}: needs another package, pip install 'rlx[playground]'")
+            continue
         if short:
             before = getattr(preset(import_module(f"rlx.algos.{algorithm}"), chosen[0].env), "init_steps", 0)
             chosen = [replace(one, total_steps=before + one.total_steps // 100) for one in chosen]

@@ -3,8 +3,8 @@
     python benchmarks/tables.py
     python benchmarks/tables.py --check
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names algorithms, decoding, returns, speed and
-sweeps; the rest of the README is left alone.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names algorithms, decoding, flow, physics,
+returns, speed and sweeps; the rest of the README is left alone.
 """
 
 import ast
@@ -18,7 +18,7 @@ from speed import rows
 
 from rlx.report import fill
 
-NAMES = ("algorithms", "decoding", "returns", "speed", "sweeps")
+NAMES = ("algorithms", "decoding", "flow", "physics", "returns", "speed", "sweeps")
 
 
 def markdown(header: list[str], body: list[tuple[str, ...]], num_text: int) -> str:
@@ -79,6 +79,31 @@ def decoding_table(result: dict) -> str:
     return markdown(header, body, num_text=0)
 
 
+def flow_table(result: dict) -> str:
+    """Steps/s of policies that are made in several steps, over those of a Gaussian."""
+    body = []
+    for name, found in result["over_ppo"].items():
+        ratio = f"{median(found):.2f} [{min(found):.2f}, {max(found):.2f}]"
+        body.append((name, f"{median(result['steps_per_second'][name]):,.0f}", ratio))
+    return markdown(["policy", "steps/s", "over PPO's"], body, num_text=1)
+
+
+def physics_table(result: dict) -> str:
+    """Control steps/s of bare physics at several numbers of environments, and what it takes of training."""
+    numbers = list(result["cases"][0]["speeds"])
+    header = ["task", "steps of physics in one", *(f"steps/s at {int(n):,}" for n in numbers)]
+    header += ["over its own wrapper", "share of physics in training"]
+    body = []
+    for case in result["cases"]:
+        speeds = [case["speeds"][n] for n in numbers]
+        ratios = [speed["steps_per_second"] / speed["own_wrapper"] for speed in speeds if "own_wrapper" in speed]
+        share, envs = case["training"]["share_of_physics"], case["training"]["num_envs"]
+        cells = (f"{speed['steps_per_second']:,.0f}" for speed in speeds)
+        own = f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else ""
+        body.append((case["case"], str(case["physics_steps"]), *cells, own, f"{share['median']:.0%} at {envs}"))
+    return markdown(header, body, num_text=1)
+
+
 def sweeps_table(sweeps: dict, kills: dict) -> str:
     """What sweeps cost and find, and what survives."""
     lanes, grid, memory, halving = (sweeps[part] for part in ("lanes", "grid", "memory", "halving"))
@@ -121,7 +146,8 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     """Every table that there are results for."""
     returns = [json.loads(path.read_text()) for path in sorted((results / "returns").glob("*.json"))]
     found = {"algorithms": algorithms_table()} | ({"returns": returns_table(returns)} if returns else {})
-    for name, table in (("speed", speed_table), ("decoding", decoding_table)):
+    single = {"speed": speed_table, "decoding": decoding_table, "flow": flow_table, "physics": physics_table}
+    for name, table in single.items():
         if (path := results / f"{name}.json").exists():
             found[name] = table(json.loads(path.read_text()))
     measured = [results / f"{name}.json" for name in ("sweeps", "kills")]

@@ -38,20 +38,22 @@ def use_all_cores() -> int:
 
 
 def spread(lane: Callable) -> Callable:
-    """A jitted `lanes(keys, *shared)` of `lane(key, *shared)`: one program for keys `[L]`, results `[L, ...]`.
+    """A jitted `lanes(each, *shared)` of `lane(one, *shared)`: one program for L lanes, results `[L, ...]`.
 
+    What each lane has of its own is a key, or a pytree of arrays: `each` has leaves `[L, ...]`.
     The lanes are spread over all devices, which work without waiting for each other. Where their number is not a
     multiple of that of the devices, some are done twice.
     """
 
     @jax.jit
-    def lanes(keys, *shared):
+    def lanes(each, *shared):
         mesh = Mesh(np.array(jax.devices()), ("lane",))
-        num = math.ceil(len(keys) / mesh.size) * mesh.size
+        wanted = len(jax.tree.leaves(each)[0])
+        order = jnp.arange(math.ceil(wanted / mesh.size) * mesh.size) % wanted
         specs = {"in_specs": (LANES, *[WHOLE] * len(shared)), "out_specs": LANES, "check_vma": False}
         mapped = jax.shard_map(jax.vmap(lane, (0, *[None] * len(shared))), mesh=mesh, **specs)
-        found = mapped(keys[jnp.arange(num) % len(keys)], *shared)
-        return jax.tree.map(lambda x: x[: len(keys)], found)
+        found = mapped(jax.tree.map(lambda x: x[order], each), *shared)
+        return jax.tree.map(lambda x: x[:wanted], found)
 
     return lanes
 

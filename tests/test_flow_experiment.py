@@ -43,7 +43,7 @@ def test_every_method_has_settings_for_its_tasks(run):
         for name in task.methods:
             method = run.METHODS[name]
             config = preset(method.algorithm, task.env, **method.changes | {"total_steps": task.total_steps})
-            assert config.learning_rate >= 1e-3  # tuned: by default it is 2.5e-4
+            assert config.learning_rate >= 3e-4  # tuned: by default it is at most 2.5e-4
             # All methods of a task take the same number of steps.
             first = preset(run.METHODS[task.methods[0]].algorithm, task.env, total_steps=task.total_steps)
             assert config.steps_per_update == first.steps_per_update

@@ -46,7 +46,7 @@ def shape(text):
     return " ".join(re.sub(r"[\d.,]+", "#", text).split())
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 def test_example_prints_what_the_readme_says(number):
     _, kind, code, said, _ = examples()[number]
     assert said.strip()

@@ -23,7 +23,9 @@ NAMES = {
     "fpo++": "FPO++",
     "policyflow": "PolicyFlow",
     "policyflow-unregularised": "PolicyFlow, no Brownian term",
+    "dppo": "DPPO, from scratch",
 }
+CONTROL = ("Pendulum", "CartpoleSwingup", "CheetahRun", "hopper")
 COLUMNS = {
     "MultiGoal": {
         "return": "return",
@@ -34,7 +36,7 @@ COLUMNS = {
     },
     "GridWorld": {"rarer": "share of the rarer direction", "return": "return", "length": "steps to a goal"},
     "PointMaze": {"success": "success rate", "return": "return"},
-    "Pendulum": {"return": "return"},
+    **{task: {"return": "return"} for task in CONTROL},
     "Endurance": {"finite": "share of runs without NaN", "return": "return"},
 }
 
@@ -78,23 +80,28 @@ def draw_grid_world(found: dict[str, dict]) -> None:
     save(figure, "gridworld.png")
 
 
-def draw_pendulum(found: dict[str, dict]) -> None:
-    """Training return by environment steps and by processor time: mean over seeds and its interval."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
-    for name, result in found.items():
-        curve = np.array(result["curve"], float)  # [S, points]
-        share = (np.arange(curve.shape[1]) + 1) / curve.shape[1]
-        bands = [interval([seeds]) for seeds in curve.T]
-        value, low, high = ([band[key] for band in bands] for key in ("value", "low", "high"))
-        spans = (result["steps"], result["cpu_seconds"]["run"] / len(curve))
-        for axis, span, label in zip(axes, spans, ("environment steps", "processor seconds of a run"), strict=True):
-            axis.plot(span * share, value, label=NAMES[name])
-            axis.fill_between(span * share, low, high, alpha=0.2, lw=0)
-            axis.set(xlabel=label)
-    axes[0].set(ylabel="training return")
-    axes[1].legend(fontsize=8)
-    axes[1].set_xscale("log")
-    save(figure, "pendulum.png")
+def draw_control(found: dict[str, dict[str, dict]]) -> None:
+    """Training return of each task by environment steps and by processor time: mean over seeds and its interval."""
+    size = {"figsize": (9, 2.8 * len(found) + 0.6), "layout": "constrained", "squeeze": False}
+    figure, panels = plt.subplots(len(found), 2, **size)
+    for axes, (task, results) in zip(panels, found.items(), strict=True):
+        for color, (name, result) in zip(plt.cm.tab10.colors, results.items(), strict=False):
+            curve = np.array(result["curve"], float)  # [S, points]
+            share = (np.arange(curve.shape[1]) + 1) / curve.shape[1]
+            known = ~np.isnan(curve).any(axis=0)
+            bands = [interval([seeds]) for seeds in curve.T[known]]
+            value, low, high = ([band[key] for band in bands] for key in ("value", "low", "high"))
+            spans = (result["steps"], result["cpu_seconds"]["run"] / len(curve))
+            for axis, span, label in zip(axes, spans, ("environment steps", "processor seconds of a run"), strict=True):
+                axis.plot(span * share[known], value, color=color, label=NAMES[name])
+                axis.fill_between(span * share[known], low, high, color=color, alpha=0.2, lw=0)
+                axis.set(xlabel=label)
+                axis.grid(alpha=0.3)
+        axes[0].set(ylabel=f"{task}\nreturn in training")
+        axes[1].set_xscale("log")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    save(figure, "control.png")
 
 
 def save(figure, name: str) -> None:
@@ -123,24 +130,17 @@ def cell(values: list[float | None]) -> str:
 def main() -> None:
     readme = HERE / "README.md"
     text = readme.read_text()
-    drawings = {
-        "MultiGoal": draw_multi_goal,
-        "GridWorld": draw_grid_world,
-        "PointMaze": None,
-        "Pendulum": draw_pendulum,
-        "Endurance": None,
-    }
-    for task, draw in drawings.items():
-        if not (found := results(task)):
-            continue
-        if draw:
-            draw(found)
+    drawings = {"MultiGoal": draw_multi_goal, "GridWorld": draw_grid_world}
+    there = {task: found for task in COLUMNS if (found := results(task))}
+    for task, found in there.items():
+        if task in drawings:
+            drawings[task](found)
         first = next(iter(found.values()))
         note = f"{first['steps']:,} environment steps, {len(first['seeds'])} seeds: mean [95 % interval].\n\n"
         assert all(result["steps"] == first["steps"] for result in found.values())
-        if task == "Pendulum":
-            note = f"![learning curves](pendulum.png)\n\n{note}"
         text = fill(text, {task: f"{note}{table(task, found)}\n"})
+    if control := {task: there[task] for task in CONTROL if task in there}:
+        draw_control(control)
     readme.write_text(text)
 
 

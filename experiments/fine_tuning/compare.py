@@ -1,0 +1,255 @@
+"""From middling demonstrations to a clone, and from the clone by reinforcement learning to more than was shown.
+
+    python experiments/fine_tuning/compare.py
+    python experiments/fine_tuning/compare.py --task cartpole --method dppo
+
+For each task a policy is trained, made worse until it returns about half, and shown: one file of demonstrations for all
+methods. Each method clones it on several seeds, trains on from each clone for the same steps, and is measured at both.
+What has no result yet is measured, one file a task and a method; then the figure and the tables of README.md are made.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+import rlx
+from rlx.algos import dppo, fpo, policyflow, ppo
+from rlx.cloning import clone, started_from
+from rlx.demonstrations import Demonstrations, collect, load, save
+from rlx.env import with_params
+from rlx.envs.multigoal import coverage, goal_entropy, goal_shares, goals_reached
+from rlx.lanes import spread, use_all_cores
+from rlx.presets import preset
+from rlx.report import fill, interval
+from rlx.rollout import reset, rollout
+from rlx.run import write_json
+
+matplotlib.use("Agg")
+import itertools
+
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "mujoco-mjx")
+NUM_EPISODES, NUM_CURVE = 200, 20
+
+
+@dataclass(frozen=True)
+class Method:
+    label: str
+    algorithm: ModuleType
+    changes: dict[str, dict[str, Any]]  # of the tuned settings, by task
+    cloned: bool = True
+
+
+METHODS = {
+    "ppo": Method("Gaussian, PPO", ppo, {}),
+    "dppo": Method("diffusion, DPPO", dppo, {}),
+    "dppo-cloning": Method("diffusion, DPPO with a cloning term", dppo, {}),
+    "fpo": Method("flow, FPO++", fpo, {}),
+    "ppo-scratch": Method("Gaussian, PPO from scratch", ppo, {}, cloned=False),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    env: str
+    expert: ModuleType
+    expert_steps: int
+    total_steps: int  # of training on
+    sampled: bool  # whether actions are sampled, as in training, where they are shown and where they are scored
+    env_params: dict[str, Any] = field(default_factory=dict)
+    episodes: int = 100  # shown
+    gradient_steps: int = 10_000  # of cloning
+    seeds: int = 5
+
+
+TASKS = {
+    "MultiGoal": Task("rlx/MultiGoal", policyflow, 1_500_000, 500_000, True, {"start": 0.0}),
+    "cartpole": Task("mjx/cartpole", ppo, 1_500_000, 500_000, False),
+}
+
+
+def modes(algorithm, config, env, state, key):
+    """Of MultiGoal: the goals that episodes from the middle come to, acting as in training."""
+    reset_key, key = jax.random.split(key)
+    start = reset(env, reset_key, 1000)
+    _, traj = rollout(env, partial(algorithm.act, config, env, state), start, key, 51)
+    last = jnp.argmax(traj.done, axis=0)
+    shares = goal_shares(goals_reached(traj.next_obs[last, jnp.arange(1000), :2]))
+    return {"coverage": coverage(shares), "entropy": goal_entropy(shares), "shares": shares}
+
+
+def score(task, algorithm, config, env, state, key):
+    """Mean return of whole episodes, and modes where there are some."""
+    found = {"return": rlx.evaluate(algorithm, config, env, state, key, NUM_EPISODES, not task.sampled).returns.mean()}
+    return found | modes(algorithm, config, env, state, key) if task.env == "rlx/MultiGoal" else found
+
+
+def demonstrate(task: Task, path: Path) -> Demonstrations:
+    """Episodes of an expert from the moment in its training when it returned half as much as in the end.
+
+    What is there already is read.
+    """
+    if path.exists():
+        return load(path)
+    env, algorithm = rlx.envs.make(task.env), task.expert
+    here = with_params(env, task.env_params)
+    config = preset(algorithm, task.env, total_steps=task.expert_steps)
+    train_key, score_key, show_key = jax.random.split(jax.random.key(0), 3)
+    state = jax.jit(partial(algorithm.init, config, env))(train_key)
+    done = np.linspace(0, rlx.total_updates(config), 61).round().astype(int)
+    states, values = [], []
+    for num in np.diff(done).tolist():
+        state, _ = rlx.resume(algorithm, config, env, state, num_updates=num)
+        episodes = rlx.evaluate(algorithm, config, here, state, score_key, NUM_EPISODES, not task.sampled)
+        states.append(state)
+        values.append(float(episodes.returns.mean()))
+    half = int(np.argmin(np.abs(np.array(values) - values[-1] / 2)))
+    shown = collect(algorithm, config, here, states[half], show_key, task.episodes, deterministic=not task.sampled)
+    name, step = algorithm.__name__.removeprefix("rlx.algos."), int(done[half + 1]) * config.steps_per_update
+    policy = {"algorithm": name, "step": step, "expert_return": values[-1], "mean_return": float(shown.returns.mean())}
+    about = {"env": task.env, "env_options": {}, "env_params": task.env_params, "policies": [policy], "seed": 0}
+    save(path, rlx.replace(shown, about=about))
+    return load(path)
+
+
+def measure(task_name: str, task: Task, method: Method, shown: Demonstrations, **more: Any) -> dict[str, Any]:
+    """Clones, trains on and measures all seeds; the result as it is written to its file."""
+    algorithm = method.algorithm
+    changes = method.changes.get(task_name, {}) | more
+    config = preset(algorithm, task.env, **changes | {"total_steps": task.total_steps})
+    env = with_params(rlx.envs.make(task.env), task.env_params)
+    started = time.perf_counter()
+    keys = jax.vmap(jax.random.key)(np.arange(task.seeds))
+    fresh = jax.jit(jax.vmap(partial(algorithm.init, config, env)))(keys)
+    if method.cloned:
+        states = [clone(algorithm, config, env, shown, key, task.gradient_steps)[0] for key in keys]
+        fresh = started_from(fresh, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+
+    def lane(one):
+        key, state = one
+        before_key, after_key = jax.random.split(key)
+        before = score(task, algorithm, config, env, state, before_key)
+        state, metrics = rlx.resume(algorithm, config, env, state, num_updates=rlx.total_updates(config))
+        return before, score(task, algorithm, config, env, state, after_key), metrics["episode_return"]
+
+    before, after, curve = jax.device_get(spread(lane)((keys, fresh)))
+    points = np.linspace(0, curve.shape[1], NUM_CURVE + 1).astype(int)
+    return {
+        "env": task.env,
+        "env_params": task.env_params,
+        "steps": rlx.total_updates(config) * config.steps_per_update,
+        "seeds": list(range(task.seeds)),
+        "shown": shown.about | {"num_steps": len(shown.reward)},
+        "cloned": {k: np.round(v, 4).tolist() for k, v in before.items()},
+        "trained": {k: np.round(v, 4).tolist() for k, v in after.items()},
+        "curve": [[float(f"{np.nanmean(row[a:b]):.4g}") for a, b in itertools.pairwise(points)] for row in curve],
+        "config": asdict(config),
+        "versions": {package: version(package) for package in PACKAGES},
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
+    """Training on from the clone: a panel a task, a line a method; dashed, what was shown and what the expert got."""
+    tasks = list(dict.fromkeys(task for task, _ in results))
+    figure, panels = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4.4), layout="constrained", squeeze=False)
+    for axes, task in zip(panels.flat, tasks, strict=True):
+        for color, (name, method) in zip(plt.cm.tab10.colors, METHODS.items(), strict=False):
+            if (task, name) not in results:
+                continue
+            result = results[task, name]
+            curve = np.array(result["curve"], float)
+            bands = [interval([seeds]) for seeds in curve.T]
+            value, low, high = ([band[key] for band in bands] for key in ("value", "low", "high"))
+            steps = result["steps"] * (np.arange(curve.shape[1]) + 1) / curve.shape[1]
+            axes.plot(steps, value, color=color, label=method.label, lw=1.5)
+            axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
+        policy = result["shown"]["policies"][0]
+        for key, text in (("mean_return", "shown"), ("expert_return", "the expert at its end")):
+            axes.axhline(policy[key], color="0.4", ls="--", lw=1)
+            axes.text(0, policy[key], f" {text}", va="bottom", fontsize=8, color="0.3")
+        axes.set(title=task, xlabel="environment steps after cloning", ylabel="return in training")
+        axes.grid(alpha=0.3)
+    lines = {line.get_label(): line for axes in panels.flat for line in axes.get_lines() if line.get_label()[0] != "_"}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def table(results: dict[tuple[str, str], dict]) -> str:
+    """Returns and modes in Markdown, a row a task and a method: means over seeds with their intervals."""
+    lines = [["task", "method", "cloned", "trained on", "goals, cloned", "goals, trained on", "entropy / log 6"]]
+    lines += [["---", "---", "--:", "--:", "--:", "--:", "--:"]]
+    for (task, name), result in results.items():
+        before, after = result["cloned"], result["trained"]
+        row = [task, METHODS[name].label, cell(before["return"]) if METHODS[name].cloned else "", cell(after["return"])]
+        if "coverage" in after:
+            row += [cell(before["coverage"]) if METHODS[name].cloned else "", cell(after["coverage"])]
+            row += [cell(after["entropy"], 2)]
+        lines.append([*row, *[""] * (7 - len(row))])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def cell(values: list[float], digits: int = 1) -> str:
+    found = interval([np.array(values)])
+    return "{value:.{d}f} [{low:.{d}f}, {high:.{d}f}]".format(**found, d=digits)
+
+
+def main(
+    task: Literal[*TASKS] | None = None,
+    method: Literal[*METHODS] | None = None,
+    short: bool = False,
+    out: Path = HERE / "results",
+    runs: Path = Path("runs/fine_tuning"),
+) -> None:
+    """Measures what has no result yet, then draws the figure and writes the table.
+
+    Args:
+        task: only this one.
+        method: only this one.
+        short: a hundredth of the steps on two seeds, to see that everything works; the results stay below `runs`.
+        out: folder of the results; remove a file to have it measured again.
+        runs: folder of the demonstrations.
+    """
+    use_all_cores()
+    jax.config.update("jax_default_matmul_precision", "float32")
+    figure, readme = HERE / "learning_curves.png", HERE / "README.md"
+    if short:
+        runs = runs / "short"
+        out, figure, readme = runs / "results", runs / "learning_curves.png", runs / "README.md"
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {(t, m): out / f"{t}-{m}.json" for t in TASKS for m in METHODS}
+    for (task_name, name), path in paths.items():
+        if path.exists() or task not in (None, task_name) or method not in (None, name):
+            continue
+        chosen = TASKS[task_name]
+        if short:
+            fewer = {key: getattr(chosen, key) // 100 for key in ("expert_steps", "total_steps", "gradient_steps")}
+            chosen = Task(**vars(chosen) | fewer | {"seeds": 2})
+        shown = demonstrate(chosen, runs / f"{task_name}.npz")
+        result = measure(task_name, chosen, METHODS[name], shown)
+        write_json(path, {"task": task_name, "method": name} | result)
+        print(f"{task_name}, {name}: {result['cloned']} then {result['trained']}, {result['seconds']} s", flush=True)
+    results = {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
+    if results:
+        draw(results, figure)
+        text = readme.read_text() if readme.exists() else "<!-- table: returns -->\n<!-- end -->\n"
+        readme.write_text(fill(text, {"returns": table(results)}))
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
