@@ -10,7 +10,13 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 NAMES = sorted(path.parent.name for path in FOLDER.glob("*/compare.py") if (path.parent / "results").exists())
 # By what the results of an experiment are told apart.
-KEYS = {"groups": ("task",), "sequences": ("task", "variant"), "trust_regions": ("task", "method")}
+KEYS = {
+    "fine_tuning": ("task", "method"),
+    "groups": ("task",),
+    "sequences": ("task", "variant"),
+    "trust_regions": ("task", "method"),
+}
+OF = {"task": None, "variant": "VARIANTS", "method": "METHODS"}  # where the module lists them
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -24,7 +30,7 @@ def compared(request):
     found = [json.loads(path.read_text()) for path in (path.parent / "results").glob("*.json")]
     keys = KEYS[request.param]
     results = {tuple(result[key] for key in keys): result for result in found}
-    of = {"groups": None, "sequences": "VARIANTS", "trust_regions": "METHODS"}[request.param]
+    of = OF[keys[-1]]
     wanted = [(task, name) for task in module.TASKS for name in getattr(module, of)] if of else list(module.TASKS)
     ordered = {key: results[key if of else (key,)] for key in wanted if (key if of else (key,)) in results}
     assert len(ordered) == len(found) > 0  # no result of something that is not measured any more

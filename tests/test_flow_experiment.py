@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,4 +142,6 @@ def test_the_short_form_runs(run):
     command = [sys.executable, FOLDER / "run.py", "--short"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == sum(len(task.methods) for task in run.TASKS.values())
+    measured = [line for line in done.stdout.splitlines() if "needs another package" not in line]
+    here = [task for task in run.TASKS.values() if find_spec("mujoco_playground") or "playground/" not in task.env]
+    assert len(measured) == sum(len(task.methods) for task in here)

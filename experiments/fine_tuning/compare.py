@@ -52,11 +52,16 @@ class Method:
     cloned: bool = True
 
 
+DPPO = {"trained_steps": 5, "critic_warmup": 5}
 METHODS = {
     "ppo": Method("Gaussian, PPO", ppo, {}),
-    "dppo": Method("diffusion, DPPO", dppo, {}),
-    "dppo-cloning": Method("diffusion, DPPO with a cloning term", dppo, {}),
-    "fpo": Method("flow, FPO++", fpo, {}),
+    "dppo": Method("diffusion, DPPO", dppo, {"MultiGoal": DPPO | {"action_bound": 5.0}, "cartpole": DPPO}),
+    "dppo-cloning": Method(
+        "diffusion, DPPO with a cloning term",
+        dppo,
+        {"MultiGoal": DPPO | {"action_bound": 5.0, "cloning_coef": 0.1}, "cartpole": DPPO | {"cloning_coef": 0.02}},
+    ),
+    "fpo": Method("flow, FPO++", fpo, {"MultiGoal": {"learning_rate": 1e-3}}),
     "ppo-scratch": Method("Gaussian, PPO from scratch", ppo, {}, cloned=False),
 }
 
