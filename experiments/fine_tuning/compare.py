@@ -59,7 +59,7 @@ METHODS = {
     "dppo-cloning": Method(
         "diffusion, DPPO with a cloning term",
         dppo,
-        {"MultiGoal": DPPO | {"action_bound": 5.0, "cloning_coef": 0.1}, "cartpole": DPPO | {"cloning_coef": 0.02}},
+        {"MultiGoal": DPPO | {"action_bound": 5.0, "cloning_coef": 0.2}, "cartpole": DPPO | {"cloning_coef": 0.2}},
     ),
     "fpo": Method("flow, FPO++", fpo, {"MultiGoal": {"learning_rate": 1e-3}}),
     "ppo-scratch": Method("Gaussian, PPO from scratch", ppo, {}, cloned=False),
@@ -81,7 +81,7 @@ class Task:
 
 TASKS = {
     "MultiGoal": Task("rlx/MultiGoal", policyflow, 1_500_000, 500_000, True, {"start": 0.0}),
-    "cartpole": Task("mjx/cartpole", ppo, 1_500_000, 500_000, False),
+    "cartpole": Task("mjx/cartpole", ppo, 1_500_000, 800_000, False),
 }
 
 
