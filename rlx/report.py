@@ -6,6 +6,7 @@ The statistics are those of Agarwal et al. 2021, arXiv:2108.13264. Axes: R runs,
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import bootstrap, rankdata, trim_mean
 
-from rlx.run import evaluation_points, read_rows, short_name
+from rlx.run import evaluation_points, read_rows, short_name, write_json
 
 BATCH = 2**22  # numbers that are resampled at once; bounds the memory of a bootstrap
 FEW = 10  # runs below which an interval is too narrow to be read without a warning
@@ -333,6 +334,42 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
             raise ValueError(f"there is no place for the table {name!r}: write {start.strip()} and <!-- end -->")
         text = before + start + table + after[after.index("<!-- end -->") :]
     return text
+
+
+def experiment(
+    folder: Path,
+    cases: Mapping[Any, str],
+    measure: Callable[[Any], dict[str, Any]],
+    draw: Callable[[dict[Any, dict], Path], None],
+    table: Callable[[dict[Any, dict]], str],
+    only: Callable[[Any], bool] = lambda case: True,
+) -> None:
+    """Measures the cases of an experiment that have no result yet, then draws its figure and writes its table.
+
+    What is interrupted is gone on with by the next call; to have a case measured again, remove its file.
+
+    Args:
+        folder: gets `results/NAME.json` for each case, `figure.png`, and in `README.md` the table called returns.
+        cases: the name of each, in the order in which they are measured and shown.
+        measure: gives the result of a case, as strict JSON.
+        draw: `draw(results, path)`; of those that are there, by case.
+        table: `table(results)`, in Markdown.
+        only: which cases to measure.
+    """
+    paths = {case: folder / "results" / f"{name}.json" for case, name in cases.items()}
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    for case, path in paths.items():
+        if only(case) and not path.exists():
+            started = time.perf_counter()
+            result = measure(case)
+            write_json(path, result | {"seconds": round(time.perf_counter() - started, 1)})
+            print(f"{path.stem}: {path}", flush=True)
+    results = {case: read_json(path) for case, path in paths.items() if path.exists()}
+    if results:
+        draw(results, folder / "figure.png")
+        readme = folder / "README.md"
+        text = readme.read_text() if readme.exists() else "<!-- table: returns -->\n<!-- end -->\n"
+        readme.write_text(fill(text, {"returns": table(results)}))
 
 
 def _strata(samples):

@@ -12,6 +12,7 @@ from scipy.stats import mannwhitneyu, norm
 
 from rlx.report import (
     curve,
+    experiment,
     fill,
     interval,
     iqm,
@@ -577,3 +578,32 @@ def test_tables_are_filled_in_and_the_rest_is_left_alone():
     for broken in ("text", "<!-- table: one -->\n"):
         with pytest.raises(ValueError, match="there is no place for the table 'one'"):
             fill(broken, {"one": ""})
+
+
+def test_an_experiment_measures_what_is_missing_and_writes_what_there_is(tmp_path):
+    measured, drawn = [], []
+
+    def measure(case):
+        if case == "c":
+            raise RuntimeError("interrupted")
+        measured.append(case)
+        return {"value": len(measured)}
+
+    table = lambda results: "".join(f"| {case} | {result['value']} |\n" for case, result in results.items())
+    draw = lambda results, path: drawn.append((list(results), path.name))
+    cases = {"a": "first", "b": "second", "c": "third"}
+    (tmp_path / "README.md").write_text("before\n<!-- table: returns -->\nold\n<!-- end -->\nafter\n")
+    run = lambda only: experiment(tmp_path, cases, measure, draw, table, only)
+    run(lambda case: case == "b")
+    run(lambda case: case != "c")
+    assert measured == ["b", "a"]
+    assert drawn == [(["b"], "figure.png"), (["a", "b"], "figure.png")]
+    written = (tmp_path / "README.md").read_text()
+    assert written == "before\n<!-- table: returns -->\n| a | 2 |\n| b | 1 |\n<!-- end -->\nafter\n"
+    found = json.loads((tmp_path / "results" / "second.json").read_text())
+    assert found["value"] == 1
+    assert found["seconds"] >= 0
+    with pytest.raises(RuntimeError, match="interrupted"):
+        run(lambda case: True)
+    assert measured == ["b", "a"]  # what was there is not lost
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["first.json", "second.json"]

@@ -8,8 +8,6 @@ methods. Each method clones it on several seeds, trains on from each clone for t
 What has no result yet is measured, one file a task and a method; then the figure and the tables of README.md are made.
 """
 
-import json
-import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -30,9 +28,8 @@ from rlx.env import with_params
 from rlx.envs.multigoal import coverage, goal_entropy, goal_shares, goals_reached
 from rlx.lanes import spread, use_all_cores
 from rlx.presets import preset
-from rlx.report import fill, interval
+from rlx.report import experiment, interval
 from rlx.rollout import reset, rollout
-from rlx.run import write_json
 
 matplotlib.use("Agg")
 import itertools
@@ -135,7 +132,6 @@ def measure(task_name: str, task: Task, method: Method, shown: Demonstrations, *
     changes = method.changes.get(task_name, {}) | more
     config = preset(algorithm, task.env, **changes | {"total_steps": task.total_steps})
     env = with_params(rlx.envs.make(task.env), task.env_params)
-    started = time.perf_counter()
     keys = jax.vmap(jax.random.key)(np.arange(task.seeds))
     fresh = jax.jit(jax.vmap(partial(algorithm.init, config, env)))(keys)
     if method.cloned:
@@ -157,12 +153,11 @@ def measure(task_name: str, task: Task, method: Method, shown: Demonstrations, *
         "steps": rlx.total_updates(config) * config.steps_per_update,
         "seeds": list(range(task.seeds)),
         "shown": shown.about | {"num_steps": len(shown.reward)},
-        "cloned": {k: np.round(v, 4).tolist() for k, v in before.items()},
-        "trained": {k: np.round(v, 4).tolist() for k, v in after.items()},
+        "cloned": {k: np.round(np.asarray(v, float), 4).tolist() for k, v in before.items()},
+        "trained": {k: np.round(np.asarray(v, float), 4).tolist() for k, v in after.items()},
         "curve": [[float(f"{np.nanmean(row[a:b]):.4g}") for a, b in itertools.pairwise(points)] for row in curve],
         "config": asdict(config),
         "versions": {package: version(package) for package in PACKAGES},
-        "seconds": round(time.perf_counter() - started, 1),
     }
 
 
@@ -216,7 +211,6 @@ def main(
     task: Literal[*TASKS] | None = None,
     method: Literal[*METHODS] | None = None,
     short: bool = False,
-    out: Path = HERE / "results",
     runs: Path = Path("runs/fine_tuning"),
 ) -> None:
     """Measures what has no result yet, then draws the figure and writes the table.
@@ -224,34 +218,24 @@ def main(
     Args:
         task: only this one.
         method: only this one.
-        short: a hundredth of the steps on two seeds, to see that everything works; the results stay below `runs`.
-        out: folder of the results; remove a file to have it measured again.
+        short: a hundredth of the steps on two seeds, to see that everything works; all of it stays below `runs`.
         runs: folder of the demonstrations.
     """
     use_all_cores()
     jax.config.update("jax_default_matmul_precision", "float32")
-    figure, readme = HERE / "learning_curves.png", HERE / "README.md"
-    if short:
-        runs = runs / "short"
-        out, figure, readme = runs / "results", runs / "learning_curves.png", runs / "README.md"
-    out.mkdir(parents=True, exist_ok=True)
-    paths = {(t, m): out / f"{t}-{m}.json" for t in TASKS for m in METHODS}
-    for (task_name, name), path in paths.items():
-        if path.exists() or task not in (None, task_name) or method not in (None, name):
-            continue
-        chosen = TASKS[task_name]
+    folder, runs = (runs / "short", runs / "short") if short else (HERE, runs)
+
+    def run(case):
+        chosen = TASKS[case[0]]
         if short:
             fewer = {key: getattr(chosen, key) // 100 for key in ("expert_steps", "total_steps", "gradient_steps")}
             chosen = Task(**vars(chosen) | fewer | {"seeds": 2})
-        shown = demonstrate(chosen, runs / f"{task_name}.npz")
-        result = measure(task_name, chosen, METHODS[name], shown)
-        write_json(path, {"task": task_name, "method": name} | result)
-        print(f"{task_name}, {name}: {result['cloned']} then {result['trained']}, {result['seconds']} s", flush=True)
-    results = {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
-    if results:
-        draw(results, figure)
-        text = readme.read_text() if readme.exists() else "<!-- table: returns -->\n<!-- end -->\n"
-        readme.write_text(fill(text, {"returns": table(results)}))
+        shown = demonstrate(chosen, runs / f"{case[0]}.npz")
+        return {"task": case[0], "method": case[1]} | measure(case[0], chosen, METHODS[case[1]], shown)
+
+    cases = {(t, m): f"{t}-{m}" for t in TASKS for m in METHODS}
+    only = lambda case: task in (None, case[0]) and method in (None, case[1])
+    experiment(folder, cases, run, draw, table, only)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ number of steps; then draws the figure and writes the table of README.md. What h
 interrupted is gone on with.
 """
 
-import json
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,8 +23,7 @@ import rlx
 from rlx.algos import grpo, grpo_tokens, ppo
 from rlx.lanes import use_all_cores
 from rlx.presets import preset
-from rlx.report import curve, fill, interval, iqm
-from rlx.run import write_json
+from rlx.report import curve, experiment, interval, iqm
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -153,40 +151,25 @@ def table(results: dict[str, dict]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def main(
-    task: Literal[*TASKS] | None = None,
-    short: bool = False,
-    out: Path = HERE / "results",
-    runs: Path = Path("runs/groups"),
-) -> None:
+def main(task: Literal[*TASKS] | None = None, short: bool = False, runs: Path = Path("runs/groups")) -> None:
     """Measures what has no result yet, then draws the figure and writes the table.
 
     Args:
         task: only this one.
-        short: one update of two seeds, to see that everything works; the results stay below `runs`.
-        out: folder of the results; remove a file, and its folder below `runs`, to have it measured again.
-        runs: folder of what training leaves behind.
+        short: one update of two seeds, to see that everything works; all of it stays below `runs`.
+        runs: folder of what training leaves behind; to have a task measured again, remove its result and its folder.
     """
     use_all_cores()
-    figure, readme = HERE / "groups.png", HERE / "README.md"
-    if short:
-        runs = runs / "short"
-        out, figure, readme = runs / "results", runs / "groups.png", runs / "README.md"
-    out.mkdir(parents=True, exist_ok=True)
-    paths = {name: out / f"{name}.json" for name in TASKS}
-    for name, path in paths.items():
-        if path.exists() or task not in (None, name):
-            continue
+    folder, runs = (runs / "short", runs / "short") if short else (HERE, runs)
+
+    def run(name):
         chosen = TASKS[name]
         if short:
             horizon = min(chosen.horizon, 20)
             chosen = replace(chosen, total_steps=chosen.num_episodes * horizon, horizon=horizon, seeds=2)
-        write_json(path, {"task": name} | measure(chosen, runs / name))
-    results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
-    if results:
-        draw(results, figure)
-        text = readme.read_text() if readme.exists() else "<!-- table: returns -->\n<!-- end -->\n"
-        readme.write_text(fill(text, {"returns": table(results)}))
+        return {"task": name} | measure(chosen, runs / name)
+
+    experiment(folder, {name: name for name in TASKS}, run, draw, table, lambda name: task in (None, name))
 
 
 if __name__ == "__main__":

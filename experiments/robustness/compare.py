@@ -7,7 +7,6 @@ Trains PPO on the hopper as it is and on hoppers whose masses and friction every
 and evaluates both over a grid of both factors. What is interrupted is gone on with by the same command.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +22,7 @@ import rlx
 from rlx.algos import ppo
 from rlx.lanes import use_all_cores
 from rlx.presets import preset
-from rlx.report import fill, interval, iqm
-from rlx.run import write_json
+from rlx.report import experiment, interval, iqm
 from rlx.wrappers import randomized
 
 matplotlib.use("Agg")
@@ -143,42 +141,26 @@ def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
     plt.close(figure)
 
 
-def main(
-    task: Literal[*TASKS] | None = None,
-    short: bool = False,
-    out: Path = HERE / "results",
-    runs: Path = Path("runs/robustness"),
-) -> None:
+def main(task: Literal[*TASKS] | None = None, short: bool = False, runs: Path = Path("runs/robustness")) -> None:
     """Measures what has no result yet, then draws the figure and writes the table.
 
     Args:
         task: only this one.
-        short: two updates of two seeds, to see that everything works; the results stay below `runs`.
-        out: folder of the results; remove a file, and its folder below `runs`, to have it measured again.
-        runs: folder of what training leaves behind.
+        short: two updates of two seeds, to see that everything works; all of it stays below `runs`.
+        runs: folder of what training leaves behind; to have a case measured again, remove its result and its folder.
     """
     use_all_cores()
-    figure, readme = HERE / "heat_map.png", HERE / "README.md"
-    if short:
-        runs = runs / "short"
-        out, figure, readme = runs / "results", runs / "heat_map.png", runs / "README.md"
-    out.mkdir(parents=True, exist_ok=True)
-    chosen = {name: t for name, t in TASKS.items() if task in (None, name)}
-    if short:
-        chosen = {
-            name: Task(**vars(t) | {"total_steps": 2 * preset(ppo, t.env).steps_per_update, "seeds": 2, "episodes": 1})
-            for name, t in chosen.items()
-        }
-    paths = {(t, name): out / f"{t}-{name.replace(' ', '_')}.json" for t in TASKS for name in TASKS[t].trained}
-    for (task_name, name), path in paths.items():
-        if task_name in chosen and not path.exists():
-            result = measure(chosen[task_name], name, runs / path.stem)
-            write_json(path, {"task": task_name, "trained": name} | result)
-    results = {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
-    if results:
-        draw(results, figure)
-        text = readme.read_text() if readme.exists() else "<!-- table: returns -->\n<!-- end -->\n"
-        readme.write_text(fill(text, {"returns": table(results)}))
+    folder, runs = (runs / "short", runs / "short") if short else (HERE, runs)
+    cases = {(t, name): f"{t}-{name.replace(' ', '_')}" for t in TASKS for name in TASKS[t].trained}
+
+    def run(case):
+        chosen = TASKS[case[0]]
+        if short:
+            few = {"total_steps": 2 * preset(ppo, chosen.env).steps_per_update, "seeds": 2, "episodes": 1}
+            chosen = Task(**vars(chosen) | few)
+        return {"task": case[0], "trained": case[1]} | measure(chosen, case[1], runs / cases[case])
+
+    experiment(folder, cases, run, draw, table, lambda case: task in (None, case[0]))
 
 
 if __name__ == "__main__":

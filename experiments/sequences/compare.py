@@ -7,8 +7,6 @@ Trains every variant on every task with the same number of tokens, from the same
 and writes the table of README.md. What has a result is left alone.
 """
 
-import json
-import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,9 +22,8 @@ from rlx.algos.grpo_tokens import VARIANTS
 from rlx.groups import clone, pass_at_k
 from rlx.lanes import spread, use_all_cores
 from rlx.presets import preset
-from rlx.report import fill, interval
+from rlx.report import experiment, interval
 from rlx.rollout import reset
-from rlx.run import write_json
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -80,7 +77,6 @@ def measure(task: Task, changes: dict[str, Any]) -> dict[str, Any]:
     config = preset(grpo_tokens, task.env, total_steps=task.total_steps, **changes)
     grpo_tokens.check(config, env)
     keys = jax.vmap(jax.random.key)(np.arange(task.seeds))
-    started = time.perf_counter()
     found, metrics = jax.device_get(spread(lane)(keys, config, env))
     num_updates = rlx.total_updates(config)
     edges = np.linspace(0, num_updates, min(POINTS, num_updates) + 1).astype(int)
@@ -98,7 +94,6 @@ def measure(task: Task, changes: dict[str, Any]) -> dict[str, Any]:
         "config": asdict(config),
         "versions": {package: version(package) for package in PACKAGES},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "seconds": round(time.perf_counter() - started, 1),
     }
 
 
@@ -163,7 +158,6 @@ def main(
     task: Literal[*TASKS] | None = None,
     variant: Literal[*VARIANTS] | None = None,
     short: bool = False,
-    out: Path = HERE / "results",
     runs: Path = Path("runs/sequences"),
 ) -> None:
     """Measures what has no result yet, then draws the figure and writes the table.
@@ -171,31 +165,20 @@ def main(
     Args:
         task: only this one.
         variant: only this one.
-        short: an update of two seeds, hardly taught, to see that everything works; the results stay below `runs`.
-        out: folder of the results; remove a file to have it measured again.
+        short: an update of two seeds, hardly taught, to see that everything works; all of it stays below `runs`.
         runs: where a short try writes.
     """
     use_all_cores()
-    figure, readme = HERE / "sequences.png", HERE / "README.md"
-    if short:
-        out, figure, readme = runs / "results", runs / "sequences.png", runs / "README.md"
-    out.mkdir(parents=True, exist_ok=True)
-    paths = {(t, v): out / f"{t}-{v}.json" for t in TASKS for v in VARIANTS}
-    for (task_name, name), path in paths.items():
-        if path.exists() or task not in (None, task_name) or variant not in (None, name):
-            continue
-        chosen, changes = TASKS[task_name], VARIANTS[name]
+
+    def run(case):
+        chosen, changes = TASKS[case[0]], VARIANTS[case[1]]
         if short:
             chosen, changes = Task(chosen.env, 1, seeds=2), changes | {"warm_start_steps": 10}
-        result = measure(chosen, changes)
-        write_json(path, {"task": task_name, "variant": name} | result)
-        shares = {key: f"{np.mean(x):.3f}" for key, x in result["last"].items()}
-        print(f"{task_name}, {name}: {shares} after {result['seconds']} s", flush=True)
-    results = {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
-    if results:
-        draw(results, figure)
-        text = readme.read_text() if readme.exists() else "<!-- table: returns -->\n<!-- end -->\n"
-        readme.write_text(fill(text, {"returns": table(results)}))
+        return {"task": case[0], "variant": case[1]} | measure(chosen, changes)
+
+    cases = {(t, v): f"{t}-{v}" for t in TASKS for v in VARIANTS}
+    only = lambda case: task in (None, case[0]) and variant in (None, case[1])
+    experiment(runs if short else HERE, cases, run, draw, table, only)
 
 
 if __name__ == "__main__":

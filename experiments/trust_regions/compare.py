@@ -9,8 +9,6 @@ on the seeds that are reported. Everything else is as PPO's settings have it (SA
 gone on with by the same command.
 """
 
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -28,8 +26,7 @@ from rlx.algos import mdpo, mdpo_offpolicy, ppo, sac, trpo
 from rlx.lanes import use_all_cores
 from rlx.objectives import DPO, SPO, ForwardKL, ReverseKL, with_objective
 from rlx.presets import configure, settings
-from rlx.report import Curve, curve, fill, interval, iqm
-from rlx.run import write_json
+from rlx.report import Curve, curve, experiment, interval, iqm
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -189,7 +186,6 @@ def main(
     task: Literal[*TASKS] | None = None,
     method: Literal[*METHODS] | None = None,
     short: bool = False,
-    out: Path = HERE / "results",
     runs: Path = Path("runs/trust_regions"),
 ) -> None:
     """Measures what has no result yet, then draws the figure and writes the table.
@@ -197,34 +193,22 @@ def main(
     Args:
         task: only this one.
         method: only this one.
-        short: a twentieth of the steps, to see that everything works; the results stay below `runs`.
-        out: folder of the results; remove a file, and its folder below `runs`, to have it measured again.
-        runs: folder of what training leaves behind.
+        short: a twentieth of the steps, to see that everything works; all of it stays below `runs`.
+        runs: folder of what training leaves behind; to have a case measured again, remove its result and its folder.
     """
     use_all_cores()
     jax.config.update("jax_default_matmul_precision", "float32")
-    figure, readme = HERE / "learning_curves.png", HERE / "README.md"
-    if short:
-        runs = runs / "short"
-        out, figure, readme = runs / "results", runs / "learning_curves.png", runs / "README.md"
-    out.mkdir(parents=True, exist_ok=True)
-    paths = {(t, m): out / f"{t.replace(', ', '-')}-{m}.json" for t in TASKS for m in TASKS[t].methods}
-    for (task_name, name), path in paths.items():
-        if path.exists() or task not in (None, task_name) or method not in (None, name):
-            continue
-        chosen = TASKS[task_name]
+    folder, runs = (runs / "short", runs / "short") if short else (HERE, runs)
+    cases = {(t, m): f"{t.replace(', ', '-')}-{m}" for t in TASKS for m in TASKS[t].methods}
+
+    def run(case):
+        chosen = TASKS[case[0]]
         if short:
             chosen = Task(**vars(chosen) | {"total_steps": chosen.total_steps // 20})
-        started = time.perf_counter()
-        result = measure(METHODS[name], chosen, runs / path.stem)
-        seconds = round(time.perf_counter() - started, 1)
-        write_json(path, {"task": task_name, "method": name} | result | {"seconds": seconds})
-        print(f"{task_name}, {name}: {result['iqm']} with {result['chosen']} after {seconds} s", flush=True)
-    results = {key: json.loads(path.read_text()) for key, path in paths.items() if path.exists()}
-    if results:
-        draw(results, figure)
-        text = readme.read_text() if readme.exists() else "<!-- table: returns -->\n<!-- end -->\n"
-        readme.write_text(fill(text, {"returns": table(results)}))
+        return {"task": case[0], "method": case[1]} | measure(METHODS[case[1]], chosen, runs / cases[case])
+
+    only = lambda case: task in (None, case[0]) and method in (None, case[1])
+    experiment(folder, cases, run, draw, table, only)
 
 
 if __name__ == "__main__":
