@@ -19,6 +19,8 @@ Deviations from the paper and its code, beside those of ppo.py from its own:
 - The behaviour-cloning term draws a chain of the pretrained policy for each step of the rollout, once an update, where
   the code draws one for each element of each minibatch.
 - There is no early stop by the KL, which the paper says never happens.
+- Where observations are normalised, their statistics go on moving under the pretrained actor too, and Adam's moments of
+  the actor during the critic's warm-up.
 """
 
 from collections.abc import Callable
@@ -65,8 +67,8 @@ class Config:
     clip_rate: float = traced(3.0, above=0)
     value_clip: float = traced(0.2, above=0)
     value_coef: float = traced(0.5, at_least=0)
-    cloning_coef: float = static(0.0)  # of the likelihood of what the pretrained policy would do
-    critic_warmup: int = traced(0, at_least=0)  # updates at the beginning that leave the actor as it is
+    cloning_coef: float = static(0.0)  # of the likelihood of what the policy did that training began with
+    critic_warmup: int = traced(0, at_least=0)  # updates at the beginning that leave the actor's weights as they are
     max_grad_norm: float = traced(0.5, above=0)
     adam_epsilon: float = traced(1e-5, above=0)
     normalize_advantage: bool = True
@@ -125,6 +127,8 @@ def optimizer(config):
 
 def check(config, env):
     """Raises ValueError for settings that do not fit each other."""
+    if config.cloning_coef < 0:
+        raise ValueError(f"cloning_coef = {config.cloning_coef}: give 0 or more")
     if config.trained_steps > config.denoising_steps:
         raise ValueError(f"trained_steps = {config.trained_steps}: there are {config.denoising_steps} denoising_steps")
     what = "num_envs * num_steps * trained_steps"
@@ -251,11 +255,11 @@ def advantages(config, env, state, traj):
 
 def update(config, env, state, *, objective: Callable = objective):
     """One rollout and the epochs of gradient steps on it; `objective` may be any callable pytree of its signature."""
-    key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
+    key, rollout_key, shuffle_key, imitation_key = jax.random.split(state.key, 4)
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
     data, scale = advantages(config, env, state, traj)
     if config.cloning_coef:
-        data = replace(data, imitated=imitated(config, env, state, traj.obs, jax.random.fold_in(key, 0)))
+        data = replace(data, imitated=imitated(config, env, state, traj.obs, imitation_key))
     elements = flatten(data)
     progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
     anneal = jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)

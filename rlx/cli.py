@@ -73,8 +73,6 @@ class Sources:
     """environment, `namespace/Name` or an unambiguous `Name`; `rlx envs` lists them"""
     resume: Path | None = None
     """run directory to go on with, in its own settings; --total-steps may be raised"""
-    start_from: Path | None = None
-    """run directory, such as a clone, whose networks, observation statistics and environment a new run begins with"""
     objective: str = ""
     """policy objective in place of the algorithm's own, such as SPO; its coefficients become options"""
     variant: str = ""
@@ -84,7 +82,15 @@ class Sources:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOptions(Sources):
+class TrainSources(Sources):
+    """The same of a single run."""
+
+    start_from: Path | None = None
+    """run directory, such as a clone, whose networks, observation statistics and environment a new run begins with"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(TrainSources):
     """Train an agent, with tuned settings where the algorithm ships some for the environment."""
 
     env_options: tuple[str, ...] = ()
@@ -185,7 +191,7 @@ def run_file(path: str) -> None:
     """The command line of an algorithm file that is run as a script; `path` is its `__file__`."""
     with _errors():
         prog = f"python {sys.argv[0]}"
-        sources, rest = _sources(sys.argv[1:], prog)
+        sources, rest = _sources(sys.argv[1:], prog, TrainSources)
         algorithm, name = _with_objective(sys.modules["__main__"], str(Path(path).resolve()), sources)
         _train_algorithm(algorithm, name, sources, rest, prog)
 
@@ -234,7 +240,7 @@ def _train(arguments: list[str]) -> None:
 def _algorithm(command: str, arguments: list[str]) -> tuple[ModuleType, str, Sources, list[str], str]:
     """The algorithm that a command is about, its name, the sources of defaults, the other arguments, and the program.
 
-    Without a name it is the algorithm of the directory to resume.
+    Without a name it is the algorithm of the directory to resume or to start from.
     """
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"usage: rlx {command} ALGORITHM --env NAME ...; `rlx {command} ppo --help` lists the options of ppo")
@@ -242,13 +248,14 @@ def _algorithm(command: str, arguments: list[str]) -> tuple[ModuleType, str, Sou
         sys.exit(0)
     named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
     prog = " ".join([f"rlx {command}", *named])
-    sources, rest = _sources(arguments[len(named) :], prog)
-    if not named and sources.resume is None:
+    sources, rest = _sources(arguments[len(named) :], prog, TrainSources if command == "train" else Sources)
+    before = sources.resume or getattr(sources, "start_from", None)
+    if not named and before is None:
         raise ValueError(
             f"rlx {command} needs an algorithm: rlx {command} ppo --env NAME; there are {', '.join(algorithms())}"
         )
     file = "config.json" if command == "train" else "sweep.json"
-    algorithm, name = named_algorithm(named[0] if named else _split(read_config(sources.resume, file)["algorithm"])[0])
+    algorithm, name = named_algorithm(named[0] if named else _split(read_config(before, file)["algorithm"])[0])
     return *_with_objective(algorithm, name, sources, file), sources, rest, prog
 
 
@@ -273,9 +280,9 @@ def _with_objective(
     return objectives.with_objective(algorithm, OBJECTIVES[objective]), f"{name}+{objective}"
 
 
-def _sources(arguments: list[str], prog: str) -> tuple[Sources, list[str]]:
+def _sources(arguments: list[str], prog: str, options: type[Sources] = Sources) -> tuple[Sources, list[str]]:
     """The options that the defaults of the others depend on, and the arguments without them."""
-    return _parse(Sources, arguments, prog, return_unknown_args=True, add_help=False)
+    return _parse(options, arguments, prog, return_unknown_args=True, add_help=False)
 
 
 def _train_algorithm(
@@ -289,14 +296,14 @@ def _train_algorithm(
         tuned = _tuned(algorithm, env_name, sources)
         defaults = {"config": configure(algorithm.Config, tuned)}
         if start is not None:
-            _check_same_algorithm(sources.start_from, start, algorithm_name)
-            shaped = {name: getattr(saved_config(algorithm, start), name) for name in NETWORKS & set(start["config"])}
-            defaults = {name: _texts(start[name]) for name in ("env_options", "env_params")}
-            defaults["config"] = configure(algorithm.Config, tuned | shaped)
+            _check_same_algorithm(sources.start_from, _split(start["algorithm"])[0], _split(algorithm_name)[0])
+            kept = NETWORKS if "cloned" in start else NETWORKS | {"trained_steps"}
+            shaped = {name: getattr(saved_config(algorithm, start), name) for name in kept & set(start["config"])}
+            defaults = {"config": configure(algorithm.Config, tuned | shaped)}
     else:
         if start is not None:
             raise ValueError("--resume goes on with a run and --start-from begins a new one: give one of them")
-        _check_same_algorithm(sources.resume, saved, algorithm_name)
+        _check_same_algorithm(sources.resume, saved["algorithm"], algorithm_name)
         tuned, env_name = saved["preset"], env_name or saved["env"]
         defaults = {name: saved[name] for name in ("seed", *OPTIONS) if name in saved}
         defaults |= {name: _texts(saved[name]) for name in ("env_options", "env_params")}
@@ -306,8 +313,9 @@ def _train_algorithm(
         raise ValueError(f"{prog} needs an environment: --env NAME; `rlx envs` lists them")
     _check_numbers(options)
     _configure_jax(options.compile_cache)
-    env_options = _assignments("--env-options", options.env_options)
-    env_params = _assignments("--env-params", options.env_params)
+    own = start or {"env_options": {}, "env_params": {}}
+    env_options = own["env_options"] | _assignments("--env-options", options.env_options)
+    env_params = own["env_params"] | _assignments("--env-params", options.env_params)
     job = Job(
         algorithm,
         algorithm_name,
@@ -358,9 +366,9 @@ def _parse_train(algorithm, prog, arguments, defaults):
     return _parse(both, arguments, prog, default=both(**defaults))
 
 
-def _check_same_algorithm(run: Path, saved: dict[str, Any], algorithm_name: str) -> None:
-    if short_name(saved["algorithm"]) != short_name(algorithm_name):
-        was, given = short_name(saved["algorithm"]), short_name(algorithm_name)
+def _check_same_algorithm(run: Path, saved: str, algorithm_name: str) -> None:
+    was, given = short_name(saved), short_name(algorithm_name)
+    if was != given:
         raise ValueError(f"{run} is a run of {was}, not of {given}: leave the algorithm out")
 
 

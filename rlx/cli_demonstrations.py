@@ -1,8 +1,10 @@
 """The commands about demonstrations: `rlx collect`, `rlx clone`."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import tyro
 from rich.console import Console
@@ -106,6 +108,8 @@ def collect(arguments: list[str]) -> None:
         raise ValueError(f"--noise {options.noise}: give 0 or more")
     ends = np.cumsum(shares / shares.sum() * options.episodes).round().astype(int)
     counts = np.diff(ends, prepend=0).tolist()
+    if options.output.exists():
+        raise ValueError(f"{options.output} is there already: give another --output, or remove it")
     if min(counts) < 1:
         raise ValueError(f"--episodes {options.episodes}: give at least one for each of the {len(counts)} runs")
     asked = {"best": options.best, "from_update": options.from_update, "stochastic": options.stochastic}
@@ -116,7 +120,10 @@ def collect(arguments: list[str]) -> None:
         here = {"env": job.env_name, "env_options": job.env_options, "env_params": job.env_params | changed}
         if where is not None and here != where:
             raise ValueError(f"{run} is of another environment than {options.runs[0]}: {here} and {where}")
+        if "chunk" in job.env_options:
+            raise ValueError(f"{run} acts in chunks: demonstrations are of single actions, collect from a run without")
         where, env = here, with_params(job.env, changed)
+        key = jax.random.fold_in(key, len(parts))
         deterministic = not options.stochastic
         part = play(job.algorithm, job.config, env, state, key, count, options.noise, deterministic)
         returns = part.returns
@@ -143,6 +150,9 @@ def collect(arguments: list[str]) -> None:
 def clone(arguments: list[str]) -> None:
     """`rlx clone`."""
     prog = "rlx clone"
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(f"usage: {prog} ALGORITHM FILE ...; `{prog} dppo --help` lists the options of dppo")
+        sys.exit(0)
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"{prog} needs an algorithm and a file: {prog} dppo demonstrations.npz")
     algorithm, name = named_algorithm(arguments[0])
@@ -154,14 +164,16 @@ def clone(arguments: list[str]) -> None:
     )
     both = dataclasses.make_dataclass("Options", [config_field], bases=(CloneOptions,), frozen=True)
     both.__doc__ = CloneOptions.__doc__
-    if {"-h", "--help"} & set(arguments):
-        _parse(both, arguments[1:], prog)
     # The file says which environment it is of, and that which settings are the defaults.
-    early, _ = _parse(CloneOptions, arguments[1:], prog, return_unknown_args=True)
+    early = _parse(both, arguments[1:], prog)
+    for flag in ("gradient_steps", "cloning_batch", "eval_episodes"):
+        if getattr(early, flag) < 1:
+            raise ValueError(f"--{flag.replace('_', '-')} {getattr(early, flag)}: give at least 1")
     demonstrations = load(early.file)
     about = demonstrations.about
     tuned = _tuned(algorithm, about["env"], early)
-    options = _parse(both, arguments[1:], prog, default=both(config=configure(algorithm.Config, tuned), **vars(early)))
+    defaults = vars(early) | {"config": configure(algorithm.Config, tuned)}
+    options = _parse(both, arguments[1:], prog, default=both(**defaults))
     _check_seed(options.seed)
     _configure_jax(options.compile_cache)
     env_options = about["env_options"] | _assignments("--env-options", options.env_options)

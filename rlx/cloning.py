@@ -4,7 +4,9 @@ An algorithm that can be cloned into has `cloning_loss(config, env, params, obs,
 demonstrated actions, in unit coordinates, at observations as its networks see them; and the actor is `params["actor"]`.
 """
 
+import dataclasses
 import itertools
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,11 +20,13 @@ from rlx.demonstrations import Demonstrations
 from rlx.env import Env
 from rlx.normalize import normalize, statistics, update_statistics
 from rlx.pytree import replace
-from rlx.spaces import unit
+from rlx.spaces import Discrete, unit
 from rlx.wrappers import Chunked
 
-AVERAGE = 0.995  # of the weights, a step; Ren et al. 2024
+AVERAGE = 0.995  # decay of the average of the weights; Ren et al. 2024
 FINAL_RATE = 0.1  # of the first, by a cosine
+FIELDS = {"params", "pretrained", "obs_stats"}  # of a State, that another can begin with
+FIELDS |= {"opt_state", "env_state", "reward_scale", "learning_rate", "num_updates", "key"}  # and that begin anew
 VALIDATION = 16_384  # at most so many steps are looked at each time
 
 
@@ -70,6 +74,9 @@ def clone(
     if min(num_steps, batch_size, num_rows) < 1:
         raise ValueError("num_steps, batch_size and num_rows have to be at least 1")
     obs, action = examples(env, demonstrations)
+    bound, most = getattr(config, "action_bound", np.inf), np.abs(action).max()
+    if most > bound + 1e-3:
+        warnings.warn(f"actions go up to {most:.3g} and action_bound = {bound:g} cuts them: raise it", stacklevel=2)
     split_key, init_key, train_key, look_key = jax.random.split(key, 4)
     held_out = _held_out(demonstrations, validation_share, split_key)
     state = jax.jit(partial(algorithm.init, config, env))(init_key)
@@ -80,29 +87,31 @@ def clone(
     looked_at = jax.tree.map(lambda x: x[:: -(-len(x) // VALIDATION)], parts[1])
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps, FINAL_RATE))
 
-    def loss(actor, obs, action, key):
-        return algorithm.cloning_loss(config, env, state.params | {"actor": actor}, obs, action, key).mean()
+    def loss(actor, params, obs, action, key):
+        return algorithm.cloning_loss(config, env, params | {"actor": actor}, obs, action, key).mean()
 
     @jax.jit
-    def train(carry, keys):
-        def step(carry, key):
-            actor, opt_state, average = carry
+    def train(carry, numbers, keys, params, shown, looked_at):
+        def step(carry, inputs):
+            (actor, opt_state, average), (number, key) = carry, inputs
             rows_key, loss_key = jax.random.split(key)
-            rows = jax.random.randint(rows_key, batch_size, 0, len(parts[0][0]))
-            value, grads = jax.value_and_grad(loss)(actor, *(x[rows] for x in parts[0]), loss_key)
+            rows = jax.random.randint(rows_key, batch_size, 0, len(shown[0]))
+            value, grads = jax.value_and_grad(loss)(actor, params, *(x[rows] for x in shown), loss_key)
             updates, opt_state = adam.update(grads, opt_state)
             actor = optax.apply_updates(actor, updates)
-            return (actor, opt_state, optax.incremental_update(actor, average, 1 - AVERAGE)), value
+            decay = jnp.minimum(AVERAGE, (1 + number) / (10 + number))  # the first weights are soon forgotten
+            return (actor, opt_state, optax.incremental_update(actor, average, 1 - decay)), value
 
-        carry, losses = jax.lax.scan(step, carry, keys)
-        return carry, losses.mean(), loss(carry[2], *looked_at, look_key)
+        carry, losses = jax.lax.scan(step, carry, (numbers, keys))
+        return carry, losses.mean(), loss(carry[2], params, *looked_at, look_key)
 
     actor = state.params["actor"]
     carry, rows, best = (actor, adam.init(actor), actor), [], (np.inf, actor)
     edges = np.unique(np.linspace(0, num_steps, num_rows + 1).round().astype(int))
     keys = jax.random.split(train_key, num_steps)
     for start, end in itertools.pairwise(edges):
-        carry, value, validation = train(carry, keys[start:end])
+        numbers = jnp.arange(start, end, dtype=jnp.float32)
+        carry, value, validation = train(carry, numbers, keys[start:end], state.params, parts[0], looked_at)
         row = {"number": len(rows) + 1, "gradient_step": int(end)}
         rows.append(row | {"loss": float(value), "validation_loss": float(validation)})
         show(rows[-1])
@@ -110,7 +119,10 @@ def clone(
             best = rows[-1]["validation_loss"], carry[2]
     if not np.isfinite(best[0]):
         raise ValueError("the loss is not finite: lower the learning rate, or look at the demonstrations")
-    return started_from(state, replace(state, params=state.params | {"actor": best[1]})), rows
+    found = replace(state, params=state.params | {"actor": best[1]})
+    if getattr(state, "pretrained", None) is not None:
+        found = replace(found, pretrained=jax.tree.map(jnp.copy, best[1]))
+    return found, rows
 
 
 def examples(env: Env, demonstrations: Demonstrations) -> tuple[np.ndarray, np.ndarray]:
@@ -132,6 +144,10 @@ def examples(env: Env, demonstrations: Demonstrations) -> tuple[np.ndarray, np.n
     ):
         if x.shape[1:] != space.shape:
             raise ValueError(f"{name} of the demonstrations has shape {x.shape[1:]}, the environment has {space.shape}")
+    space = single.action_space
+    low, high = (0, space.n - 1) if isinstance(space, Discrete) else (np.asarray(space.low), np.asarray(space.high))
+    if (demonstrations.action < low - 1e-3).any() or (demonstrations.action > high + 1e-3).any():
+        raise ValueError(f"there are actions of the demonstrations outside of the environment's: {space}")
     return demonstrations.obs, np.asarray(unit(single.action_space, action)).reshape(-1, *env.action_space.shape)
 
 
@@ -147,18 +163,23 @@ def _held_out(demonstrations: Demonstrations, share: float, key: jax.Array) -> n
 def started_from(state: Any, learned: Any) -> Any:
     """A fresh State that begins with what another one has learned: its parameters and statistics of observations.
 
-    Where the State keeps the actor that it began with, as `pretrained`, that is the other's too.
+    Where the State keeps the actor that it began with, as `pretrained`, it is the one that the other kept, or else the
+    other's actor. A policy that is made of both, as one of DPPO with steps that are not trained, is the same only where
+    as many steps are trained.
 
     Raises:
-        ValueError: where the two have networks of other shapes.
+        ValueError: where the two have networks of other shapes, or the State has something else that is learned.
     """
+    if unknown := sorted({field.name for field in dataclasses.fields(state)} - FIELDS):
+        raise ValueError(f"a run cannot start from another where its State has {', '.join(unknown)}")
     shapes = [jax.tree.map(jnp.shape, (s.params, s.obs_stats)) for s in (state, learned)]
     if shapes[0] != shapes[1]:
         raise ValueError("what it starts from has networks of other shapes: give the same sizes and activations")
     copied = lambda tree: jax.tree.map(jnp.copy, tree)  # of its own, to be given away by whoever steps it
     state = replace(state, params=copied(learned.params), obs_stats=copied(learned.obs_stats))
     if getattr(state, "pretrained", None) is not None:
-        state = replace(state, pretrained=copied(learned.params["actor"]))
+        kept = learned.pretrained if learned.pretrained is not None else learned.params["actor"]
+        state = replace(state, pretrained=copied(kept))
     return state
 
 

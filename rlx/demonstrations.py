@@ -13,6 +13,8 @@ run, what was asked of it, and what its episodes returned. `numpy.load` reads it
 """
 
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -133,13 +135,15 @@ def load(path: Path) -> Demonstrations:
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as demonstrations: {error}") from error
     if missing := [name for name in (*COLUMNS, "about") if name not in found]:
         raise ValueError(f"{path} has no {', '.join(missing)}: it is not a file of demonstrations")
     about = json.loads(str(found["about"]))
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} has format {about.get('format')}; this is rlx with format {FORMAT}")
+    if missing := [name for name in ("env", "env_options", "env_params") if name not in about]:
+        raise ValueError(f"{path} does not say its {', '.join(missing)}, in the JSON text of about")
     lengths = {name: len(found[name]) for name in COLUMNS}
     if len(set(lengths.values())) > 1 or not found["reward"].size:
         raise ValueError(f"{path} has columns of {lengths} rows: they have to be as long as each other, and not empty")

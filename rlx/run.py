@@ -128,6 +128,11 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
     if resume:
         console.print(f"resuming after {done} of {updates} updates")
         _warn_of_schedules(directory, steps_taken(config, done), steps_taken(config, updates), console)
+    origin = {"start_from": str(job.start_from)} if job.start_from else {}
+    if resume:
+        origin = {name: value for name, value in read_config(directory).items() if name in ("start_from", "cloned")}
+        if state is None and origin:
+            raise ValueError(f"{directory} was stopped before its first checkpoint: remove it, and begin again")
     step_updates = lowered.compile()
     if state is None:
         state = init.compile()(config, env, train_key)
@@ -143,8 +148,7 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
             write_rows(directory / name, known)
         for stale in ("evaluation.json", "curve.png"):
             (directory / stale).unlink(missing_ok=True)
-    start = {"start_from": str(job.start_from)} if job.start_from else {}
-    write_json(directory / "config.json", describe(job, *OPTIONS) | start)
+    write_json(directory / "config.json", describe(job, *OPTIONS) | origin)
     compile_seconds = time.perf_counter() - started
     rounded = steps_taken(config, updates)
     extra = f" (rounded up to whole updates from {config.total_steps:,})" if rounded != config.total_steps else ""

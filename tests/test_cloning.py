@@ -1,6 +1,7 @@
 """Demonstrations and cloning: the file, the noise, the losses against numpy, chunks, what is learned, the commands."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 import rlx
 from rlx import cli
-from rlx.algos import dppo, fpo, mdpo, ppo
+from rlx.algos import dppo, fpo, mdpo, ppo, sac
 from rlx.checkpoint import restore
 from rlx.cloning import clone, examples, started_from
 from rlx.demonstrations import COLUMNS, Demonstrations, collect, disturbed, load, mixture, save
@@ -121,7 +122,8 @@ def test_unit_coordinates_are_the_inverse_of_rescaling():
 
 
 def test_a_mixture_says_who_acted_and_a_file_keeps_every_bit(shown, tmp_path):
-    both = mixture([shown, shown], {"env": "gymnax/Pendulum-v1", "policies": [{"run": "a"}, {"run": "b"}]})
+    about = {"env": "gymnax/Pendulum-v1", "env_options": {}, "env_params": {}}
+    both = mixture([shown, shown], about | {"policies": [{"run": "a"}, {"run": "b"}]})
     np.testing.assert_array_equal(both.source, np.repeat([0, 1], 360))
     save(tmp_path / "new" / "d.npz", both)
     found = load(tmp_path / "new" / "d.npz")
@@ -135,7 +137,8 @@ def test_a_mixture_says_who_acted_and_a_file_keeps_every_bit(shown, tmp_path):
 
 
 def broken(shown, tmp_path, change):
-    columns = {name: getattr(shown, name) for name in COLUMNS} | {"about": np.array(json.dumps({"format": 1}))}
+    about = np.array(json.dumps({"format": 1, "env": "a/b", "env_options": {}, "env_params": {}}))
+    columns = {name: getattr(shown, name) for name in COLUMNS} | {"about": about}
     change(columns)
     np.savez(tmp_path / "d.npz", **columns)
     return tmp_path / "d.npz"
@@ -146,6 +149,7 @@ def broken(shown, tmp_path, change):
     [
         (lambda c: c.pop("action"), "has no action"),
         (lambda c: c.update(about=np.array('{"format": 7}')), "has format 7"),
+        (lambda c: c.update(about=np.array('{"format": 1, "env": "a/b"}')), "does not say its env_options, env_params"),
         (lambda c: c.update(reward=c["reward"][:-1]), "columns of .* rows"),
         (lambda c: c.update(obs=np.full_like(c["obs"], np.nan)), "column obs that are not finite"),
         (lambda c: c.update(truncated=np.zeros_like(c["truncated"])), "has no end"),
@@ -162,6 +166,18 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         load(tmp_path / "d.npz")
     with pytest.raises(ValueError, match="cannot be read as demonstrations"):
         load(tmp_path / "nothing.npz")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="cannot be read as demonstrations"):
+        load(tmp_path / "one.npy")
+
+
+def test_a_file_that_was_cut_short_or_changed_is_refused(shown, tmp_path):
+    path = broken(shown, tmp_path, lambda columns: None)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:2000] + b"x" * 50 + whole[2050:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="cannot be read as demonstrations"):
+            load(path)
 
 
 def losses(algorithm, env, num=6):
@@ -296,12 +312,37 @@ def test_a_run_starts_from_what_another_has_learned(pendulum, cloned):
         started_from(other, learned)
 
 
-def test_the_pretrained_actor_of_a_diffusion_policy_is_what_it_starts_from(pendulum):
-    config = replace(CONFIGS[dppo], trained_steps=2)
-    init = jax.jit(partial(dppo.init, config, pendulum))
-    fresh, learned = init(jax.random.key(0)), init(jax.random.key(1))
-    state = started_from(fresh, learned)
-    jax.tree.map(np.testing.assert_array_equal, state.pretrained, learned.params["actor"])
+def test_a_diffusion_policy_goes_on_as_the_one_that_it_starts_from(pendulum):
+    """It may be of two actors, where the first steps are not trained, or of one, which new runs train in part."""
+    in_part, whole = replace(CONFIGS[dppo], trained_steps=2), CONFIGS[dppo]
+    obs = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
+    rng = np.random.default_rng(1)
+    move = lambda x: x + rng.normal(0, 0.3, x.shape).astype(np.float32)
+    for before, after in ((in_part, in_part), (whole, in_part), (whole, whole)):
+        learned = jax.jit(partial(dppo.init, before, pendulum))(jax.random.key(1))
+        learned = replace(
+            learned, params=jax.tree.map(move, learned.params), pretrained=jax.tree.map(move, learned.pretrained)
+        )
+        state = started_from(jax.jit(partial(dppo.init, after, pendulum))(jax.random.key(0)), learned)
+        found, expected = (
+            dppo.act(config, pendulum, s, obs, jax.random.key(2))[0]
+            for config, s in ((after, state), (before, learned))
+        )
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_what_else_is_learned_is_not_left_behind_in_silence(pendulum):
+    config = sac.Config(total_steps=2_000, num_envs=2, hidden_sizes=(8,))
+    state = jax.eval_shape(partial(sac.init, config, pendulum), jax.random.key(0))
+    with pytest.raises(ValueError, match=r"cannot start from another where its State has .*target_params"):
+        started_from(state, state)
+
+
+def test_actions_that_the_policy_cannot_make_are_warned_of(shown):
+    env = rlx.envs.make("MultiGoal", max_steps=5)
+    wide = collect(policy(lambda obs: 4.0 * jnp.ones((len(obs), 2))), None, env, None, jax.random.key(0), 4)
+    with pytest.warns(UserWarning, match="actions go up to 4 and action_bound = 1 cuts them"):
+        clone(dppo, CONFIGS[dppo], env, wide, jax.random.key(0), num_steps=1, num_rows=1)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +366,8 @@ def test_demonstrations_of_another_environment_or_of_one_episode_are_refused(pen
     one = Demonstrations(**{name: getattr(shown, name)[:9] for name in COLUMNS}, about={})
     with pytest.raises(ValueError, match="one episode cannot be split"):
         clone(ppo, CONFIGS[ppo], pendulum, one, jax.random.key(0))
+    with pytest.raises(ValueError, match="actions of the demonstrations outside of the environment's"):
+        clone(ppo, CONFIGS[ppo], pendulum, replace(shown, action=3 * shown.action), jax.random.key(0))
 
 
 def command(*arguments):
@@ -352,6 +395,7 @@ def runs(tmp_path_factory):
     assert command(*clone, "--out", where / "clone") == 0
     more = ["train", "dppo", "--start-from", where / "clone", "--trained-steps", 1, "--total-steps", 128]
     more += ["--num-envs", 4, "--num-steps", 16, "--num-minibatches", 2, "--eval-episodes", 4, "--no-compile-cache"]
+    more += ["--env-params", "params.m=1.5"]
     assert command(*more, "--learning-rate", 0, "--out", where / "fine") == 0
     return where
 
@@ -366,6 +410,7 @@ def test_what_is_collected_says_where_it_is_from(runs):
     first = found.about["policies"][0]
     assert (first["run"], first["algorithm"], first["update"], first["episodes"]) == ("expert", "dppo", 2, 6)
     assert first["noise"] == 0.1
+    assert (found.obs[found.source == 1][:12] != found.obs[found.source == 0][:12]).any()  # starts of its own
     np.testing.assert_allclose(first["mean_return"], found.returns[:6].mean(), rtol=1e-5)
 
 
@@ -382,8 +427,9 @@ def test_a_clone_is_a_run_directory(runs, capsys):
 def test_a_run_that_starts_from_a_clone_has_its_networks_and_environment(runs):
     saved, clone = (json.loads((runs / name / "config.json").read_text()) for name in ("fine", "clone"))
     assert saved["start_from"].endswith("clone")
-    for name in ("env", "env_options", "env_params"):
+    for name in ("env", "env_options"):
         assert saved[name] == clone[name]
+    assert saved["env_params"] == {"params.g": 5, "params.m": 1.5}  # the clone's, and what was asked for
     assert saved["config"]["hidden_sizes"] == [8]
     assert saved["config"]["denoising_steps"] == 2
     states = []
@@ -407,7 +453,12 @@ def test_a_run_that_starts_from_a_clone_has_its_networks_and_environment(runs):
         (["collect", "{}/expert", "--output", "d.npz", "--noise", "-1"], "--noise -1.0: give 0 or more"),
         (["collect", "{0}/expert", "{0}/expert", "--output", "d.npz", "--episodes", "1"], "at least one for each"),
         (["collect", "{0}/expert", "{0}/clone", "--output", "{0}/no.npz", "--episodes", "2"], "another environment"),
+        (["collect", "{}/expert", "--output", "{}/d.npz"], "is there already"),
+        (["collect", "{}/clone", "--output", "{}/no.npz"], "acts in chunks"),
         (["clone"], "needs an algorithm and a file"),
+        (["clone", "dppo", "--eval-episodes", "0", "{}/d.npz"], "--eval-episodes 0: give at least 1"),
+        (["train", "--start-from", "{}/fine", "--trained-steps", "2", "--denoising-steps", "2"], "leave out trained"),
+        (["sweep", "ppo", "--env", "CartPole-v1", "--start-from", "{}/clone"], "--start-from"),
         (["clone", "dppo", "{}/nothing.npz"], "cannot be read as demonstrations"),
         (["clone", "dppo", "{}/d.npz", "--out", "{}/clone"], "is not empty"),
         (["train", "ppo", "--start-from", "{}/clone"], "is a run of dppo, not of ppo"),
@@ -420,3 +471,23 @@ def test_bad_commands_are_one_line(runs, capsys, arguments, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_resumed_run_still_says_what_it_started_from(runs, tmp_path, capsys):
+    for name, key in (("fine", "start_from"), ("clone", "cloned")):
+        copy = shutil.copytree(runs / name, tmp_path / name)
+        before = json.loads((copy / "config.json").read_text())[key]
+        assert command("train", "--resume", copy, "--total-steps", 192, "--no-compile-cache") == 0
+        assert json.loads((copy / "config.json").read_text())[key] == before
+    shutil.rmtree(tmp_path / "fine" / "checkpoints")
+    for log in ("metrics.jsonl", "evaluations.jsonl"):
+        (tmp_path / "fine" / log).unlink()
+    assert command("train", "--resume", tmp_path / "fine", "--no-compile-cache") == 2
+    assert "was stopped before its first checkpoint" in capsys.readouterr().err
+
+
+def test_a_clone_is_trained_on_with_another_objective(runs, tmp_path, capsys):
+    assert command("clone", "--help") == 0
+    more = ["train", "dppo", "--objective", "spo", "--start-from", runs / "clone", "--dry-run", "--no-compile-cache"]
+    assert command(*more, "--trained-steps", 2) == 0
+    assert "dppo+SPO" in capsys.readouterr().out

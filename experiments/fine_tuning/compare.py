@@ -3,9 +3,10 @@
     python experiments/fine_tuning/compare.py
     python experiments/fine_tuning/compare.py --task cartpole --method dppo
 
-For each task a policy is trained, made worse until it returns about half, and shown: one file of demonstrations for all
-methods. Each method clones it on several seeds, trains on from each clone for the same steps, and is measured at both.
-What has no result yet is measured, one file a task and a method; then the figure and the tables of README.md are made.
+For each task an expert is trained, and shown as it was when it returned half as much: one file for all methods. Each
+method clones it on several seeds, trains on from each clone for the same steps, and is measured at both. The first
+updates after cloning are the critic's alone. What has no result yet is measured, one file a task and a method; then the
+figure and the table of README.md are made.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -39,6 +40,7 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "mujoco-mjx")
 NUM_EPISODES, NUM_CURVE = 200, 20
+WARMUP = 5  # updates
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Method:
     cloned: bool = True
 
 
-DPPO = {"trained_steps": 5, "critic_warmup": 5}
+DPPO = {"trained_steps": 5}
 METHODS = {
     "ppo": Method("Gaussian, PPO", ppo, {}),
     "dppo": Method("diffusion, DPPO", dppo, {"MultiGoal": DPPO | {"action_bound": 5.0}, "cartpole": DPPO}),
@@ -69,7 +71,7 @@ class Task:
     expert: ModuleType
     expert_steps: int
     total_steps: int  # of training on
-    sampled: bool  # whether actions are sampled, as in training, where they are shown and where they are scored
+    sampled: bool  # whether actions are sampled where they are scored, as they are where they are shown
     env_params: dict[str, Any] = field(default_factory=dict)
     episodes: int = 100  # shown
     gradient_steps: int = 10_000  # of cloning
@@ -111,16 +113,18 @@ def demonstrate(task: Task, path: Path) -> Demonstrations:
     train_key, score_key, show_key = jax.random.split(jax.random.key(0), 3)
     state = jax.jit(partial(algorithm.init, config, env))(train_key)
     done = np.linspace(0, rlx.total_updates(config), 61).round().astype(int)
+    play = partial(rlx.evaluate, algorithm, config, here, key=score_key, num_episodes=NUM_EPISODES)
+    value = lambda state, sampled: float(play(state=state, deterministic=not sampled).returns.mean())
     states, values = [], []
     for num in np.diff(done).tolist():
         state, _ = rlx.resume(algorithm, config, env, state, num_updates=num)
-        episodes = rlx.evaluate(algorithm, config, here, state, score_key, NUM_EPISODES, not task.sampled)
         states.append(state)
-        values.append(float(episodes.returns.mean()))
+        values.append(value(state, sampled=True))
     half = int(np.argmin(np.abs(np.array(values) - values[-1] / 2)))
-    shown = collect(algorithm, config, here, states[half], show_key, task.episodes, deterministic=not task.sampled)
+    shown = collect(algorithm, config, here, states[half], show_key, task.episodes, deterministic=False)
     name, step = algorithm.__name__.removeprefix("rlx.algos."), int(done[half + 1]) * config.steps_per_update
-    policy = {"algorithm": name, "step": step, "expert_return": values[-1], "mean_return": float(shown.returns.mean())}
+    expert, mean = value(state, task.sampled), float(shown.returns.mean())
+    policy = {"algorithm": name, "step": step, "expert_return": expert, "mean_return": mean}
     about = {"env": task.env, "env_options": {}, "env_params": task.env_params, "policies": [policy], "seed": 0}
     save(path, rlx.replace(shown, about=about))
     return load(path)
@@ -132,20 +136,30 @@ def measure(task_name: str, task: Task, method: Method, shown: Demonstrations, *
     changes = method.changes.get(task_name, {}) | more
     config = preset(algorithm, task.env, **changes | {"total_steps": task.total_steps})
     env = with_params(rlx.envs.make(task.env), task.env_params)
-    keys = jax.vmap(jax.random.key)(np.arange(task.seeds))
-    fresh = jax.jit(jax.vmap(partial(algorithm.init, config, env)))(keys)
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(np.arange(task.seeds))
+    fresh = jax.jit(jax.vmap(partial(algorithm.init, config, env)))(keys[:, 0])
     if method.cloned:
-        states = [clone(algorithm, config, env, shown, key, task.gradient_steps)[0] for key in keys]
+        states = [clone(algorithm, config, env, shown, key, task.gradient_steps)[0] for key in keys[:, 1]]
         fresh = started_from(fresh, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+
+    def warm(state, _):
+        new, metrics = algorithm.update(config, env, state)
+        return rlx.replace(new, params=new.params | {"actor": state.params["actor"]}), metrics
 
     def lane(one):
         key, state = one
         before_key, after_key = jax.random.split(key)
         before = score(task, algorithm, config, env, state, before_key)
-        state, metrics = rlx.resume(algorithm, config, env, state, num_updates=rlx.total_updates(config))
-        return before, score(task, algorithm, config, env, state, after_key), metrics["episode_return"]
+        curves = []
+        if method.cloned:
+            state, metrics = jax.lax.scan(warm, state, length=WARMUP)
+            curves.append(metrics["episode_return"])
+        num_updates = rlx.total_updates(config) - WARMUP * method.cloned
+        state, metrics = rlx.resume(algorithm, config, env, state, num_updates=num_updates)
+        curve = jnp.concatenate([*curves, metrics["episode_return"]])
+        return before, score(task, algorithm, config, env, state, after_key), curve
 
-    before, after, curve = jax.device_get(spread(lane)((keys, fresh)))
+    before, after, curve = jax.device_get(spread(lane)((keys[:, 2], fresh)))
     points = np.linspace(0, curve.shape[1], NUM_CURVE + 1).astype(int)
     return {
         "env": task.env,
