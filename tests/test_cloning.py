@@ -332,7 +332,7 @@ def test_a_diffusion_policy_goes_on_as_the_one_that_it_starts_from(pendulum):
 
 
 def test_what_else_is_learned_is_not_left_behind_in_silence(pendulum):
-    config = sac.Config(total_steps=2_000, num_envs=2, hidden_sizes=(8,))
+    config = sac.Config()
     state = jax.eval_shape(partial(sac.init, config, pendulum), jax.random.key(0))
     with pytest.raises(ValueError, match=r"cannot start from another where its State has .*target_params"):
         started_from(state, state)
