@@ -58,7 +58,7 @@ METHODS = {
     "dppo-cloning": Method(
         "diffusion, DPPO with a cloning term",
         dppo,
-        {"MultiGoal": DPPO | {"action_bound": 5.0, "cloning_coef": 0.2}, "cartpole": DPPO | {"cloning_coef": 0.2}},
+        {"MultiGoal": DPPO | {"action_bound": 5.0, "cloning_coef": 0.2}},
     ),
     "fpo": Method("flow, FPO++", fpo, {"MultiGoal": {"learning_rate": 1e-3}}),
     "ppo-scratch": Method("Gaussian, PPO from scratch", ppo, {}, cloned=False),
@@ -72,6 +72,7 @@ class Task:
     expert_steps: int
     total_steps: int  # of training on
     sampled: bool  # whether actions are sampled where they are scored, as they are where they are shown
+    methods: tuple[str, ...] = tuple(METHODS)
     env_params: dict[str, Any] = field(default_factory=dict)
     episodes: int = 100  # shown
     gradient_steps: int = 10_000  # of cloning
@@ -79,8 +80,8 @@ class Task:
 
 
 TASKS = {
-    "MultiGoal": Task("rlx/MultiGoal", policyflow, 1_500_000, 500_000, True, {"start": 0.0}),
-    "cartpole": Task("mjx/cartpole", ppo, 1_500_000, 800_000, False),
+    "MultiGoal": Task("rlx/MultiGoal", policyflow, 1_500_000, 500_000, True, env_params={"start": 0.0}),
+    "cartpole": Task("mjx/cartpole", ppo, 1_500_000, 800_000, False, ("ppo", "dppo", "fpo", "ppo-scratch")),
 }
 
 
@@ -247,7 +248,7 @@ def main(
         shown = demonstrate(chosen, runs / f"{case[0]}.npz")
         return {"task": case[0], "method": case[1]} | measure(case[0], chosen, METHODS[case[1]], shown)
 
-    cases = {(t, m): f"{t}-{m}" for t in TASKS for m in METHODS}
+    cases = {(t, m): f"{t}-{m}" for t in TASKS for m in TASKS[t].methods}
     only = lambda case: task in (None, case[0]) and method in (None, case[1])
     experiment(folder, cases, run, draw, table, only)
 
