@@ -36,6 +36,7 @@ matplotlib.use("Agg")
 import itertools
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "mujoco-mjx")
@@ -196,6 +197,7 @@ def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
             axes.axhline(policy[key], color="0.4", ls="--", lw=1)
             axes.text(0, policy[key], f" {text}", va="bottom", fontsize=8, color="0.3")
         axes.set(title=task, xlabel="environment steps after cloning", ylabel="return in training")
+        axes.xaxis.set_major_formatter(EngFormatter())
         axes.grid(alpha=0.3)
     lines = {line.get_label(): line for axes in panels.flat for line in axes.get_lines() if line.get_label()[0] != "_"}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3)

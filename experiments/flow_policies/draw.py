@@ -14,6 +14,7 @@ from rlx.report import fill, interval
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter
 
 HERE = Path(__file__).resolve().parent
 NAMES = {
@@ -97,15 +98,18 @@ def draw_control(found: dict[str, dict[str, dict]]) -> None:
                 axis.fill_between(span * share[known], low, high, color=color, alpha=0.2, lw=0)
                 axis.set(xlabel=label)
                 axis.grid(alpha=0.3)
+                axis.xaxis.set_major_formatter(EngFormatter())
         axes[0].set(ylabel=f"{task}\nreturn in training")
-        axes[1].set_xscale("log")
+        axes[1].set_xscale("log", subs=[2, 5])
+        axes[1].xaxis.set_major_formatter(EngFormatter())
+        axes[1].xaxis.set_minor_formatter(EngFormatter())
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4)
-    save(figure, "control.png")
+    save(figure, "control.png", dpi=75)
 
 
-def save(figure, name: str) -> None:
-    figure.savefig(HERE / name, dpi=100)
+def save(figure, name: str, dpi: int = 100) -> None:
+    figure.savefig(HERE / name, dpi=dpi)
     plt.close(figure)
 
 
