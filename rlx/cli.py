@@ -297,7 +297,8 @@ def _train_algorithm(
         defaults = {"config": configure(algorithm.Config, tuned)}
         if start is not None:
             _check_same_algorithm(sources.start_from, _split(start["algorithm"])[0], _split(algorithm_name)[0])
-            kept = NETWORKS if "cloned" in start else NETWORKS | {"trained_steps"}
+            trained = "cloned" not in start or (sources.start_from / "metrics.jsonl").exists()
+            kept = NETWORKS | {"trained_steps"} if trained else NETWORKS  # a clone is the same actor at every step
             shaped = {name: getattr(saved_config(algorithm, start), name) for name in kept & set(start["config"])}
             defaults = {"config": configure(algorithm.Config, tuned | shaped)}
     else:
@@ -313,7 +314,7 @@ def _train_algorithm(
         raise ValueError(f"{prog} needs an environment: --env NAME; `rlx envs` lists them")
     _check_numbers(options)
     _configure_jax(options.compile_cache)
-    own = start or {"env_options": {}, "env_params": {}}
+    own = start if start and start["env"] == env_name else {"env_options": {}, "env_params": {}}
     env_options = own["env_options"] | _assignments("--env-options", options.env_options)
     env_params = own["env_params"] | _assignments("--env-params", options.env_params)
     job = Job(

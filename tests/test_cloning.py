@@ -479,6 +479,10 @@ def test_a_resumed_run_still_says_what_it_started_from(runs, tmp_path, capsys):
         before = json.loads((copy / "config.json").read_text())[key]
         assert command("train", "--resume", copy, "--total-steps", 192, "--no-compile-cache") == 0
         assert json.loads((copy / "config.json").read_text())[key] == before
+    # What was a clone has been trained: its steps are not all of one actor any more.
+    again = ["train", "--start-from", tmp_path / "clone", "--trained-steps", 1, "--denoising-steps", 2]
+    assert command(*again, "--no-compile-cache") == 2
+    assert "leave out trained_steps" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "fine" / "checkpoints")
     for log in ("metrics.jsonl", "evaluations.jsonl"):
         (tmp_path / "fine" / log).unlink()
