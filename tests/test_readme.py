@@ -42,7 +42,8 @@ def examples():
 
 
 def shape(text):
-    """The text without numbers and line breaks, which depend on the machine."""
+    """The text without numbers, line breaks and how often progress is told, which depend on the machine."""
+    text = re.sub(r"^ *\d+ %.*\n(?=^ *\d+ %)", "", text, flags=re.MULTILINE)
     return " ".join(re.sub(r"[\d.,]+", "#", text).split())
 
 
