@@ -234,9 +234,9 @@ def loss(params, config, env, batch, i, progress, objective=objective):
 
 
 def imitated(config, env, state, obs, key):
-    """Chains `[T, N, K' + 1, A]` of the policy that training began with, for the loss to imitate."""
+    """Chains `[T, N, K' + 1, A]` of the policy that training began with, at normalised obs, for the loss to imitate."""
     least = jnp.full(config.denoising_steps, config.least_std)
-    actor, flat = state.pretrained, normalized(config, state, obs).reshape(-1, *env.observation_space.shape)
+    actor, flat = state.pretrained, obs.reshape(-1, *env.observation_space.shape)
     chain, _ = sample(config, env, actor, actor, flat, key, least)
     return chain.swapaxes(0, 1).reshape(*obs.shape[:2], *chain.shape[::2])
 
@@ -259,7 +259,7 @@ def update(config, env, state, *, objective: Callable = objective):
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
     data, scale = advantages(config, env, state, traj)
     if config.cloning_coef:
-        data = replace(data, imitated=imitated(config, env, state, traj.obs, imitation_key))
+        data = replace(data, imitated=imitated(config, env, state, data.obs, imitation_key))
     elements = flatten(data)
     progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
     anneal = jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
