@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rlx.env import Env
+from rlx.pytree import uncommitted
 from rlx.render import mujoco_frames
 from rlx.spaces import Box
 
@@ -107,4 +108,4 @@ def make(name: str, *, backend: str | None = None, **options: Any) -> Env:
 
         brax.fluid.jp = _Numpy()
         environment = Brax(brax.envs.get_environment(name, **options))
-    return Env(environment, environment.default_params, max_steps=EPISODE_STEPS)
+    return Env(environment, uncommitted(environment.default_params), max_steps=EPISODE_STEPS)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlx.env import Env
+from rlx.pytree import uncommitted
 from rlx.render import mujoco_frames
 from rlx.spaces import Box
 
@@ -143,4 +144,6 @@ def make(name: str, **options: Any) -> Env:
         raise ValueError(
             f"playground/{name} downloads models of robots when it is first made, and that failed: {error}"
         ) from error
-    return Env(environment, environment.default_params, max_steps=config.episode_length // environment.repeat)
+    return Env(
+        environment, uncommitted(environment.default_params), max_steps=config.episode_length // environment.repeat
+    )

@@ -25,7 +25,7 @@ with contextlib.redirect_stdout(None):  # it prints that its optional Warp backe
     from mujoco import MjModel, mjx
 
 from rlx.env import Env
-from rlx.pytree import pytree
+from rlx.pytree import pytree, uncommitted
 from rlx.render import mujoco_frames
 from rlx.spaces import Box
 
@@ -161,7 +161,7 @@ def task(
         raise ValueError("the model has no actuators: there is nothing for a policy to do; add <actuator> to it")
     for i in np.flatnonzero(~model.actuator_ctrllimited.astype(bool)):
         raise ValueError(f'actuator {model.actuator(i).name or i} has no limits: give it ctrlrange="-1 1" or the like')
-    params = Params(mjx.put_model(model, impl="jax"), params)
+    params = Params(uncommitted(mjx.put_model(model, impl="jax")), params)
     return Env(Mjcf(params, model, observe, reward, terminated, start, substeps), params, max_steps=max_steps)
 
 

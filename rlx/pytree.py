@@ -1,4 +1,4 @@
-"""Dataclasses that cross jax transformations: `pytree`, `static`, `traced`, `stack`."""
+"""Dataclasses that cross jax transformations: `pytree`, `static`, `traced`, `stack`, `uncommitted`."""
 
 import dataclasses
 import operator
@@ -8,6 +8,7 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 T = TypeVar("T")
 KEEPS = {"at least": operator.ge, "at most": operator.le, "above": operator.gt}
@@ -127,6 +128,11 @@ def stack(trees: list[T]) -> T:
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
 
 
+def uncommitted(tree: T) -> T:
+    """The tree with arrays that are bound to no device: programs over one device and over many may be given them."""
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
+
+
 def _difference(a: Any, b: Any) -> str:
     if type(a) is not type(b) or not dataclasses.is_dataclass(a):
         return f"{jax.tree.structure(a)} and {jax.tree.structure(b)}"
@@ -134,4 +140,4 @@ def _difference(a: Any, b: Any) -> str:
     return ", ".join(f"{name} = {x!r} and {y!r}" for name, x, y in pairs if x != y) or "in a nested tree"
 
 
-__all__ = ["is_static", "pytree", "replace", "stack", "static", "traced"]
+__all__ = ["is_static", "pytree", "replace", "stack", "static", "traced", "uncommitted"]

@@ -295,6 +295,12 @@ def test_brax_params_are_the_model_that_is_stepped_and_can_be_swept():
     np.testing.assert_array_equal(env.environment.environment.sys.opt.gravity, env.params.opt.gravity)
 
 
+@pytest.mark.parametrize("name", ["mjx/pendulum", "brax/inverted_pendulum"])
+def test_parameters_are_bound_to_no_device(name):
+    """What is committed to the first device cannot be given to a program over several."""
+    assert not [x for x in jax.tree.leaves(rlx.envs.make(name)) if getattr(x, "committed", False)]
+
+
 def test_brax_does_not_write_into_the_state_that_it_is_given():
     env = brax("reacher", "spring")
     key = jax.random.key(0)

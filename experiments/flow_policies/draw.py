@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 
 from rlx.envs.multigoal import MultiGoal, goals
+from rlx.envs.pointmaze import MAZES, layout
 from rlx.report import fill, interval
 
 matplotlib.use("Agg")
@@ -26,6 +27,7 @@ NAMES = {
     "policyflow-unregularised": "PolicyFlow, no Brownian term",
     "dppo": "DPPO, from scratch",
 }
+FORK = ((1.5, 4.5), (5.5, 5.5))  # as in run.py
 CONTROL = ("Pendulum", "CartpoleSwingup", "CheetahRun", "hopper")
 COLUMNS = {
     "MultiGoal": {
@@ -36,7 +38,12 @@ COLUMNS = {
         "return_without_noise": "return without the Gaussian noise",
     },
     "GridWorld": {"rarer": "share of the rarer direction", "return": "return", "length": "steps to a goal"},
-    "PointMaze": {"success": "success rate", "return": "return"},
+    "PointMaze": {
+        "success": "success rate",
+        "return": "return",
+        "success_from_fork": "success from the fork",
+        "rarer": "share of the rarer way there",
+    },
     **{task: {"return": "return"} for task in CONTROL},
     "Endurance": {"finite": "share of runs without NaN", "return": "return"},
 }
@@ -49,36 +56,66 @@ def results(task: str) -> dict[str, dict]:
 
 
 def panels(found: dict[str, dict], title) -> tuple:
-    figure, axes = plt.subplots(1, len(found), figsize=(2.6 * len(found), 2.9), layout="constrained", squeeze=False)
-    for axis, (name, result) in zip(axes[0], found.items(), strict=True):
-        axis.set_title(f"{NAMES[name]}\n{title(result)}", fontsize=9)
-        axis.set_aspect("equal")
-        axis.tick_params(labelsize=7)
-    return figure, zip(axes[0], found.values(), strict=True)
+    """A column a method: an axis for the ways it takes and below it one for its actions, with its first seed."""
+    size = {"figsize": (2.6 * len(found), 5.4), "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(2, len(found), **size)
+    for (above, below), (name, result) in zip(axes.T, found.items(), strict=True):
+        above.set_title(f"{NAMES[name]}\n{title(result)}", fontsize=9)
+        for axis in (above, below):
+            axis.set_aspect("equal")
+            axis.tick_params(labelsize=7)
+    axes[0, 0].set_ylabel("ways", fontsize=9)
+    axes[1, 0].set_ylabel("actions", fontsize=9)
+    return figure, zip(*axes, found.values(), strict=True)
 
 
 def draw_multi_goal(found: dict[str, dict]) -> None:
-    """Ways from the middle, of the first seed."""
+    """Ways from the middle, and actions at rest there and at (0, 4)."""
     figure, parts = panels(found, lambda r: f"{r['coverage'][0]:.0f} goals, return {r['return'][0]:.1f}")
     places = np.asarray(goals(MultiGoal.default_params))
-    for axis, result in parts:
+    for above, below, result in parts:
         ways = np.array(result["ways"], float)  # [time, trajectory, 2]
         ways = np.concatenate([np.zeros_like(ways[:1]), ways])
-        axis.plot(*ways.transpose(2, 0, 1), lw=0.6, alpha=0.6, color="tab:blue")
-        axis.plot(*places.T, "*", color="tab:red", ms=9)
-        axis.set(xlim=(-8, 8), ylim=(-8, 8))
+        above.plot(*ways.transpose(2, 0, 1), lw=0.6, alpha=0.6, color="tab:blue")
+        above.plot(*places.T, "*", color="tab:red", ms=9)
+        above.plot(0, 4, "o", color="tab:orange", ms=4)
+        above.set(xlim=(-8, 8), ylim=(-8, 8))
+        for actions, color in zip(np.array(result["actions"]), ("tab:blue", "tab:orange"), strict=True):
+            below.plot(*actions.T, ".", ms=3, alpha=0.5, color=color)
+        below.set(xlim=(-9, 9), ylim=(-9, 9))
     save(figure, "multigoal.png")
 
 
 def draw_grid_world(found: dict[str, dict]) -> None:
-    """Actions at the saddle, of the first seed; beyond half a unit they move."""
+    """Ways from the saddle, and actions there; beyond half a unit they move."""
     figure, parts = panels(found, lambda r: f"up {r['up'][0]:.0%}, down {r['down'][0]:.0%}")
-    for axis, result in parts:
-        actions = np.clip(np.array(result["actions"]), -1, 1)
-        axis.axhspan(-0.5, 0.5, color="0.93", zorder=0)
-        axis.plot(*actions.T, ".", ms=3, alpha=0.5)
-        axis.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1))
+    for above, below, result in parts:
+        ways = np.array(result["ways"], float)
+        ways = np.concatenate([np.zeros_like(ways[:1]), ways])
+        for border in (-1.04, 0.87):
+            above.axhspan(border, border + 0.17, color="tab:red", alpha=0.25, lw=0)
+        above.plot(*ways.transpose(2, 0, 1), lw=0.6, alpha=0.6, color="tab:blue")
+        above.set(xlim=(-1.04, 1.04), ylim=(-1.04, 1.04))
+        below.axhspan(-0.5, 0.5, color="0.93", zorder=0)
+        below.plot(*np.clip(np.array(result["actions"]), -1, 1).T, ".", ms=3, alpha=0.5)
+        below.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1))
     save(figure, "gridworld.png")
+
+
+def draw_point_maze(found: dict[str, dict]) -> None:
+    """Ways from one place to another to which two are equally long, and actions at rest at the start."""
+    figure, parts = panels(found, lambda r: f"arrive {r['success_from_fork'][0]:.0%}, rarer way {r['rarer'][0]:.0%}")
+    walls, (start, goal) = layout(MAZES["medium"][0]), FORK
+    picture = {"cmap": "gray", "vmin": 0, "vmax": 1, "extent": (0, walls.shape[1], walls.shape[0], 0)}
+    for above, below, result in parts:
+        ways = np.array(result["ways"], float)
+        above.imshow(np.where(walls, 0.6, 1.0), **picture)
+        above.plot(*ways.transpose(2, 0, 1)[::-1], lw=0.6, alpha=0.6, color="tab:blue")
+        above.plot(*start[::-1], "o", color="tab:orange", ms=6)
+        above.plot(*goal[::-1], "*", color="tab:red", ms=10)
+        below.plot(*np.clip(np.array(result["actions"]), -1, 1)[0, :, ::-1].T, ".", ms=3, alpha=0.5, color="tab:orange")
+        below.set(xlim=(-1.1, 1.1), ylim=(1.1, -1.1))  # as the maze is drawn: right, and down
+    save(figure, "pointmaze.png")
 
 
 def draw_control(found: dict[str, dict[str, dict]]) -> None:
@@ -134,7 +171,7 @@ def cell(values: list[float | None]) -> str:
 def main() -> None:
     readme = HERE / "README.md"
     text = readme.read_text()
-    drawings = {"MultiGoal": draw_multi_goal, "GridWorld": draw_grid_world}
+    drawings = {"MultiGoal": draw_multi_goal, "GridWorld": draw_grid_world, "PointMaze": draw_point_maze}
     there = {task: found for task in COLUMNS if (found := results(task))}
     for task, found in there.items():
         if task in drawings:

@@ -31,12 +31,15 @@ from rlx import replace
 from rlx.algos import dppo, fpo, policyflow, ppo
 from rlx.envs.gridworld import observe
 from rlx.envs.multigoal import coverage, goal_entropy, goal_shares, goals_reached
+from rlx.envs.pointmaze import State as PointMazeState
 from rlx.lanes import spread, use_all_cores
 from rlx.presets import preset
 from rlx.rollout import reset, rollout
 
 RESULTS = Path(__file__).resolve().parent / "results"
-NUM_TRAJECTORIES, NUM_DRAWN = 1000, 40
+NUM_TRAJECTORIES, NUM_DRAWN, NUM_ACTIONS = 1000, 40, 200
+MULTI_GOAL_AT = ((0.0, 0.0), (0.0, 4.0))  # equally far from six goals, and from two
+FORK = ((1.5, 4.5), (5.5, 5.5))  # start and goal in PointMaze-medium, m
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "gymnax", "brax", "mujoco-mjx", "playground")
 
 
@@ -59,49 +62,96 @@ METHODS = {
 }
 
 
+def from_the_start(algorithm, config, env, state, start, key):
+    """Episodes from `start [E]`: transitions `[T, E]`, the last step of each, and which steps are up to it."""
+    _, traj = rollout(env, partial(algorithm.act, config, env, state), start, key, env.max_steps)
+    last = jnp.argmax(traj.done, axis=0)
+    return traj, last, jnp.arange(env.max_steps)[:, None] <= last
+
+
+def ways(positions, under_way):
+    """Some of the `positions [T, E, 2]`, NaN after the end."""
+    return jnp.where(under_way[..., None], positions, jnp.nan)[:, :NUM_DRAWN]
+
+
+def actions_at(algorithm, config, env, state, obs, key):
+    """Actions of one policy at the chosen `obs [O, D]`: `[O, samples, A]`."""
+    obs = jnp.repeat(obs, NUM_ACTIONS, axis=0)
+    return algorithm.act(config, env, state, obs, key)[0].reshape(-1, NUM_ACTIONS, 2)
+
+
 def multi_goal(algorithm, config, env, state, key):
-    """Episodes that begin in the middle: return, goals, and some of the ways taken."""
+    """Episodes that begin in the middle: return, goals, some of the ways, and actions at rest at `MULTI_GOAL_AT`."""
     env = replace(env, params=replace(env.params, start=0.0))
     reset_key, key = jax.random.split(key)
     start = reset(env, reset_key, NUM_TRAJECTORIES)
-    _, traj = rollout(env, partial(algorithm.act, config, env, state), start, key, 51)
-    last = jnp.argmax(traj.done, axis=0)
+    traj, last, under_way = from_the_start(algorithm, config, env, state, start, key)
     at_end = lambda x: x[last, jnp.arange(NUM_TRAJECTORIES)]
     shares = goal_shares(goals_reached(at_end(traj.next_obs)[:, :2], env.params))
-    ways = jnp.where((jnp.arange(51)[:, None] <= last)[..., None], traj.next_obs[..., :2], jnp.nan)
+    at = jnp.concatenate([jnp.array(MULTI_GOAL_AT), jnp.zeros((len(MULTI_GOAL_AT), 2))], axis=-1)
     return {
         "return": at_end(traj.episode_return).mean(),
         "shares": shares,
         "coverage": coverage(shares),
         "coverage_5_percent": coverage(shares, 0.05),
         "entropy": goal_entropy(shares),
-        "ways": ways[::2, :NUM_DRAWN],
+        "ways": ways(traj.next_obs[..., :2], under_way)[::2],
+        "actions": actions_at(algorithm, config, env, state, at, jax.random.fold_in(key, 1)),
     }
 
 
 def grid_world(algorithm, config, env, state, key):
-    """Moves at the saddle, which has a goal equally near above and below, and the return of whole episodes."""
+    """Moves at the saddle, which has a goal equally near above and below, ways from there, returns from anywhere."""
     act_key, key = jax.random.split(key)
-    obs = jnp.broadcast_to(observe(jnp.array([12, 12])), (NUM_TRAJECTORIES, 2))
+    saddle = jnp.array([12, 12])
+    obs = jnp.broadcast_to(observe(saddle), (NUM_TRAJECTORIES, 2))
     action, _ = algorithm.act(config, env, state, obs, act_key)
     move = jnp.round(action[:, 1])
     up, down = jnp.mean(move > 0), jnp.mean(move < 0)
     episodes = rlx.evaluate(algorithm, config, env, state, key, num_episodes=200, deterministic=False)
+    start = reset(env, act_key, NUM_DRAWN)
+    start = replace(start, state=jnp.broadcast_to(saddle, start.state.shape), obs=obs[:NUM_DRAWN])
+    traj, _, under_way = from_the_start(algorithm, config, env, state, start, jax.random.fold_in(key, 1))
     return {
         "up": up,
         "down": down,
         "rarer": jnp.minimum(up, down),
-        "actions": action[:200],
+        "actions": action[:NUM_ACTIONS],
+        "ways": ways(traj.next_obs, under_way)[:40],
         "return": episodes.returns.mean(),
         "length": episodes.lengths.mean(),
     }
 
 
 def point_maze(algorithm, config, env, state, key):
-    """Share of whole episodes that come to the goal at any time, and their return."""
+    """Whole episodes from anywhere to anywhere: share that comes to the goal at any time, and return.
+
+    Then from `FORK[0]` to `FORK[1]`, to which two ways are equally long: the share of the rarer one among those that
+    come there, some of the ways, and actions at the fork.
+    """
     reset_key, key = jax.random.split(key)
-    _, traj = rollout(env, partial(algorithm.act, config, env, state), reset(env, reset_key, 500), key, env.max_steps)
-    return {"success": traj.info["success"].any(0).mean(), "return": traj.episode_return[-1].mean()}
+    start = reset(env, reset_key, 500)
+    traj, _, _ = from_the_start(algorithm, config, env, state, start, key)
+    here, goal = jnp.array(FORK)
+    middle = jnp.array(env.params.walls.shape) / 2.0
+    at = jnp.concatenate([here - middle, jnp.zeros(2), goal - middle])
+    same = lambda x: jnp.broadcast_to(x, (500, *x.shape))
+    inner = PointMazeState(same(here), same(jnp.zeros(2)), same(goal))
+    fork_key, act_key = jax.random.split(jax.random.fold_in(key, 1))
+    forked, _, under_way = from_the_start(
+        algorithm, config, env, state, replace(start, state=inner, obs=same(at)), fork_key
+    )
+    arrived = forked.info["success"].any(0)
+    right = (forked.next_obs[..., 1] + middle[1] > 6.0).any(0)
+    by_right = jnp.sum(arrived & right) / jnp.sum(arrived)
+    return {
+        "success": traj.info["success"].any(0).mean(),
+        "return": traj.episode_return[-1].mean(),
+        "success_from_fork": arrived.mean(),
+        "rarer": jnp.minimum(by_right, 1.0 - by_right),
+        "ways": ways(forked.next_obs[..., :2] + middle, under_way)[:60:2],
+        "actions": actions_at(algorithm, config, env, state, at[None], act_key),
+    }
 
 
 def control(algorithm, config, env, state, key):
@@ -128,7 +178,7 @@ CONTROL = ("ppo", "fpo", "fpo++", "policyflow")
 TASKS = {
     "MultiGoal": Task("rlx/MultiGoal", 1_500_000, 5, multi_goal, tuple(METHODS)),
     "GridWorld": Task("rlx/GridWorld", 300_000, 5, grid_world, ("ppo", "ppo-mixture", "fpo", "fpo++", "policyflow")),
-    "PointMaze": Task("rlx/PointMaze-medium", 1_000_000, 3, point_maze, ("ppo", "fpo++", "policyflow")),
+    "PointMaze": Task("rlx/PointMaze-medium", 1_000_000, 5, point_maze, ("ppo", "fpo++", "policyflow")),
     "Pendulum": Task("gymnax/Pendulum-v1", 300_000, 5, control, CONTROL),
     "CartpoleSwingup": Task("playground/CartpoleSwingup", 1_000_000, 5, control, CONTROL),
     "CheetahRun": Task("playground/CheetahRun", 500_000, 5, control, CONTROL),
