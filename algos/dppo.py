@@ -228,6 +228,7 @@ def loss(params, config, env, batch, i, progress, objective=objective):
     return policy_loss + config.value_coef * value_loss + config.cloning_coef * imitation_loss, {
         "policy_loss": policy_loss,
         "value_loss": value_loss,
+        "imitation_loss": imitation_loss,
         "approx_kl": approx_kl(log_ratio).mean(),
         "clip_fraction": (jnp.abs(jnp.expm1(log_ratio)) > clip).mean(),
     }
