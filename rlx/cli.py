@@ -26,7 +26,7 @@ import rlx.envs
 from rlx import objectives
 from rlx.env import Env, with_params
 from rlx.envs.registry import full_name
-from rlx.presets import configure, settings, variant
+from rlx.presets import configure, published, settings, variant
 from rlx.replay import without_replay
 from rlx.run import (
     CHECKPOINT_SECONDS,
@@ -347,7 +347,9 @@ def _train_algorithm(
         _check_resume(saved, job, options)
     chosen = {name: value for name, value in vars(job.config).items() if value != vars(defaults["config"])[name]}
     console.print(f"{short_name(algorithm_name)} on {env_name}, seed {job.seed}, {jax.devices()[0].device_kind}")
-    for title, values in (("tuned settings", tuned), ("your settings", chosen), ("environment", env_params)):
+    source = published(_preset_file(algorithm), env_name) if tuned else ""
+    title = f"published settings, not tried here ({source})" if source else "tuned settings"
+    for title, values in ((title, tuned), ("your settings", chosen), ("environment", env_params)):
         if values:
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
     if saved is None and sources.preset and (others := _tuned_elsewhere(algorithm, env_name)):

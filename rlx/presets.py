@@ -1,7 +1,9 @@
 """Tuned settings: a TOML file beside each algorithm, `algos/ppo.toml` beside `algos/ppo.py`.
 
 Every table is named by an environment or a pattern, `["brax/*"]`, and holds Config fields. All tables that match apply,
-in the order of the file, later ones over earlier ones; fields that none sets keep the Config's defaults.
+in the order of the file, later ones over earlier ones; fields that none sets keep the Config's defaults. A table may be
+for several patterns, with spaces between them. One with `published = "SOURCE"` has the settings of that source, as near
+as the Config comes to them, with which nothing was trained here.
 """
 
 import tomllib
@@ -20,14 +22,19 @@ def settings(algorithm: ModuleType | Path, env_name: str) -> dict[str, Any]:
     Raises:
         ValueError: when the file names a field that the Config does not have.
     """
+    found = {name: value for table in _tables(algorithm, env_name) for name, value in table.items()}
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in found.items() if n != "published"}
+
+
+def published(algorithm: ModuleType | Path, env_name: str) -> str:
+    """The source of these settings where they were taken over and not tried, by the last table; else an empty text."""
+    return next((table.get("published", "") for table in reversed(_tables(algorithm, env_name))), "")
+
+
+def _tables(algorithm: ModuleType | Path, env_name: str) -> list[dict[str, Any]]:
     path = algorithm if isinstance(algorithm, Path) else Path(algorithm.__file__).with_suffix(".toml")
-    if not path.exists():
-        return {}
-    found: dict[str, Any] = {}
-    for pattern, table in tomllib.loads(path.read_text()).items():
-        if fnmatchcase(env_name, pattern):
-            found |= table
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    tables = tomllib.loads(path.read_text()) if path.exists() else {}
+    return [table for patterns, table in tables.items() if any(fnmatchcase(env_name, p) for p in patterns.split())]
 
 
 def preset(algorithm: ModuleType, env_name: str, **overrides: Any) -> Any:
