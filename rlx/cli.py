@@ -348,8 +348,8 @@ def _train_algorithm(
     chosen = {name: value for name, value in vars(job.config).items() if value != vars(defaults["config"])[name]}
     console.print(f"{short_name(algorithm_name)} on {env_name}, seed {job.seed}, {jax.devices()[0].device_kind}")
     source = published(_preset_file(algorithm), env_name) if tuned else ""
-    title = f"published settings, not tried here ({source})" if source else "tuned settings"
-    for title, values in ((title, tuned), ("your settings", chosen), ("environment", env_params)):
+    origin = f"published settings, not tried here ({source})" if source else "tuned settings"
+    for title, values in ((origin, tuned), ("your settings", chosen), ("environment", env_params)):
         if values:
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
     if saved is None and sources.preset and (others := _tuned_elsewhere(algorithm, env_name)):
