@@ -9,7 +9,7 @@ from rlx.pytree import pytree, replace, stack, static, traced
 from rlx.train import Episodes, evaluate, resume, state_bytes, steps_taken, total_updates, train
 
 if TYPE_CHECKING:
-    from rlx import algos, envs
+    from rlx import algos, envs, meta
     from rlx.sweeps import sweep
 
 __version__ = "0.1.0"
@@ -22,6 +22,7 @@ __all__ = [
     "algos",
     "envs",
     "evaluate",
+    "meta",
     "pytree",
     "replace",
     "resume",
@@ -37,7 +38,7 @@ __all__ = [
 
 
 def __getattr__(name):
-    if name in ("envs", "algos"):
+    if name in ("envs", "algos", "meta"):
         return import_module(f"rlx.{name}")
     if name == "sweep":
         return import_module("rlx.sweeps").sweep

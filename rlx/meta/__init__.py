@@ -1,0 +1,30 @@
+"""Learning the learning rule: objectives with weights, whole lifetimes to measure them by, and how to improve them."""
+
+from rlx.meta.drifts import LPO, TALPO, drift_features, learned_surrogate, load, lpo, save, talpo
+from rlx.meta.evolution import STRATEGIES, Generation, Strategy, evolve, first, mean, open_es, snes
+from rlx.meta.lifetimes import Lifetime, fitness, last_return, lived, scaled, trial
+
+__all__ = [
+    "LPO",
+    "STRATEGIES",
+    "TALPO",
+    "Generation",
+    "Lifetime",
+    "Strategy",
+    "drift_features",
+    "evolve",
+    "first",
+    "fitness",
+    "last_return",
+    "learned_surrogate",
+    "lived",
+    "load",
+    "lpo",
+    "mean",
+    "open_es",
+    "save",
+    "scaled",
+    "snes",
+    "talpo",
+    "trial",
+]

@@ -1,0 +1,108 @@
+"""Evolution of any pytree by the strategies of evosax: ask for candidates, measure them, tell their fitness.
+
+What a generation does follows from its number and the state before it: a run that is stopped and goes on from a
+checkpoint is bitwise the one that was not.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from evosax.algorithms import SNES, Open_ES
+
+from rlx.pytree import pytree, replace
+
+
+class Strategy(NamedTuple):
+    """One of evosax with its numbers."""
+
+    algorithm: Any
+    params: Any
+
+
+@pytree
+class Generation:
+    """Where evolution has come to."""
+
+    strategy: Any  # the strategy's own state
+    number: jax.Array  # int32, generations done
+    key: jax.Array  # that all of them begin with
+
+
+def open_es(
+    solution: Any, population: int = 32, sigma: float = 0.04, learning_rate: float = 0.01, decay: float = 0.999
+) -> Strategy:
+    """OpenAI's evolution strategy: antithetic pairs, centred ranks, Adam.
+
+    Every generation the learning rate and the deviation `sigma` decay, to a tenth and to a quarter at most.
+
+    Args:
+        solution: a pytree like what is evolved.
+
+    Source: Salimans et al. 2017, arXiv:1703.03864; the constants are of the code of Lu et al. 2022, arXiv:2210.05639.
+
+    Raises:
+        ValueError: for an odd population, which is not one of pairs.
+    """
+    if population < 2 or population % 2:
+        raise ValueError(f"population = {population}: open_es has pairs of candidates, give an even number")
+    rate = optax.exponential_decay(learning_rate, 1, decay, end_value=0.1 * learning_rate)
+    deviation = optax.exponential_decay(sigma, 1, decay, end_value=0.25 * sigma)
+    algorithm = Open_ES(population, solution, optimizer=optax.adam(rate, b1=0.99), std_schedule=deviation)
+    return Strategy(algorithm, algorithm.default_params)
+
+
+def snes(solution: Any, population: int = 32, sigma: float = 0.04, learning_rate: float = 1.0) -> Strategy:
+    """Separable natural evolution strategy: ranks weigh the candidates, and each number has a deviation that adapts.
+
+    Source: Schaul, Glasmachers, Schmidhuber 2011, High Dimensions and Heavy Tails for Natural Evolution Strategies.
+    """
+    if population < 2:
+        raise ValueError(f"population = {population}: give at least 2")
+    algorithm = SNES(population, solution, optimizer=optax.sgd(learning_rate))
+    return Strategy(algorithm, algorithm.default_params.replace(std_init=jnp.float32(sigma)))
+
+
+STRATEGIES = {"open_es": open_es, "snes": snes}
+
+
+def first(strategy: Strategy, mean: Any, key: jax.Array) -> Generation:
+    """Generation 0, around the solution `mean`."""
+    init_key, key = jax.random.split(key)
+    state = strategy.algorithm.init(init_key, mean, strategy.params)
+    state = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), state)  # counters of Python become arrays
+    return Generation(state, jnp.int32(0), key)
+
+
+def mean(strategy: Strategy, generation: Generation) -> Any:
+    """What evolution proposes: the middle of the population, with the structure of the solution."""
+    return strategy.algorithm.get_mean(generation.strategy)
+
+
+def evolve(
+    strategy: Strategy,
+    generation: Generation,
+    fitness: Callable[[Any, jax.Array], Any],
+    until: int,
+    after: Callable[[Generation, Any], None] = lambda generation, scores: None,
+) -> Generation:
+    """Goes on to generation `until`.
+
+    Args:
+        fitness: `(candidates, key) -> [P]` of candidates with leaves `[P, ...]`, higher is better; NaN counts as worst.
+        after: called with each generation and the fitness of its candidates.
+    """
+    algorithm, params = strategy
+    for number in range(int(generation.number), until):
+        ask_key, fitness_key, tell_key = jax.random.split(jax.random.fold_in(generation.key, number), 3)
+        candidates, state = algorithm.ask(ask_key, generation.strategy, params)
+        scores = fitness(candidates, fitness_key)
+        state, _ = algorithm.tell(tell_key, candidates, -jnp.asarray(scores), state, params)
+        generation = replace(generation, strategy=state, number=jnp.int32(number + 1))
+        after(generation, scores)
+    return generation
+
+
+__all__ = ["STRATEGIES", "Generation", "Strategy", "evolve", "first", "mean", "open_es", "snes"]
