@@ -53,6 +53,7 @@ COMMANDS = {
     "report": "compare runs and sweeps, with intervals:  rlx report runs/A runs/B",
     "collect": "what policies do, as a file:  rlx collect runs/NAME --output demonstrations.npz",
     "clone": "imitate demonstrations:  rlx clone dppo demonstrations.npz",
+    "discover": "learn an objective:  rlx discover lpo --train CartPole-v1 --holdout Acrobot-v1",
     "render": "watch a policy:  rlx render runs/NAME --output episode.gif",
     "plot": "draw runs and sweeps:  rlx plot runs/A runs/B --output curves.png",
     "envs": "list environments:  rlx envs [brax]",
@@ -63,6 +64,7 @@ NAMES = ("Clip", "ClipHigher", "DPO", "ForwardKL", "ImportanceWeighted", "Revers
 NETWORKS = {"hidden_sizes", "conv_features", "activation", "normalize_obs", "num_components", "num_features"}
 NETWORKS |= {"denoising_steps", "action_bound", "flow_steps", "noise_loss"}
 OBJECTIVES = {name: getattr(objectives, name) for name in NAMES}
+LEARNED = ".npz"  # how the file of a learned objective ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Sources:
     resume: Path | None = None
     """run directory to go on with, in its own settings; --total-steps may be raised"""
     objective: str = ""
-    """policy objective in place of the algorithm's own, such as SPO; its coefficients become options"""
+    """policy objective in place of the algorithm's own: one such as SPO, whose coefficients become options, or the file
+    of one that was learned"""
     variant: str = ""
     """settings that have a name in the algorithm's VARIANTS, such as dapo in grpo, over tuned ones"""
     preset: bool = True
@@ -181,6 +184,8 @@ def main(arguments: list[str] | None = None) -> None:
             getattr(importlib.import_module("rlx.cli_sweep"), command)(rest)
         elif command in ("collect", "clone"):
             getattr(importlib.import_module("rlx.cli_demonstrations"), command)(rest)
+        elif command == "discover":
+            importlib.import_module("rlx.cli_discover").discover(rest)
         elif command == "envs":
             _envs(rest)
         else:
@@ -209,7 +214,7 @@ def load_algorithm(name: str) -> ModuleType:
     """
     base, objective = _split(name)
     if objective:
-        return objectives.with_objective(load_algorithm(base), OBJECTIVES[objective])
+        return objectives.with_objective(load_algorithm(base), _objective(objective))
     short = name.removeprefix("rlx.algos.")
     if short in algorithms():
         return importlib.import_module(f"rlx.algos.{short}")
@@ -260,9 +265,14 @@ def _algorithm(command: str, arguments: list[str]) -> tuple[ModuleType, str, Sou
 
 
 def _split(name: str) -> tuple[str, str]:
-    """`ppo+SPO` as `ppo` and `SPO`; the second is empty where no objective is named."""
+    """`ppo+SPO` as `ppo` and `SPO`; the second is empty where no objective is named, by its own name or a file's."""
     base, _, objective = name.rpartition("+")
-    return (base, objective) if objective in OBJECTIVES else (name, "")
+    return (base, objective) if objective in OBJECTIVES or (base and objective.endswith(LEARNED)) else (name, "")
+
+
+def _objective(name: str) -> Any:
+    """The class of a name, or what is in a file of a learned one."""
+    return importlib.import_module("rlx.meta.drifts").load(Path(name)) if name.endswith(LEARNED) else OBJECTIVES[name]
 
 
 def _with_objective(
@@ -271,13 +281,17 @@ def _with_objective(
     """The algorithm and its name with the objective asked for, or that of what is resumed; else as they are."""
     known = {objective.lower(): objective for objective in OBJECTIVES}
     objective = known.get(sources.objective.replace("-", "").lower(), "")
+    if sources.objective.endswith(LEARNED):
+        objective = str(Path(sources.objective).resolve())
+        if "+" in objective:
+            raise ValueError(f"{objective}: a run is named with a + before its objective, so give a path without one")
     if sources.objective and not objective:
         raise ValueError(_unknown("objective", sources.objective, list(known)))
     if not objective and sources.resume is not None:
         objective = _split(read_config(sources.resume, file)["algorithm"])[1]
     if not objective or objective == _split(name)[1]:
         return algorithm, name
-    return objectives.with_objective(algorithm, OBJECTIVES[objective]), f"{name}+{objective}"
+    return objectives.with_objective(algorithm, _objective(objective)), f"{name}+{objective}"
 
 
 def _sources(arguments: list[str], prog: str, options: type[Sources] = Sources) -> tuple[Sources, list[str]]:

@@ -277,33 +277,37 @@ class ReverseKL:
         return penalized(log_ratio, advantage, reverse_kl(log_ratio), self.kl_coef, self.kl_target)
 
 
-def with_objective(algorithm: ModuleType, objective: type) -> ModuleType:
-    """The algorithm with `objective` in place of its own, and the coefficients of that as fields of its Config.
+def with_objective(algorithm: ModuleType, objective: Any) -> ModuleType:
+    """The algorithm with `objective` in place of its own.
 
         spo = with_objective(ppo, SPO)
         state, metrics = rlx.train(spo, spo.Config(learning_rate=1e-3, epsilon=0.1), env, key)
 
-    A coefficient that the Config has already, such as PPO's `clip`, is that field, with the Config's default. The
-    algorithm returned is called `rlx.algos.ppo+SPO`.
+    Of a class, the coefficients become fields of its Config; one that the Config has already, such as PPO's `clip`, is
+    that field, with the Config's default. The algorithm returned is called `rlx.algos.ppo+SPO`. An object, such as a
+    learned objective, is taken as it is.
 
     Raises:
         ValueError: when the algorithm's `update` takes no objective.
     """
     if "objective" not in inspect.signature(algorithm.update).parameters:
         raise ValueError(f"{algorithm.__name__} has no policy objective that could be replaced")
-    names = [f.name for f in fields(objective)]
-    own = {f.name for f in fields(algorithm.Config)}
-    new = [(f.name, f.type, field(default=f.default, metadata=f.metadata)) for f in fields(objective)]
-    namespace = {name: spec for name, _, spec in new if name not in own}
-    namespace["__annotations__"] = {name: kind for name, kind, _ in new if name not in own}
-    namespace["__post_init__"] = algorithm.Config.__post_init__
-    config_class = pytree(type("Config", (algorithm.Config,), namespace))
+    config_class, chosen = algorithm.Config, lambda config: objective
+    if isinstance(objective, type):
+        names = [f.name for f in fields(objective)]
+        own = {f.name for f in fields(algorithm.Config)}
+        new = [(f.name, f.type, field(default=f.default, metadata=f.metadata)) for f in fields(objective)]
+        namespace = {name: spec for name, _, spec in new if name not in own}
+        namespace["__annotations__"] = {name: kind for name, kind, _ in new if name not in own}
+        namespace["__post_init__"] = algorithm.Config.__post_init__
+        config_class = pytree(type("Config", (algorithm.Config,), namespace))
+        chosen = lambda config: objective(**{name: getattr(config, name) for name in names})
 
     def update(config: Any, env: Any, state: Any) -> tuple[Any, Any]:
-        chosen = objective(**{name: getattr(config, name) for name in names})
-        return algorithm.update(config, env, state, objective=chosen)
+        return algorithm.update(config, env, state, objective=chosen(config))
 
-    module = ModuleType(f"{algorithm.__name__}+{objective.__name__}")
+    name = objective.__name__ if isinstance(objective, type) else type(objective).__name__
+    module = ModuleType(f"{algorithm.__name__}+{name}")
     vars(module).update({k: v for k, v in vars(algorithm).items() if k != "__name__"})
     vars(module).update(Config=config_class, update=update)
     return module

@@ -130,7 +130,13 @@ def stack(trees: list[T]) -> T:
 
 def uncommitted(tree: T) -> T:
     """The tree with arrays that are bound to no device: programs over one device and over many may be given them."""
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
+
+    def free(x: Any) -> jax.Array:
+        if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(np.asarray(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        return jnp.asarray(np.asarray(x))
+
+    return jax.tree.map(free, tree)
 
 
 def _difference(a: Any, b: Any) -> str:

@@ -305,7 +305,10 @@ def identity(job: Job) -> dict[str, Any]:
 
 
 def short_name(algorithm_name: str) -> str:
-    """`ppo` for `rlx.algos.ppo` and for `/somewhere/ppo.py`; `ppo+SPO` where another objective is named."""
+    """`ppo` for `rlx.algos.ppo` and for `/somewhere/ppo.py`; `ppo+SPO` with another objective, by its name or file."""
+    base, _, objective = algorithm_name.rpartition("+")
+    if objective.endswith(".npz"):
+        return f"{short_name(base)}+{Path(objective).stem}"
     return re.sub(r"\.py(?=\+|$)", "", Path(algorithm_name.removeprefix("rlx.algos.")).name)
 
 
@@ -491,7 +494,6 @@ def draw(directory: Path) -> None:
 
 def describe(job: Any, *names: str) -> dict[str, Any]:
     """What a run or a sweep is, on what it ran, and those of the job's fields that are named."""
-    device = jax.devices()[0]
     return {
         "algorithm": job.algorithm_name,
         "env": job.env_name,
@@ -504,6 +506,14 @@ def describe(job: Any, *names: str) -> dict[str, Any]:
         "preset": job.preset,
         "updates": total_updates(job.config),
         "steps": steps_taken(job.config, total_updates(job.config)),
+        **provenance(),
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """When something was begun, by which command, with which versions and on what."""
+    device = jax.devices()[0]
+    return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "python": platform.python_version(),

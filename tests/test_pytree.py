@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlx import pytree, replace, stack, static, traced
-from rlx.pytree import is_static
+from rlx.pytree import is_static, uncommitted
 
 
 @pytree
@@ -170,3 +170,14 @@ def test_bounds_do_not_look_at_arrays_and_tracers():
     assert stack([Bounded(offset=o) for o in (0.0, 1.0)]).offset.shape == (2,)
     np.testing.assert_array_equal(Bounded(share=outside, offset=0.0).share, outside)
     np.testing.assert_array_equal(jax.vmap(lambda x: Bounded(share=x, offset=0.0).share)(outside), outside)
+
+
+def test_what_is_uncommitted_is_the_same_and_bound_to_no_device():
+    device = jax.devices()[0]
+    tree = {"a": jax.device_put(jnp.arange(3), device), "b": 2.0, "key": jax.device_put(jax.random.key(5), device)}
+    found = uncommitted(tree)
+    assert tree["a"].committed
+    assert not any(x.committed for x in jax.tree.leaves(found))
+    np.testing.assert_array_equal(found["a"], tree["a"])
+    assert (found["b"].dtype, found["key"].dtype) == (jnp.float32, tree["key"].dtype)
+    assert bool(found["key"] == tree["key"])

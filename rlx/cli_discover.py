@@ -1,0 +1,236 @@
+"""`rlx discover`: learn a policy objective by evolution over whole lifetimes, and write it as a file to train with."""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+
+import rlx
+from rlx import checkpoint, meta
+from rlx.algos import ppo
+from rlx.cli import _assignments, _check_empty, _check_seed, _configure_jax, _parse
+from rlx.envs.registry import full_name
+from rlx.lanes import use_all_cores
+from rlx.meta import pictures
+from rlx.objectives import DPO, SPO, Clip, ImportanceWeighted
+from rlx.presets import preset
+from rlx.pytree import uncommitted
+from rlx.report import interval, read_json
+from rlx.run import Stop, provenance, read_rows, write_json, write_rows
+
+CLIP = 0.2
+OTHERS = {"policy gradient": ImportanceWeighted(), "PPO": Clip(CLIP), "DPO": DPO(), "SPO": SPO(CLIP)}
+MADE = {"lpo": meta.lpo, "talpo": meta.talpo}
+SCALE_SEEDS, LOOK_SEEDS = 16, 8
+FREE = ("generations", "chunk", "look_every", "eval_seeds", "resume", "out", "checkpoint_seconds", "compile_cache")
+PLAIN_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscoverOptions:
+    """Learn a drift for PPO by evolution: a population of them trains agents from beginning to end, over and over."""
+
+    kind: tyro.conf.Positional[Literal["lpo", "talpo"]]
+    """lpo, or talpo, which knows how far a run has come"""
+    train: str = ""
+    """environments that fitness is the return of, separated by commas; each counts from 0, untrained, to 1, PPO"""
+    holdout: str = ""
+    """environments on which what was found is only evaluated"""
+    generations: int = 100
+    """of evolution"""
+    population: int = 32
+    """candidates of each generation"""
+    num_seeds: int = 2
+    """lifetimes of a candidate in each environment, with the same keys for all of them"""
+    steps: int = 30_000
+    """environment steps of a lifetime"""
+    strategy: Literal["open_es", "snes"] = "open_es"
+    """of evolution: in antithetic pairs, or with a deviation for every weight"""
+    sigma: float = 0.04
+    """deviation of the candidates"""
+    evolution_rate: float = 0.01
+    """learning rate of open_es"""
+    start: Literal["random", "none", "ppo"] = "random"
+    """a random drift; none, which is plain policy gradient; or PPO's with nothing added, and it stays"""
+    num_hidden: int = 128
+    """units of the drift's network"""
+    settings: tuple[str, ...] = (
+        "num_envs=16",
+        "num_steps=64",
+        "num_epochs=10",
+        "num_minibatches=4",
+        "learning_rate=5e-3",
+    )
+    """of PPO in every lifetime as name=value, over its tuned ones; many epochs at a high rate make objectives differ"""
+    chunk: int | None = None
+    """at most so many candidates at once, to save memory"""
+    look_every: int = 20
+    """generations between evaluations of what evolution proposes, with other keys and 8 seeds"""
+    eval_seeds: int = 10
+    """lifetimes of the evaluation at the end, in each environment"""
+    seed: int = 0
+    """of everything random"""
+    out: Path | None = None
+    """directory; default: a new one under runs/"""
+    resume: Path | None = None
+    """directory to go on with, in its own settings; --generations may be raised"""
+    checkpoint_seconds: float = 60.0
+    """how often to write a checkpoint"""
+    compile_cache: bool = True
+    """keep compiled programs on disk for the next start"""
+
+
+def discover(arguments: list[str]) -> None:
+    """`rlx discover`."""
+    options = _parse(DiscoverOptions, arguments, "rlx discover")
+    saved = None
+    if options.resume is not None:
+        saved = read_json(options.resume / "discovery.json")
+        before = {name: tuple(x) if isinstance(x, list) else x for name, x in saved["options"].items()}
+        options = _parse(DiscoverOptions, arguments, "rlx discover", default=DiscoverOptions(**before))
+        changed = [name for name, x in before.items() if name not in FREE and getattr(options, name) != x]
+        if changed:
+            raise ValueError(f"{options.resume} was begun with other settings: leave out {', '.join(changed)}")
+    _check(options)
+    _configure_jax(options.compile_cache)
+    use_all_cores()
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    names = {name: _lifetime(name, options) for name in _split(options.train) + _split(options.holdout)}
+    directory = options.resume or options.out or _directory(options.kind)
+    start_key, scale_key, evolve_key, look_key, final_key = jax.random.split(jax.random.key(options.seed), 5)
+    start = MADE[options.kind](
+        start_key if options.start == "random" else None, options.num_hidden, CLIP if options.start == "ppo" else np.inf
+    )
+    numbers = {"learning_rate": options.evolution_rate} if options.strategy == "open_es" else {}
+    strategy = meta.STRATEGIES[options.strategy](start, options.population, options.sigma, **numbers)
+    if saved is None:
+        _check_empty(directory)
+        scale = lambda i, name: meta.scaled(
+            ppo, names[name], OTHERS["PPO"], jax.random.fold_in(scale_key, i), SCALE_SEEDS
+        )
+        lifetimes = {name: scale(i, name) for i, name in enumerate(_split(options.train))}
+        scales = {name: [lifetime.low, lifetime.high] for name, lifetime in lifetimes.items()}
+        kept = dataclasses.asdict(options) | {"out": None, "resume": None}
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "discovery.json", {"options": kept, "scales": scales, **provenance()})
+    else:
+        lifetimes = {n: rlx.replace(names[n], low=low, high=high) for n, (low, high) in saved["scales"].items()}
+    for name, lifetime in lifetimes.items():
+        console.print(f"{name}: return {lifetime.low:.4g} untrained, {lifetime.high:.4g} after PPO")
+    generation = meta.first(strategy, start, evolve_key)
+    if saved is not None and checkpoint.numbers(directory / "checkpoints"):
+        generation = uncommitted(checkpoint.restore(directory / "checkpoints", generation))
+    rows = read_rows(directory / "generations.jsonl")[: int(generation.number)]
+    found = _evolve(options, strategy, generation, list(lifetimes.values()), look_key, rows, directory, console)
+    meta.save(directory / "objective.npz", found, {"generations": len(rows), "train": options.train})
+    _evaluate(options, names, lifetimes, found, final_key, rows, directory, console)
+
+
+def _check(options: DiscoverOptions) -> None:
+    for name in ("generations", "num_seeds", "steps", "num_hidden", "look_every", "eval_seeds"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
+    if options.chunk is not None and options.chunk < 1:
+        raise ValueError(f"--chunk {options.chunk}: give at least 1")
+    for name in ("sigma", "evolution_rate"):
+        if not getattr(options, name) > 0:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give a number above 0")
+    if not options.train:
+        raise ValueError("rlx discover needs environments: --train CartPole-v1,Acrobot-v1")
+    if both := set(map(full_name, _split(options.train))) & set(map(full_name, _split(options.holdout))):
+        raise ValueError(f"{', '.join(sorted(both))}: what is held out is not trained on")
+    _check_seed(options.seed)
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _lifetime(name: str, options: DiscoverOptions) -> meta.Lifetime:
+    settings = _assignments("--settings", options.settings) | {"total_steps": options.steps}
+    return meta.Lifetime(preset(ppo, full_name(name), **settings), rlx.envs.make(name))
+
+
+def _directory(kind: str) -> Path:
+    return Path("runs") / f"discover-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _one(objective: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], objective)
+
+
+def _evolve(options, strategy, generation, lifetimes, look_key, rows, directory, console):
+    """Runs the generations that are left, and keeps the log; returns what evolution proposes."""
+    measure = meta.trial(ppo, lifetimes, options.num_seeds, options.chunk)
+    look = meta.trial(ppo, lifetimes, LOOK_SEEDS)
+    began = told = saved = time.perf_counter()
+    first, parts = len(rows), {}
+
+    def fitness(candidates, key):
+        parts["returns"] = measure(candidates, key)
+        return meta.fitness(lifetimes, parts["returns"])
+
+    def save(generation):
+        write_rows(directory / "generations.jsonl", rows)
+        checkpoint.save(directory / "checkpoints", len(rows), generation)
+        meta.save(directory / "objective.npz", meta.mean(strategy, generation), {"generations": len(rows)})
+        pictures.generations(rows, directory / "curve.png")
+
+    def after(generation, scores):
+        nonlocal told, saved
+        number = int(generation.number)
+        row = {"generation": number, "fitness": float(np.nanmean(scores)), "best_fitness": float(np.nanmax(scores))}
+        row |= {"undefined": int(np.isnan(scores).sum()), "returns": np.nanmean(parts["returns"], axis=(1, 2)).tolist()}
+        last = number == options.generations
+        if number % options.look_every == 0 or last:
+            returns = look(_one(meta.mean(strategy, generation)), jax.random.fold_in(look_key, number))
+            row |= {"proposed": float(meta.fitness(lifetimes, returns)[0])}
+        rows.append(row)
+        now = time.perf_counter()
+        if now - told > PLAIN_SECONDS or "proposed" in row:
+            told, each = now, (now - began) / (len(rows) - first)
+            text = f"generation {number} of {options.generations}: fitness {row['fitness']:.3f}, best"
+            text += f" {row['best_fitness']:.3f}" + (f", proposed {row['proposed']:.3f}" if "proposed" in row else "")
+            console.print(f"{text}; {each:.1f} s each, {each * (options.generations - number):.0f} s left")
+        if now - saved > options.checkpoint_seconds or last or stop.asked:
+            saved = now
+            save(generation)
+        if stop.asked:
+            console.print(f"stopped; go on with rlx discover {options.kind} --resume {directory}")
+            sys.exit(128 + stop.asked)
+
+    with Stop() as stop:
+        generation = meta.evolve(strategy, generation, fitness, options.generations, after)
+    return meta.mean(strategy, generation)
+
+
+def _evaluate(options, names, lifetimes, found, key, rows, directory, console):
+    """Lifetimes of what was found and of the others in all environments, what they say, and pictures."""
+    objectives = {options.kind.upper(): found} | OTHERS
+    results, means = [], {}
+    for i, (env, lifetime) in enumerate(names.items()):
+        for name, objective in objectives.items():
+            returns = meta.trial(ppo, [lifetime], options.eval_seeds)(_one(objective), jax.random.fold_in(key, i))[0, 0]
+            known = returns[np.isfinite(returns)]
+            mean = interval([known]) if len(known) else None
+            result = {"env": env, "held_out": env not in lifetimes, "objective": name, "mean": mean}
+            results.append(result | {"returns": [None if np.isnan(x) else float(x) for x in returns]})
+            if env in lifetimes:
+                means.setdefault(name, []).append(meta.fitness([lifetimes[env]], returns[None, None])[0])
+        shown = results[-len(objectives) :]
+        line = ", ".join(f"{r['objective']} {r['mean']['value']:.4g}" for r in shown if r["mean"])
+        console.print(f"{env}{' (held out)' if env not in lifetimes else ''}: {line or 'no episode ended'}")
+    write_json(directory / "evaluation.json", results)
+    fitness = {name: float(np.mean(values)) for name, values in means.items()}
+    pictures.generations(rows, directory / "curve.png", {name: fitness[name] for name in OTHERS})
+    learned = {f"TALPO at {share:.0%}": (found, share) for share in (0.0, 0.5, 1.0)}
+    shown = learned if options.kind == "talpo" else {"LPO": found}
+    pictures.drifts(shown | {name: OTHERS[name] for name in ("PPO", "DPO", "SPO")}, directory / "drift.png")
+    console.print(f"{directory / 'objective.npz'}: rlx train ppo --env NAME --objective {directory / 'objective.npz'}")
