@@ -96,6 +96,10 @@ def test_the_rarer_direction_at_the_saddle_is_counted(run):
     finally:
         rlx.evaluate = run_evaluate
     np.testing.assert_allclose([found["up"], found["down"], found["rarer"]], [0.8, 0.2, 0.2], rtol=1e-5)
+    ways = found["ways"]  # straight on, to the border above or below, in ten steps of a twelfth
+    np.testing.assert_allclose(ways[0, :6, 1] * 12, [-1, 1, 1, 1, 1, -1], rtol=1e-5)
+    np.testing.assert_allclose(ways[10, :6, 1] * 12, [-11, 11, 11, 11, 11, -11], rtol=1e-5)
+    assert np.isnan(ways[11]).all()
 
 
 def test_coming_to_the_goal_at_any_time_is_a_success(run):
@@ -108,6 +112,32 @@ def test_coming_to_the_goal_at_any_time_is_a_success(run):
     assert found["return"] > 100
     stay = jax.jit(partial(run.point_maze, policy(lambda obs, key: jnp.zeros((len(obs), 2))), None, env, None))
     assert stay(jax.random.key(0))["success"] < 0.1
+
+
+def test_ways_from_the_fork_are_told_apart(run):
+    """By corners that are headed for one after the other: a fifth goes by the right, the others by the middle."""
+    env = rlx.envs.make("rlx/PointMaze-medium")
+    right = jnp.array([[1.5, 4.5], [1.5, 6.5], [5.5, 6.5], [5.5, 5.5]]) - 4.0
+    middle = jnp.array([[1.5, 4.5], [3.5, 4.5], [3.5, 3.5], [5.5, 3.5], [5.5, 5.5]]) - 4.0
+
+    def ahead(corners, position):
+        """The end of the leg that is nearest; where it is reached the next leg counts as nearer."""
+        before, after = corners[:-1], corners[1:]
+        share = ((position - before) * (after - before)).sum(-1) / ((after - before) ** 2).sum(-1)
+        gap = before + jnp.clip(share, 0.0, 1.0)[:, None] * (after - before) - position
+        reached = jnp.linalg.norm(position - after, axis=-1) < 0.3
+        return after[jnp.argmin(jnp.linalg.norm(gap, axis=-1) + 0.5 * reached)]
+
+    def go(obs, key):
+        targets = [jax.vmap(partial(ahead, corners))(obs[:, :2]) for corners in (right, middle)]
+        target = jnp.where((jnp.arange(len(obs)) % 5 == 0)[:, None], *targets)
+        return 2.0 * (target - obs[:, :2]) - 0.5 * obs[:, 2:4]
+
+    found = jax.jit(partial(run.point_maze, policy(go), None, env, None))(jax.random.key(0))
+    np.testing.assert_allclose([found["success_from_fork"], found["rarer"]], [1.0, 0.2], atol=1e-6)
+    assert found["ways"].shape == (30, run.NUM_DRAWN, 2)
+    assert found["actions"].shape == (1, run.NUM_ACTIONS, 2)
+    assert found["ways"][:, 0, 1].max() > 6 > found["ways"][:, 1, 1].max()
 
 
 def test_what_is_finite_is_told_from_what_is_not(run):

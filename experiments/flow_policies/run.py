@@ -219,6 +219,7 @@ def measure(task: Task, method: Method, short: bool) -> dict[str, Any]:
             for suffix, state in measured.items()
             if state is not None
             for name, value in task.measure(algorithm, config, env, state, measure_key).items()
+            if not suffix or value.ndim == 0
         }
         return found, metrics["episode_return"]
 
