@@ -101,7 +101,8 @@ def networks(config, env):
 
 
 def optimizer(config, learning_rate):
-    clip, adam = optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate, eps=config.adam_epsilon)
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    adam = optax.adam(learning_rate, eps=config.adam_epsilon, eps_root=1e-20)  # to be differentiable at gradients of 0
     return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
 
 

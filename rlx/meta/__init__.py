@@ -2,6 +2,7 @@
 
 from rlx.meta.drifts import LPO, TALPO, drift_features, learned_surrogate, load, lpo, save, talpo
 from rlx.meta.evolution import STRATEGIES, Generation, Strategy, evolve, first, mean, open_es, snes
+from rlx.meta.gradients import MetaState, detached, meta_train, meta_update, outcome, unrolled
 from rlx.meta.lifetimes import Lifetime, fitness, last_return, lived, scaled, trial
 
 __all__ = [
@@ -10,7 +11,9 @@ __all__ = [
     "TALPO",
     "Generation",
     "Lifetime",
+    "MetaState",
     "Strategy",
+    "detached",
     "drift_features",
     "evolve",
     "first",
@@ -21,10 +24,14 @@ __all__ = [
     "load",
     "lpo",
     "mean",
+    "meta_train",
+    "meta_update",
     "open_es",
+    "outcome",
     "save",
     "scaled",
     "snes",
     "talpo",
     "trial",
+    "unrolled",
 ]
