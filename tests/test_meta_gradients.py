@@ -135,10 +135,10 @@ def test_a_rule_of_no_consequence_is_not_changed(cartpole):
     assert int(state.state.num_updates) == 2 * num
 
 
-def test_a_learning_rate_that_is_far_too_low_is_raised(cartpole):
-    env, config, _ = cartpole
-    config = rlx.replace(config, total_steps=4800, anneal_learning_rate=False)
-    rule = {"learning_rate": jnp.log(1e-5), "entropy_coef": jnp.log(1e-3)}
+def test_a_learning_rate_that_is_too_low_is_raised():
+    sizes = {"num_envs": 8, "num_steps": 64, "hidden_sizes": (16,), "total_steps": 15 * 5 * 512}
+    env, config = rlx.envs.make("CartPole-v1"), ppo.Config(**sizes, anneal_learning_rate=False)
+    rule = {"learning_rate": jnp.log(1e-4), "entropy_coef": jnp.log(1e-3)}
     run = jax.jit(partial(meta.meta_train, ppo, rates, num_updates=4, optimizer=optax.adam(0.1)))
     state, _ = run(config, env, rule, jax.random.key(0))
-    assert state.rule["learning_rate"] > jnp.log(5e-5)
+    assert state.rule["learning_rate"] > jnp.log(2e-4)
