@@ -13,10 +13,16 @@ NAMES = sorted(path.parent.name for path in FOLDER.glob("*/compare.py") if (path
 KEYS = {
     "fine_tuning": ("task", "method"),
     "groups": ("task",),
+    "robustness": ("task", "trained"),
     "sequences": ("task", "variant"),
     "trust_regions": ("task", "method"),
 }
-OF = {"task": None, "variant": "VARIANTS", "method": "METHODS"}  # where the module lists them
+# The names of a task that a module measures.
+OF = {
+    "variant": lambda module, task: module.VARIANTS,
+    "method": lambda module, task: module.METHODS,
+    "trained": lambda module, task: module.TASKS[task].trained,
+}
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -30,9 +36,9 @@ def compared(request):
     found = [json.loads(path.read_text()) for path in (path.parent / "results").glob("*.json")]
     keys = KEYS[request.param]
     results = {tuple(result[key] for key in keys): result for result in found}
-    of = OF[keys[-1]]
-    wanted = [(task, name) for task in module.TASKS for name in getattr(module, of)] if of else list(module.TASKS)
-    ordered = {key: results[key if of else (key,)] for key in wanted if (key if of else (key,)) in results}
+    of = OF.get(keys[-1], lambda module, task: [()])
+    wanted = [(task, *([name] if name else [])) for task in module.TASKS for name in of(module, task)]
+    ordered = {key if key[1:] else key[0]: results[key] for key in wanted if key in results}
     assert len(ordered) == len(found) > 0  # no result of something that is not measured any more
     return module, ordered
 
