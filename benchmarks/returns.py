@@ -72,6 +72,7 @@ OWN = {
     "sac": {
         "Pendulum-v1": Task("gymnax/Pendulum-v1", 20_000, at_least=-170, share=0.9, episodes=128),
         "MountainCarContinuous-v0": Task("gymnax/MountainCarContinuous-v0", 50_000, seeds=5),
+        **{f"mjx-{name}": Task(f"mjx/{name}", 100_000, seeds=5) for name in ("pendulum", "cartpole", "reacher")},
         "inverted_pendulum": Task("brax/inverted_pendulum", 50_000, {"backend": "mjx"}, at_least=950, share=0.9),
         **{name: task for name, task in TASKS.items() if name.startswith(("hopper-", "halfcheetah-"))},
     },

@@ -3,8 +3,8 @@
     python benchmarks/tables.py
     python benchmarks/tables.py --check
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names algorithms, decoding, flow, physics,
-returns, speed and sweeps; the rest of the README is left alone.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names algorithms, decoding, flow, lifetimes,
+physics, returns, speed and sweeps; the rest of the README is left alone.
 """
 
 import ast
@@ -18,7 +18,7 @@ from speed import rows
 
 from rlx.report import fill
 
-NAMES = ("algorithms", "decoding", "flow", "physics", "returns", "speed", "sweeps")
+NAMES = ("algorithms", "decoding", "flow", "lifetimes", "physics", "returns", "speed", "sweeps")
 
 
 def markdown(header: list[str], body: list[tuple[str, ...]], num_text: int) -> str:
@@ -88,6 +88,16 @@ def flow_table(result: dict) -> str:
     return markdown(["policy", "steps/s", "over PPO's"], body, num_text=1)
 
 
+def lifetimes_table(result: dict) -> str:
+    """Whole trainings a second by how many of them are one program."""
+    steps, body = result["sizes"]["total_steps"], []
+    for num, found in result["over_first"].items():
+        speed = median(result["lifetimes_per_second"][num])
+        ratio = f"{median(found):.1f} [{min(found):.1f}, {max(found):.1f}]"
+        body.append((num, f"{speed:.1f}", f"{speed * steps:,.0f}", ratio))
+    return markdown(["lifetimes at once", "lifetimes/s", "steps/s", "over one"], body, num_text=0)
+
+
 def physics_table(result: dict) -> str:
     """Control steps/s of bare physics at several numbers of environments, and what it takes of training."""
     numbers = list(result["cases"][0]["speeds"])
@@ -146,7 +156,8 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     """Every table that there are results for."""
     returns = [json.loads(path.read_text()) for path in sorted((results / "returns").glob("*.json"))]
     found = {"algorithms": algorithms_table()} | ({"returns": returns_table(returns)} if returns else {})
-    single = {"speed": speed_table, "decoding": decoding_table, "flow": flow_table, "physics": physics_table}
+    single = {"speed": speed_table, "decoding": decoding_table, "flow": flow_table}
+    single |= {"lifetimes": lifetimes_table, "physics": physics_table}
     for name, table in single.items():
         if (path := results / f"{name}.json").exists():
             found[name] = table(json.loads(path.read_text()))
