@@ -96,6 +96,17 @@ def grid(axes, env_state, params):
     axes.plot(*env_state.state, "o", color=COOL, ms=7)
 
 
+def level(axes, env_state, params):
+    """A grid world of `rlx/Levels`: walls, objects by what they are worth, and where one is."""
+    from matplotlib.colors import ListedColormap
+
+    axes.imshow(np.asarray(params.walls).T, cmap=ListedColormap(["white", INK]), vmin=0, vmax=1)
+    for (x, y), there, reward in zip(params.place, env_state.state.there, params.reward, strict=True):
+        if there:
+            axes.plot(x, y, "s", color=WARM if reward > 0 else "#c0392b", ms=4 + 10 * abs(float(reward)))
+    axes.plot(*env_state.state.place, "o", color=COOL, ms=9)
+
+
 GYMNAX = {
     "CartPole-v1": cartpole,
     "Pendulum-v1": pendulum,

@@ -4,8 +4,10 @@ from rlx.meta.drifts import LPO, TALPO, drift_features, learned_surrogate, load,
 from rlx.meta.evolution import STRATEGIES, Generation, Strategy, evolve, first, mean, open_es, snes
 from rlx.meta.gradients import MetaState, detached, meta_train, meta_update, outcome, unrolled
 from rlx.meta.lifetimes import Lifetime, fitness, last_return, lived, scaled, trial
+from rlx.meta.rules import LPG, lpg
 
 __all__ = [
+    "LPG",
     "LPO",
     "STRATEGIES",
     "TALPO",
@@ -22,6 +24,7 @@ __all__ = [
     "learned_surrogate",
     "lived",
     "load",
+    "lpg",
     "lpo",
     "mean",
     "meta_train",
