@@ -13,6 +13,7 @@ NAMES = sorted(path.parent.name for path in FOLDER.glob("*/compare.py") if (path
 KEYS = {
     "fine_tuning": ("task", "method"),
     "groups": ("task",),
+    "meta_gradient": ("task", "method"),
     "robustness": ("task", "trained"),
     "sequences": ("task", "variant"),
     "trust_regions": ("task", "method"),

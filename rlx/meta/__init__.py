@@ -1,5 +1,6 @@
 """Learning the learning rule: objectives with weights, whole lifetimes to measure them by, and how to improve them."""
 
+from rlx.meta.curriculum import Buffer, choose, fill, record
 from rlx.meta.drifts import LPO, TALPO, drift_features, learned_surrogate, load, lpo, save, talpo
 from rlx.meta.evolution import STRATEGIES, Generation, Strategy, evolve, first, mean, open_es, snes
 from rlx.meta.gradients import MetaState, detached, meta_train, meta_update, outcome, unrolled
@@ -11,13 +12,16 @@ __all__ = [
     "LPO",
     "STRATEGIES",
     "TALPO",
+    "Buffer",
     "Generation",
     "Lifetime",
     "MetaState",
     "Strategy",
+    "choose",
     "detached",
     "drift_features",
     "evolve",
+    "fill",
     "first",
     "fitness",
     "last_return",
@@ -31,6 +35,7 @@ __all__ = [
     "meta_update",
     "open_es",
     "outcome",
+    "record",
     "save",
     "scaled",
     "snes",
