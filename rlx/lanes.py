@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -143,9 +144,11 @@ class Program:
         def test(values, shared, state, key):
             return evaluate(algorithm, *group.join(values, shared), state, key, num_eval_episodes)
 
-        start = jax.jit(self._spread(init, LANES, WHOLE, LANES))
-        step = jax.jit(self._step(self._spread(train, LANES, WHOLE, LANES, WHOLE, WHOLE)), donate_argnums=0)
-        end = jax.jit(self._spread(test, LANES, WHOLE, LANES, LANES))
+        # Said once more for arrays without elements, which physics states have: jax takes them for copies otherwise.
+        placed = partial(jax.jit, out_shardings=NamedSharding(self.mesh, LANES))
+        start = placed(self._spread(init, LANES, WHOLE, LANES))
+        step = placed(self._step(self._spread(train, LANES, WHOLE, LANES, WHOLE, WHOLE)), donate_argnums=0)
+        end = placed(self._spread(test, LANES, WHOLE, LANES, LANES))
 
         self.like = self._like(shapes(algorithm, group, num_lanes, interval is not None))
         keys = self._like(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_lanes)))

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import rlx
 from rlx import replace
 from rlx.lanes import Program, carry, fit, groups, memory_bound, spread
+from rlx.spaces import Box, Discrete
 from rlx.train import advance, evaluate
 
 RATES = (1e-2, 1e-3, np.inf, 3e-3, 1e-4)
@@ -120,6 +122,32 @@ def test_missing_lanes_repeat_the_last_one(program, trained):
 def test_lanes_are_spread_over_all_devices(program, trained):
     assert jax.device_count() == 2
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(trained[0]["state"].params)} == {2}
+
+
+class Hollow:
+    """One step of one observation, whose state has an array without elements, as states of physics have."""
+
+    default_params = None
+
+    def observation_space(self, params):
+        return Box(-1.0, 1.0, (1,))
+
+    def action_space(self, params):
+        return Discrete(2)
+
+    def reset(self, key, params):
+        return jnp.ones(1), {"x": jnp.ones(1), "none": jnp.zeros((0, 3))}
+
+    def step(self, key, state, action, params):
+        return jnp.ones(1), state, 1.0, True, False, {}
+
+
+def test_states_with_arrays_without_elements_are_spread_too(ppo, small):
+    env = rlx.Env(Hollow(), None)
+    (group,) = groups([(replace(small, learning_rate=rate), env) for rate in RATES[:2]])
+    program = Program(ppo, group, num_lanes=2, num_eval_episodes=2, length=2)
+    _, metrics = run(program, group, range(2))
+    np.testing.assert_array_equal(metrics["episode_return"], 1.0)
 
 
 def test_evaluation_of_a_lane_is_that_of_the_single_run(ppo, program, group, trained):
