@@ -40,7 +40,8 @@ class DiscoverOptions:
     kind: tyro.conf.Positional[Literal["lpo", "talpo"]]
     """lpo, or talpo, which knows how far a run has come"""
     train: str = ""
-    """environments that fitness is the return of, separated by commas; each counts from 0, untrained, to 1, PPO"""
+    """environments that fitness is the return of, separated by commas; each counts from 0, untrained, to 1, PPO;
+    Pendulum-v1:80000 has lifetimes of its own length"""
     holdout: str = ""
     """environments on which what was found is only evaluated"""
     generations: int = 100
@@ -50,7 +51,7 @@ class DiscoverOptions:
     num_seeds: int = 2
     """lifetimes of a candidate in each environment, with the same keys for all of them"""
     steps: int = 30_000
-    """environment steps of a lifetime"""
+    """environment steps of a lifetime, where its environment has no number of its own"""
     strategy: Literal["open_es", "snes"] = "open_es"
     """of evolution: in antithetic pairs, or with a deviation for every weight"""
     sigma: float = 0.04
@@ -102,7 +103,7 @@ def discover(arguments: list[str]) -> None:
     _configure_jax(options.compile_cache)
     use_all_cores()
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    names = {name: _lifetime(name, options) for name in _split(options.train) + _split(options.holdout)}
+    names = {name: _lifetime(name, steps, options) for name, steps in _named(options.train, options.holdout)}
     directory = options.resume or options.out or _directory(options.kind)
     start_key, scale_key, evolve_key, look_key, final_key = jax.random.split(jax.random.key(options.seed), 5)
     start = MADE[options.kind](
@@ -115,7 +116,7 @@ def discover(arguments: list[str]) -> None:
         scale = lambda i, name: meta.scaled(
             ppo, names[name], OTHERS["PPO"], jax.random.fold_in(scale_key, i), SCALE_SEEDS
         )
-        lifetimes = {name: scale(i, name) for i, name in enumerate(_split(options.train))}
+        lifetimes = {name: scale(i, name) for i, (name, _) in enumerate(_named(options.train))}
         scales = {name: [lifetime.low, lifetime.high] for name, lifetime in lifetimes.items()}
         kept = dataclasses.asdict(options) | {"out": None, "resume": None}
         directory.mkdir(parents=True, exist_ok=True)
@@ -144,17 +145,22 @@ def _check(options: DiscoverOptions) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give a number above 0")
     if not options.train:
         raise ValueError("rlx discover needs environments: --train CartPole-v1,Acrobot-v1")
-    if both := set(map(full_name, _split(options.train))) & set(map(full_name, _split(options.holdout))):
-        raise ValueError(f"{', '.join(sorted(both))}: what is held out is not trained on")
+    names = [full_name(name) for name, _ in _named(options.train, options.holdout)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(twice)} is named twice: what is held out is not trained on")
     _check_seed(options.seed)
 
 
-def _split(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
+def _named(*lists: str) -> list[tuple[str, str]]:
+    """Environments and the lengths of their lifetimes, empty where none is given: `Pendulum-v1:80000`."""
+    texts = [text.strip() for texts in lists for text in texts.split(",") if text.strip()]
+    return [(name, steps) for name, _, steps in (text.partition(":") for text in texts)]
 
 
-def _lifetime(name: str, options: DiscoverOptions) -> meta.Lifetime:
-    settings = _assignments("--settings", options.settings) | {"total_steps": options.steps}
+def _lifetime(name: str, steps: str, options: DiscoverOptions) -> meta.Lifetime:
+    if steps and not steps.isdecimal():
+        raise ValueError(f"{name}:{steps}: after the colon give a number of steps")
+    settings = _assignments("--settings", options.settings) | {"total_steps": int(steps or options.steps)}
     return meta.Lifetime(preset(ppo, full_name(name), **settings), rlx.envs.make(name))
 
 

@@ -12,7 +12,7 @@ from rlx.meta import pictures
 from rlx.objectives import DPO, Clip
 from rlx.run import read_rows, short_name
 
-SMALL = ["--population", "4", "--steps", "512", "--num-hidden", "4", "--look-every", "2", "--eval-seeds", "2"]
+SMALL = ["--population", "4", "--steps", "300000", "--num-hidden", "4", "--look-every", "2", "--eval-seeds", "2"]
 SMALL += ["--settings", "num_envs=4", "num_steps=32", "num_epochs=1", "learning_rate=1e-2", "--no-compile-cache"]
 SMALL += ["--checkpoint-seconds", "0"]
 
@@ -24,7 +24,7 @@ def found(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli_discover, "OTHERS", {name: cli_discover.OTHERS[name] for name in ("PPO", "DPO", "SPO")})
         patch.setattr(cli_discover, "SCALE_SEEDS", 4)
-        cli.main(["discover", "lpo", "--train", "CartPole-v1", "--generations", "4", *SMALL, "--out", str(path)])
+        cli.main(["discover", "lpo", "--train", "CartPole-v1:512", "--generations", "4", *SMALL, "--out", str(path)])
     return path
 
 
@@ -88,7 +88,8 @@ def test_a_learned_objective_is_an_option_of_train_and_of_what_goes_on(found, tm
     [
         ([], "rlx discover needs environments: --train CartPole-v1,Acrobot-v1"),
         (["--train", "CartPole"], "CartPole-v1"),
-        (["--train", "CartPole-v1", "--holdout", "gymnax/CartPole-v1"], "what is held out is not trained on"),
+        (["--train", "CartPole-v1", "--holdout", "gymnax/CartPole-v1"], "is named twice: what is held out"),
+        (["--train", "CartPole-v1:many"], "after the colon give a number of steps"),
         (["--train", "CartPole-v1", "--population", "5"], "give an even number"),
         (["--train", "CartPole-v1", "--sigma", "0"], "--sigma 0.0: give a number above 0"),
         (["--train", "CartPole-v1", "--generations", "0"], "--generations 0: give at least 1"),
