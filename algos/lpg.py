@@ -33,6 +33,7 @@ from rlx.networks import Actor, Torso, initialize
 from rlx.pytree import pytree, static, traced
 from rlx.rollout import episode_metrics, reset, rollout
 from rlx.spaces import Discrete
+from rlx.train import total_updates
 
 
 @pytree
@@ -142,7 +143,7 @@ def update(config, env, state, *, rule: Callable = rule):
     """One rollout and one gradient step on it; `rule` may be any callable pytree of its signature."""
     key, rollout_key = jax.random.split(state.key)
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
-    progress = jnp.minimum(state.num_updates * config.steps_per_update / config.total_steps, 1.0)
+    progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
     direction, target = rule(config, look(config, env, state.params, traj), progress)
     grads, parts = jax.grad(loss, has_aux=True)(state.params, config, env, traj, direction, target)
     updates, opt_state = optimizer(config).update(grads, state.opt_state)

@@ -132,7 +132,7 @@ def act(config, env, state, obs, key, deterministic=False):
     """The environment's action for obs `[N, O]`, and what the loss will need of it."""
     actor, _ = networks(config, env)
     pi = actor.apply(state.params["actor"], normalized(config, state, obs))
-    action = pi.mode() if deterministic else pi.sample(key)
+    action = jax.lax.stop_gradient(pi.mode() if deterministic else pi.sample(key))
     return rescale(env.action_space, action), Recorded(action, pi.log_prob(action))
 
 

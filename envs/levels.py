@@ -125,8 +125,10 @@ def make(seed: int | None = None, size: int = SIZE, num_objects: int = OBJECTS) 
     """A level by the number of its draw; without one, an open room with a prize, a coin and a trap.
 
     Raises:
-        ValueError: for a size below 4, or objects that do not fit.
+        ValueError: for a size below 4, more objects than 8, or either of them for the open room.
     """
+    if seed is None and (size, num_objects) != (SIZE, OBJECTS):
+        raise ValueError("size and num_objects are of drawn levels: give a seed, such as seed=0")
     if size < 4 or not 1 <= num_objects <= 8:
         raise ValueError(f"size = {size}, num_objects = {num_objects}: give at least 4, and 1 to 8")
     environment = Levels()

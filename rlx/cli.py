@@ -409,7 +409,8 @@ def _check_new(directory: Path, options: Any) -> None:
 def _check_empty(directory: Path) -> None:
     # A file under a temporary name is what a process left that was killed before it had written anything.
     if directory.exists() and any(path.suffix != ".tmp" for path in directory.iterdir()):
-        hint = f"go on with it by --resume {directory}, or " if (directory / "config.json").exists() else ""
+        begun = any((directory / name).exists() for name in ("config.json", "discovery.json"))
+        hint = f"go on with it by --resume {directory}, or " if begun else ""
         raise ValueError(f"{directory} is not empty: {hint}give another --out")
 
 

@@ -4,10 +4,9 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
@@ -23,7 +22,7 @@ from rlx.objectives import DPO, SPO, Clip, ImportanceWeighted
 from rlx.presets import preset
 from rlx.pytree import uncommitted
 from rlx.report import interval, read_json
-from rlx.run import Stop, provenance, read_rows, write_json, write_rows
+from rlx.run import Stop, provenance, read_rows, strict, write_json, write_rows
 
 CLIP = 0.2
 OTHERS = {"policy gradient": ImportanceWeighted(), "PPO": Clip(CLIP), "DPO": DPO(), "SPO": SPO(CLIP)}
@@ -37,7 +36,7 @@ PLAIN_SECONDS = 10.0
 class DiscoverOptions:
     """Learn a drift for PPO by evolution: a population of them trains agents from beginning to end, over and over."""
 
-    kind: tyro.conf.Positional[Literal["lpo", "talpo"]]
+    kind: tyro.conf.Positional[Literal["", "lpo", "talpo"]] = ""
     """lpo, or talpo, which knows how far a run has come"""
     train: str = ""
     """environments that fitness is the return of, separated by commas; each counts from 0, untrained, to 1, PPO;
@@ -56,8 +55,8 @@ class DiscoverOptions:
     """of evolution: in antithetic pairs, or with a deviation for every weight"""
     sigma: float = 0.04
     """deviation of the candidates"""
-    evolution_rate: float = 0.01
-    """learning rate of open_es"""
+    evolution_rate: float | None = None
+    """learning rate of the strategy; by default 0.01 of open_es, 1 of snes"""
     start: Literal["random", "none", "ppo"] = "random"
     """a random drift; none, which is plain policy gradient; or PPO's with nothing added, and it stays"""
     num_hidden: int = 128
@@ -93,6 +92,10 @@ def discover(arguments: list[str]) -> None:
     options = _parse(DiscoverOptions, arguments, "rlx discover")
     saved = None
     if options.resume is not None:
+        if not (options.resume / "discovery.json").exists():
+            raise ValueError(f"{options.resume} is not a directory of rlx discover: it has no discovery.json")
+        if options.out is not None:
+            raise ValueError("--resume goes on in its own directory: leave out --out")
         saved = read_json(options.resume / "discovery.json")
         before = {name: tuple(x) if isinstance(x, list) else x for name, x in saved["options"].items()}
         options = _parse(DiscoverOptions, arguments, "rlx discover", default=DiscoverOptions(**before))
@@ -109,19 +112,27 @@ def discover(arguments: list[str]) -> None:
     start = MADE[options.kind](
         start_key if options.start == "random" else None, options.num_hidden, CLIP if options.start == "ppo" else np.inf
     )
-    numbers = {"learning_rate": options.evolution_rate} if options.strategy == "open_es" else {}
+    numbers = {} if options.evolution_rate is None else {"learning_rate": options.evolution_rate}
+    settings = {name: dataclasses.asdict(lifetime.config) for name, lifetime in names.items()}
+    settings = {name: {k: list(v) if isinstance(v, tuple) else v for k, v in x.items()} for name, x in settings.items()}
     strategy = meta.STRATEGIES[options.strategy](start, options.population, options.sigma, **numbers)
     if saved is None:
         _check_empty(directory)
-        scale = lambda i, name: meta.scaled(
-            ppo, names[name], OTHERS["PPO"], jax.random.fold_in(scale_key, i), SCALE_SEEDS
-        )
-        lifetimes = {name: scale(i, name) for i, (name, _) in enumerate(_named(options.train))}
+        lifetimes = {}
+        for i, (name, _) in enumerate(_named(options.train)):
+            try:
+                key = jax.random.fold_in(scale_key, i)
+                lifetimes[name] = meta.scaled(ppo, names[name], OTHERS["PPO"], key, SCALE_SEEDS)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
         scales = {name: [lifetime.low, lifetime.high] for name, lifetime in lifetimes.items()}
         kept = dataclasses.asdict(options) | {"out": None, "resume": None}
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "discovery.json", {"options": kept, "scales": scales, **provenance()})
+        about = {"options": kept, "scales": scales, "settings": settings}
+        write_json(directory / "discovery.json", about | provenance())
     else:
+        if saved["settings"] != strict(settings):
+            raise ValueError(f"{directory} was begun with other settings of PPO, tuned ones of another version perhaps")
         lifetimes = {n: rlx.replace(names[n], low=low, high=high) for n, (low, high) in saved["scales"].items()}
     for name, lifetime in lifetimes.items():
         console.print(f"{name}: return {lifetime.low:.4g} untrained, {lifetime.high:.4g} after PPO")
@@ -141,8 +152,14 @@ def _check(options: DiscoverOptions) -> None:
     if options.chunk is not None and options.chunk < 1:
         raise ValueError(f"--chunk {options.chunk}: give at least 1")
     for name in ("sigma", "evolution_rate"):
-        if not getattr(options, name) > 0:
+        if getattr(options, name) is not None and not getattr(options, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give a number above 0")
+    if not options.kind:
+        raise ValueError(
+            f"rlx discover needs to know what: rlx discover lpo --train NAMES; there are {', '.join(MADE)}"
+        )
+    if "clip" in _assignments("--settings", options.settings):
+        raise ValueError(f"objectives have a clip of their own, {CLIP}: leave it out of --settings")
     if not options.train:
         raise ValueError("rlx discover needs environments: --train CartPole-v1,Acrobot-v1")
     names = [full_name(name) for name, _ in _named(options.train, options.holdout)]
@@ -166,10 +183,6 @@ def _lifetime(name: str, steps: str, options: DiscoverOptions) -> meta.Lifetime:
 
 def _directory(kind: str) -> Path:
     return Path("runs") / f"discover-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _one(objective: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.asarray(x)[None], objective)
 
 
 def _evolve(options, strategy, generation, lifetimes, look_key, rows, directory, console):
@@ -196,7 +209,7 @@ def _evolve(options, strategy, generation, lifetimes, look_key, rows, directory,
         row |= {"undefined": int(np.isnan(scores).sum()), "returns": np.nanmean(parts["returns"], axis=(1, 2)).tolist()}
         last = number == options.generations
         if number % options.look_every == 0 or last:
-            returns = look(_one(meta.mean(strategy, generation)), jax.random.fold_in(look_key, number))
+            returns = look(meta.alone(meta.mean(strategy, generation)), jax.random.fold_in(look_key, number))
             row |= {"proposed": float(meta.fitness(lifetimes, returns)[0])}
         rows.append(row)
         now = time.perf_counter()
@@ -223,7 +236,9 @@ def _evaluate(options, names, lifetimes, found, key, rows, directory, console):
     results, means = [], {}
     for i, (env, lifetime) in enumerate(names.items()):
         for name, objective in objectives.items():
-            returns = meta.trial(ppo, [lifetime], options.eval_seeds)(_one(objective), jax.random.fold_in(key, i))[0, 0]
+            returns = meta.trial(ppo, [lifetime], options.eval_seeds)(
+                meta.alone(objective), jax.random.fold_in(key, i)
+            )[0, 0]
             known = returns[np.isfinite(returns)]
             mean = interval([known]) if len(known) else None
             result = {"env": env, "held_out": env not in lifetimes, "objective": name, "mean": mean}

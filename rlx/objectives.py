@@ -310,4 +310,6 @@ def with_objective(algorithm: ModuleType, objective: Any) -> ModuleType:
     module = ModuleType(f"{algorithm.__name__}+{name}")
     vars(module).update({k: v for k, v in vars(algorithm).items() if k != "__name__"})
     vars(module).update(Config=config_class, update=update)
+    if not isinstance(objective, type):
+        module.learned = objective
     return module

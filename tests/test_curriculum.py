@@ -64,3 +64,21 @@ def test_nothing_is_replaced_while_half_are_new(buffer):
     found = record(many, jnp.array([3, 4]), jnp.array([0.8, 0.4]), jax.random.key(5), draw)
     assert found.new.tolist() == [False] * 5 + [True] * 5
     np.testing.assert_array_equal(found.levels["a"], buffer.levels["a"])
+
+
+def test_a_level_without_a_score_is_the_first_to_go_and_is_never_chosen_for_it(buffer):
+    found = record(buffer, jnp.array([1, 4]), jnp.array([jnp.nan, 0.6]), jax.random.key(5), draw)
+    assert found.new.tolist()[1]  # it was the highest before
+    one = record(
+        Buffer(buffer.levels, buffer.score, jnp.arange(10) >= 3),
+        jnp.array([1]),
+        jnp.array([jnp.nan]),
+        jax.random.key(5),
+        draw,
+    )
+    assert choose(one, jax.random.key(0), 3, replay=1.0).tolist() == [0, 2, 1]
+
+
+def test_more_levels_than_there_are_cannot_be_different(buffer):
+    with pytest.raises(ValueError, match="11 different levels of a buffer of 10"):
+        choose(buffer, jax.random.key(0), 11)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from rlx import checkpoint, cli, cli_discover, meta
 from rlx.meta import pictures
 from rlx.objectives import DPO, Clip
+from rlx.presets import preset
 from rlx.run import read_rows, short_name
 
 SMALL = ["--population", "4", "--steps", "300000", "--num-hidden", "4", "--look-every", "2", "--eval-seeds", "2"]
@@ -65,7 +67,7 @@ def test_going_on_is_bitwise_not_having_stopped(found, tmp_path, monkeypatch, ki
         (path / "generations.jsonl").write_text("\n".join(lines[:3]) + "\n")
     monkeypatch.setattr(cli_discover, "OTHERS", {"PPO": cli_discover.OTHERS["PPO"]})
     monkeypatch.setattr(cli_discover, "_evaluate", lambda *_: None)
-    cli.main(["discover", "lpo", "--resume", str(path)])
+    cli.main(["discover", "--resume", str(path)])
     assert read_rows(path / "generations.jsonl") == read_rows(found / "generations.jsonl")
     jax.tree.map(np.testing.assert_array_equal, *(meta.load(p / "objective.npz") for p in (path, found)))
 
@@ -89,6 +91,8 @@ def test_a_learned_objective_is_an_option_of_train_and_of_what_goes_on(found, tm
         ([], "rlx discover needs environments: --train CartPole-v1,Acrobot-v1"),
         (["--train", "CartPole"], "CartPole-v1"),
         (["--train", "CartPole-v1", "--holdout", "gymnax/CartPole-v1"], "is named twice: what is held out"),
+        (["--train", "CartPole-v1", "--settings", "clip=0.3"], "objectives have a clip of their own"),
+        (["--train", "Pendulum-v1:2048"], "Pendulum-v1: no episode ended in the last quarter of a lifetime"),
         (["--train", "CartPole-v1:many"], "after the colon give a number of steps"),
         (["--train", "CartPole-v1", "--population", "5"], "give an even number"),
         (["--train", "CartPole-v1", "--sigma", "0"], "--sigma 0.0: give a number above 0"),
@@ -108,6 +112,38 @@ def test_other_settings_cannot_go_on(found, capsys):
     with pytest.raises(SystemExit):
         cli.main(["discover", "lpo", "--resume", str(found), "--sigma", "0.1"])
     assert "was begun with other settings: leave out sigma" in capsys.readouterr().err
+
+
+def test_resume_knows_what_it_was_and_where(found, tmp_path, capsys):
+    for arguments, message in (
+        (["--resume", str(tmp_path)], "is not a directory of rlx discover"),
+        (["--resume", str(found), "--out", str(tmp_path / "x")], "leave out --out"),
+        ([], "rlx discover needs to know what"),
+        (["lpo", "--train", "CartPole-v1", "--out", str(found)], "go on with it by --resume"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["discover", *arguments])
+        assert message in capsys.readouterr().err
+
+
+def test_other_settings_of_the_agents_cannot_go_on(found, monkeypatch, capsys):
+    """As another version of rlx may have them."""
+    other = lambda *args, **kwargs: replace(preset(*args, **kwargs), gamma=0.9)
+    monkeypatch.setattr(cli_discover, "preset", other)
+    with pytest.raises(SystemExit):
+        cli.main(["discover", "--resume", str(found)])
+    assert "was begun with other settings of PPO" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_another_objective_in_the_same_file(found, tmp_path, capsys):
+    shutil.copy(found / "objective.npz", tmp_path / "mine.npz")
+    size = ["--num-envs", "4", "--num-steps", "32", "--total-steps", "256", "--eval-episodes", "2"]
+    size += ["--env", "CartPole-v1", "--out", str(tmp_path / "r")]
+    cli.main(["train", "ppo", "--objective", str(tmp_path / "mine.npz"), *size])
+    meta.save(tmp_path / "mine.npz", meta.lpo(jax.random.key(9), 4))
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--resume", str(tmp_path / "r"), "--total-steps", "384"])
+    assert "objective is" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_objective_is_refused(tmp_path, capsys):

@@ -73,6 +73,15 @@ def test_without_weights_nothing_is_added():
     np.testing.assert_allclose(clipped, clipped_surrogate(log_ratio, advantage, 0.2), atol=1.01e-4)  # the margin
 
 
+def test_candidates_around_no_drift_are_all_different():
+    """Turning all signs around leaves the network as it is: from zeros, antithetic candidates would be one function."""
+    start = meta.lpo(num_hidden=8)
+    move = jax.tree.map(lambda x: 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), start)
+    log_ratio, advantage = jnp.linspace(-1, 1, 41), jnp.sin(jnp.arange(41.0))
+    plus, minus = (jax.tree.map(lambda x, y, s=s: x + s * y, start, move) for s in (1, -1))
+    assert float(jnp.abs(plus(None, log_ratio, advantage, 0.0) - minus(None, log_ratio, advantage, 0.0)).max()) > 1e-3
+
+
 def test_only_the_one_that_is_aware_of_progress_changes_with_it():
     log_ratio, advantage = jnp.full(3, 0.4), jnp.array([-1.0, 0.5, 2.0])
     for make, same in ((meta.lpo, True), (meta.talpo, False)):
@@ -109,6 +118,7 @@ def test_a_file_holds_the_objective_bit_for_bit(tmp_path, kind):
 def test_a_file_that_is_no_objective_is_refused(tmp_path):
     for name, write in (
         ("text.npz", lambda path: path.write_text("no")),
+        ("empty.npz", lambda path: path.write_text("")),
         ("other.npz", lambda path: np.savez(path, a=1)),
         ("pickle.npz", lambda path: np.savez(path, about=np.array({"a": 1}, dtype=object))),
     ):

@@ -232,5 +232,15 @@ def test_a_start_is_a_free_cell():
     assert not (place[:, None] == np.asarray(env.params.place)).all(-1).any()
     free = (~np.asarray(env.params.walls)).sum() - (np.asarray(env.params.place)[:, 0] >= 0).sum()
     assert len({tuple(p) for p in place}) == free
-    with pytest.raises(ValueError, match="give at least 4"):
-        rlx.envs.make("rlx/Levels", seed=0, size=3)
+    for options, message in (({"seed": 0, "size": 3}, "give at least 4"), ({"size": 8}, "give a seed")):
+        with pytest.raises(ValueError, match=message):
+            rlx.envs.make("rlx/Levels", **options)
+
+
+def test_rules_live_through_trials(agent):
+    env, config, _ = agent
+    config = rlx.replace(config, total_steps=20 * config.steps_per_update)
+    rules = jax.vmap(lambda key: meta.lpg(key, 8, M))(jax.random.split(jax.random.key(0), 2))
+    found = meta.trial(lpg, [meta.Lifetime(config, env)], num_seeds=2, keyword="rule")(rules, jax.random.key(1))
+    assert found.shape == (1, 2, 2)
+    assert np.isfinite(found).all()

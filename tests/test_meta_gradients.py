@@ -122,6 +122,29 @@ def test_what_cannot_be_differentiated_is_not():
     np.testing.assert_array_equal(result(1e-2, detached(env)), result(1e-2, env))
 
 
+def test_actions_count_as_given_where_they_are_continuous():
+    env = rlx.envs.make("Pendulum-v1")
+    config = ppo.Config(**TINY, hidden_sizes=(4,))
+    state = ppo.init(config, env, jax.random.key(0))
+
+    def actions(params):
+        moved = rlx.replace(state, params=params)
+        return ppo.act(config, env, moved, state.env_state.obs, jax.random.key(1))[1].action.sum()
+
+    assert all(bool((x == 0).all()) for x in jax.tree.leaves(jax.grad(actions)(state.params)))
+
+
+def test_the_schedule_of_the_updates_comes_to_its_end(cartpole):
+    env, config, _ = cartpole
+    config = rlx.replace(config, total_steps=32 * 13, anneal_learning_rate=True)  # 13 rollouts: 5 steps of the rule
+    state, (metrics, *_) = meta.meta_train(
+        ppo, lambda rule, config: (config, {}), config, env, jnp.float32(0.0), jax.random.key(0), 2
+    )
+    assert int(state.state.num_updates) == 10
+    rates = metrics["learning_rate"].reshape(-1) / config.learning_rate
+    np.testing.assert_allclose(rates, 1 - np.arange(10) / 10, rtol=1e-5)
+
+
 def test_a_rule_of_no_consequence_is_not_changed(cartpole):
     env, config, _ = cartpole
     state, (metrics, rules, grads) = meta.meta_train(

@@ -104,7 +104,9 @@ def draw_grid_world(found: dict[str, dict]) -> None:
 
 def draw_point_maze(found: dict[str, dict]) -> None:
     """Ways from one place to another to which two are equally long, and actions at rest at the start."""
-    figure, parts = panels(found, lambda r: f"arrive {r['success_from_fork'][0]:.0%}, rarer way {r['rarer'][0]:.0%}")
+    figure, parts = panels(
+        found, lambda r: f"arrive {r['success_from_fork'][0]:.0%}, rarer way {r['rarer'][0] or 0:.0%}"
+    )
     walls, (start, goal) = layout(MAZES["medium"][0]), FORK
     picture = {"cmap": "gray", "vmin": 0, "vmax": 1, "extent": (0, walls.shape[1], walls.shape[0], 0)}
     for above, below, result in parts:

@@ -38,6 +38,7 @@ from rlx.rollout import reset, rollout
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NUM_TRAJECTORIES, NUM_DRAWN, NUM_ACTIONS = 1000, 40, 200
+APART = 2**30  # of keys that are split as well: small numbers would give the same ones
 MULTI_GOAL_AT = ((0.0, 0.0), (0.0, 4.0))  # equally far from six goals, and from two
 FORK = ((1.5, 4.5), (5.5, 5.5))  # start and goal in PointMaze-medium, m
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "gymnax", "brax", "mujoco-mjx", "playground")
@@ -96,7 +97,7 @@ def multi_goal(algorithm, config, env, state, key):
         "coverage_5_percent": coverage(shares, 0.05),
         "entropy": goal_entropy(shares),
         "ways": ways(traj.next_obs[..., :2], under_way)[::2],
-        "actions": actions_at(algorithm, config, env, state, at, jax.random.fold_in(key, 1)),
+        "actions": actions_at(algorithm, config, env, state, at, jax.random.fold_in(key, APART)),
     }
 
 
@@ -109,9 +110,9 @@ def grid_world(algorithm, config, env, state, key):
     move = jnp.round(action[:, 1])
     up, down = jnp.mean(move > 0), jnp.mean(move < 0)
     episodes = rlx.evaluate(algorithm, config, env, state, key, num_episodes=200, deterministic=False)
-    start = reset(env, act_key, NUM_DRAWN)
+    start = reset(env, key, NUM_DRAWN)  # all of it is replaced but the clock
     start = replace(start, state=jnp.broadcast_to(saddle, start.state.shape), obs=obs[:NUM_DRAWN])
-    traj, _, under_way = from_the_start(algorithm, config, env, state, start, jax.random.fold_in(key, 1))
+    traj, _, under_way = from_the_start(algorithm, config, env, state, start, jax.random.fold_in(key, APART))
     return {
         "up": up,
         "down": down,
@@ -137,7 +138,7 @@ def point_maze(algorithm, config, env, state, key):
     at = jnp.concatenate([here - middle, jnp.zeros(2), goal - middle])
     same = lambda x: jnp.broadcast_to(x, (500, *x.shape))
     inner = PointMazeState(same(here), same(jnp.zeros(2)), same(goal))
-    fork_key, act_key = jax.random.split(jax.random.fold_in(key, 1))
+    fork_key, act_key = jax.random.split(jax.random.fold_in(key, APART))
     forked, _, under_way = from_the_start(
         algorithm, config, env, state, replace(start, state=inner, obs=same(at)), fork_key
     )

@@ -4,7 +4,7 @@ from rlx.meta.curriculum import Buffer, choose, fill, record
 from rlx.meta.drifts import LPO, TALPO, drift_features, learned_surrogate, load, lpo, save, talpo
 from rlx.meta.evolution import STRATEGIES, Generation, Strategy, evolve, first, mean, open_es, snes
 from rlx.meta.gradients import MetaState, detached, meta_train, meta_update, outcome, unrolled
-from rlx.meta.lifetimes import Lifetime, fitness, last_return, lived, scaled, trial
+from rlx.meta.lifetimes import Lifetime, alone, fitness, last_return, lived, scaled, trial
 from rlx.meta.rules import LPG, lpg
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Lifetime",
     "MetaState",
     "Strategy",
+    "alone",
     "choose",
     "detached",
     "drift_features",

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 
 from rlx.pytree import pytree
 
+LEAST = -1e30  # the score of a level without one: below all others, above that of new levels
+
 
 @pytree
 class Buffer:
@@ -40,7 +42,12 @@ def choose(buffer: Buffer, key: jax.Array, num: int, replay: float = 0.5) -> jax
 
     The old ones are those of the highest scores, the new ones any; where there are too few of one kind, the other's
     take their place.
+
+    Raises:
+        ValueError: for more than there are.
     """
+    if num > len(buffer.new):
+        raise ValueError(f"{num} different levels of a buffer of {len(buffer.new)}: give fewer")
     count_key, new_key = jax.random.split(key)
     wanted = jnp.sum(jax.random.bernoulli(count_key, replay, (num,)))
     num_old, num_new = jnp.sum(~buffer.new), jnp.sum(buffer.new)
@@ -55,11 +62,12 @@ def choose(buffer: Buffer, key: jax.Array, num: int, replay: float = 0.5) -> jax
 def record(
     buffer: Buffer, rows: jax.Array, score: jax.Array, key: jax.Array, draw: Callable[[jax.Array], Any]
 ) -> Buffer:
-    """The buffer after the levels in `rows` were lived through, with these scores.
+    """The buffer after the levels in `rows` were lived through, with these scores; NaN counts as the lowest.
 
     Of the levels that are old now, as many as there are rows, those of the lowest scores, are replaced by new ones, as
     long as less than half of the buffer is new.
     """
+    score = jnp.nan_to_num(score, nan=LEAST)
     scores, new = buffer.score.at[rows].set(score), buffer.new.at[rows].set(False)
     size, num = len(new), len(rows)
     lowest = jnp.argsort(jnp.where(new, jnp.inf, scores))[:num]

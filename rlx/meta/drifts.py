@@ -99,7 +99,9 @@ KINDS = {"lpo": LPO, "talpo": TALPO}
 
 
 def lpo(key: jax.Array | None = None, num_hidden: int = 128, clip: float = float("inf")) -> LPO:
-    """LPO with random weights, of variance 1 over their inputs; without a key all are 0, and so is the drift."""
+    """LPO with random weights, of variance 1 over their inputs; without a key those of the second
+    layer are 0, and so is the drift. (Were all of them, every pair of antithetic candidates would be one function.)
+    """
     return LPO(*_weights(key, 8, num_hidden), clip)
 
 
@@ -110,7 +112,7 @@ def talpo(key: jax.Array | None = None, num_hidden: int = 128, clip: float = flo
 
 def _weights(key, num_inputs, num_hidden):
     if key is None:
-        return jnp.zeros((num_inputs, num_hidden)), jnp.zeros(num_hidden)
+        return _weights(jax.random.key(0), num_inputs, num_hidden)[0], jnp.zeros(num_hidden)
     hidden_key, out_key = jax.random.split(key)
     hidden = jax.random.normal(hidden_key, (num_inputs, num_hidden)) / jnp.sqrt(num_inputs)
     return hidden, jax.random.normal(out_key, (num_hidden,)) / jnp.sqrt(num_hidden)
@@ -141,7 +143,7 @@ def load(path: Path) -> LPO | TALPO:
             return KINDS[about["kind"]](hidden, out, float(about["clip"]))
     except OSError as error:
         raise ValueError(f"there is no objective {path}: {error}") from error
-    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a learned objective: {error}") from error
     raise ValueError(f"{path} has format {about['format']}; this is rlx {version('rlx')}, which reads {FORMAT}")
 

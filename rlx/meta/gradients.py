@@ -88,7 +88,7 @@ def meta_update(
         apply: `(rule, config) -> (config, keywords)`: the settings of the updates, and what else `update` is given.
         optimizer: of the rule.
 
-    Returns the state and the metrics, of the updates `[num_updates]` and, by their names, of the rule.
+    Returns the state, and `(metrics, rule, grads)`: of the updates `[num_updates]`, the new rule, its gradients.
     """
     env = detached(env)
     key, outcome_key = jax.random.split(meta.key)
@@ -115,15 +115,20 @@ def meta_train(
     num_updates: int = 4,
     optimizer: Any = None,
 ) -> tuple[MetaState, Any]:
-    """A whole run, `config.total_steps` long with the looks in between, whose rule is learned on the way; pure.
+    """A whole run whose rule is learned on the way; pure.
 
-    Of every `num_updates + 1` rollouts one is a look, which nothing is learned from but the rule.
+    Of every `num_updates + 1` rollouts one is a look, which nothing is learned from but the rule. Together they are
+    `config.total_steps`, rounded up to whole groups of them; schedules are those of the updates alone.
+
+    Returns the state, and what `meta_update` returns, with another leading axis, of the steps of the rule.
     """
     optimizer = optax.adam(1e-2) if optimizer is None else optimizer
     init_key, key = jax.random.split(key)
+    num_steps = -(-total_updates(config) // (num_updates + 1))  # of the rule
+    config = replace(config, total_steps=num_steps * num_updates * config.steps_per_update)
     start = MetaState(algorithm.init(config, env, init_key), rule, optimizer.init(rule), key)
     step = lambda meta, _: meta_update(algorithm, apply, config, env, meta, num_updates, optimizer)
-    return jax.lax.scan(step, start, length=-(-total_updates(config) // (num_updates + 1)))
+    return jax.lax.scan(step, start, length=num_steps)
 
 
 __all__ = ["MetaState", "detached", "meta_train", "meta_update", "outcome", "unrolled"]

@@ -35,22 +35,29 @@ def last_return(metrics: dict[str, jax.Array], share: float = 0.25) -> jax.Array
     return jnp.where(episodes.sum() > 0, total / episodes.sum(), jnp.nan)
 
 
-def lived(algorithm: Any) -> Callable:
+def lived(algorithm: Any, keyword: str = "objective") -> Callable:
     """A jitted `returns(each, config, env)`: the `last_return` of lifetimes, `[L]`.
 
     `each` is `(objectives, keys)` with leaves `[L, ...]`. The lanes are spread over all devices.
+
+    Args:
+        keyword: as what `update` takes an objective; `rule` of `rlx.algos.lpg`.
     """
 
     def life(each, config, env):
         objective, key = each
-        _, metrics = train(algorithm, config, env, key, objective=objective)
+        _, metrics = train(algorithm, config, env, key, **{keyword: objective})
         return last_return(metrics)
 
     return spread(life)
 
 
 def trial(
-    algorithm: Any, lifetimes: Sequence[Lifetime], num_seeds: int, chunk: int | None = None
+    algorithm: Any,
+    lifetimes: Sequence[Lifetime],
+    num_seeds: int,
+    chunk: int | None = None,
+    keyword: str = "objective",
 ) -> Callable[[Any, jax.Array], np.ndarray]:
     """A function `returns(objectives, key)` that has P objectives, leaves `[P, ...]`, live: `[lifetimes, P, seeds]`.
 
@@ -58,12 +65,13 @@ def trial(
     compiled for each lifetime.
 
     Args:
-        algorithm: whose `update` takes an `objective`.
+        algorithm: whose `update` takes an objective.
         lifetimes: of each objective.
         num_seeds: of each objective in each of them.
         chunk: at most so many objectives at once, which bounds the memory; None for all.
+        keyword: as what `update` takes an objective.
     """
-    program = lived(algorithm)
+    program = lived(algorithm, keyword)
 
     def returns(objectives, key):
         leaves = jax.tree.leaves(objectives)
@@ -91,21 +99,28 @@ def fitness(lifetimes: Sequence[Lifetime], returns: np.ndarray) -> np.ndarray:
     return ((returns - low) / (high - low)).mean(axis=(0, 2))
 
 
+def alone(objective: Any) -> Any:
+    """One objective as a population of one."""
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], objective)
+
+
 def scaled(algorithm: Any, lifetime: Lifetime, objective: Any, key: jax.Array, num_seeds: int = 16) -> Lifetime:
     """The lifetime with the return of an agent that has not learned as `low`, and that after `objective` as `high`.
 
     Raises:
-        ValueError: when the objective did not better the return, so that there is no scale.
+        ValueError: when the objective did not better the return, or no episode ended, so that there is no scale.
     """
     init_key, play_key, live_key = jax.random.split(key, 3)
     state = jax.jit(algorithm.init)(lifetime.config, lifetime.env, init_key)
     played = evaluate(algorithm, lifetime.config, lifetime.env, state, play_key, 64, deterministic=False)
     low = float(played.returns.mean())
-    one = jax.tree.map(lambda x: jnp.asarray(x)[None], objective)
-    high = float(np.nanmean(trial(algorithm, [lifetime], num_seeds)(one, live_key)))
+    returns = trial(algorithm, [lifetime], num_seeds)(alone(objective), live_key)
+    if np.isnan(returns).all():
+        raise ValueError("no episode ended in the last quarter of a lifetime: give more steps, or fewer environments")
+    high = float(np.nanmean(returns))
     if not high > low:
         raise ValueError(f"{objective} does not learn: a return of {high:.4g} after training and {low:.4g} before")
     return replace(lifetime, low=low, high=high)
 
 
-__all__ = ["Lifetime", "fitness", "last_return", "lived", "scaled", "trial"]
+__all__ = ["Lifetime", "alone", "fitness", "last_return", "lived", "scaled", "trial"]

@@ -56,10 +56,11 @@ def generations(rows: Sequence[dict[str, Any]], path: Path, others: Mapping[str,
     """Fitness against generations: mean and best of the population, what was proposed, and that of `others`."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     number = [row["generation"] for row in rows]
-    axes.plot(number, [row["fitness"] for row in rows], lw=1.5, label="population, mean")
-    axes.plot(number, [row["best_fitness"] for row in rows], lw=0.8, alpha=0.5, label="population, best")
+    column = lambda name, rows: [float(row[name]) for row in rows]  # NaN is a text in a log
+    axes.plot(number, column("fitness", rows), lw=1.5, label="population, mean")
+    axes.plot(number, column("best_fitness", rows), lw=0.8, alpha=0.5, label="population, best")
     looked = [row for row in rows if "proposed" in row]
-    axes.plot([row["generation"] for row in looked], [row["proposed"] for row in looked], "D-", label="proposed")
+    axes.plot([row["generation"] for row in looked], column("proposed", looked), "D-", label="proposed")
     for colour, (name, value) in zip(("0.2", "0.5", "0.7", "0.85"), (others or {}).items(), strict=False):
         axes.axhline(value, color=colour, ls="--", lw=1.2, label=name)
     axes.set(xlabel="generation", ylabel="fitness: 0 untrained, 1 PPO")
