@@ -87,7 +87,7 @@ def measure(task: Task, method: str) -> dict[str, Any]:
 def table(results: dict[tuple[str, str], dict]) -> str:
     """Returns in Markdown, and the rates at the end."""
     lines = [["task", "method", "steps", "seeds", "return, evaluated", "in the last quarter of training"]]
-    lines[0] += ["learning rate at the end", "entropy coefficient"]
+    lines[0] += ["learning rate, not annealed, at the end", "entropy coefficient"]
     lines += [["---", "---", *["--:"] * 6]]
     for (task, method), result in results.items():
         scores = [interval([np.array(result[name])]) for name in ("returns", "trained")]
