@@ -247,7 +247,7 @@ def _evaluate(options, names, lifetimes, found, key, rows, directory, console):
                 means.setdefault(name, []).append(meta.fitness([lifetimes[env]], returns[None, None])[0])
         shown = results[-len(objectives) :]
         line = ", ".join(f"{r['objective']} {r['mean']['value']:.4g}" for r in shown if r["mean"])
-        console.print(f"{env}{' (held out)' if env not in lifetimes else ''}: {line or 'no episode ended'}")
+        console.print(f"{env}{' (held out)' if env not in lifetimes else ''}: {line or 'no return is a number'}")
     write_json(directory / "evaluation.json", results)
     fitness = {name: float(np.mean(values)) for name, values in means.items()}
     pictures.generations(rows, directory / "curve.png", {name: fitness[name] for name in OTHERS})

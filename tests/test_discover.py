@@ -92,7 +92,6 @@ def test_a_learned_objective_is_an_option_of_train_and_of_what_goes_on(found, tm
         (["--train", "CartPole"], "CartPole-v1"),
         (["--train", "CartPole-v1", "--holdout", "gymnax/CartPole-v1"], "is named twice: what is held out"),
         (["--train", "CartPole-v1", "--settings", "clip=0.3"], "objectives have a clip of their own"),
-        (["--train", "Pendulum-v1:2048"], "Pendulum-v1: no episode ended in the last quarter of a lifetime"),
         (["--train", "CartPole-v1:many"], "after the colon give a number of steps"),
         (["--train", "CartPole-v1", "--population", "5"], "give an even number"),
         (["--train", "CartPole-v1", "--sigma", "0"], "--sigma 0.0: give a number above 0"),

@@ -59,7 +59,7 @@ def rows(results: dict[str, dict]) -> dict[str, dict[str, list[float]]]:
 
 
 def table(results: dict[str, dict]) -> str:
-    """Returns in the last quarter of training, a row an environment."""
+    """Returns after training, a row an environment."""
     found = rows(results)
     names = list(dict.fromkeys([*(TASKS[kind] for kind in results), *(name for env in found.values() for name in env)]))
     lines = [["environment", *names], ["---", *["--:"] * len(names)]]

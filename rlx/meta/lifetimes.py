@@ -12,6 +12,8 @@ from rlx.lanes import spread
 from rlx.pytree import pytree, replace
 from rlx.train import evaluate, train
 
+EPISODES = 16  # that a policy is judged by
+
 
 @pytree
 class Lifetime:
@@ -36,9 +38,10 @@ def last_return(metrics: dict[str, jax.Array], share: float = 0.25) -> jax.Array
 
 
 def lived(algorithm: Any, keyword: str = "objective") -> Callable:
-    """A jitted `returns(each, config, env)`: the `last_return` of lifetimes, `[L]`.
+    """A jitted `returns(each, config, env)`: what the policies at the end of lifetimes return, `[L]`.
 
-    `each` is `(objectives, keys)` with leaves `[L, ...]`. The lanes are spread over all devices.
+    Each plays `EPISODES` whole episodes, acting as in training: those that end within training are rather the short
+    ones. `each` is `(objectives, keys)` with leaves `[L, ...]`. The lanes are spread over all devices.
 
     Args:
         keyword: as what `update` takes an objective; `rule` of `rlx.algos.lpg`.
@@ -46,8 +49,9 @@ def lived(algorithm: Any, keyword: str = "objective") -> Callable:
 
     def life(each, config, env):
         objective, key = each
-        _, metrics = train(algorithm, config, env, key, **{keyword: objective})
-        return last_return(metrics)
+        train_key, play_key = jax.random.split(key)
+        state, _ = train(algorithm, config, env, train_key, **{keyword: objective})
+        return evaluate(algorithm, config, env, state, play_key, EPISODES, deterministic=False).returns.mean()
 
     return spread(life)
 
@@ -93,7 +97,7 @@ def trial(
 def fitness(lifetimes: Sequence[Lifetime], returns: np.ndarray) -> np.ndarray:
     """`(return - low) / (high - low)`, mean over lifetimes and seeds: `[P]` of `returns [lifetimes, P, seeds]`.
 
-    NaN, and so the least of all, where a lifetime has none.
+    NaN, and so the least of all, where a return is.
     """
     low, high = (np.array([getattr(x, name) for x in lifetimes])[:, None, None] for name in ("low", "high"))
     return ((returns - low) / (high - low)).mean(axis=(0, 2))
@@ -108,16 +112,13 @@ def scaled(algorithm: Any, lifetime: Lifetime, objective: Any, key: jax.Array, n
     """The lifetime with the return of an agent that has not learned as `low`, and that after `objective` as `high`.
 
     Raises:
-        ValueError: when the objective did not better the return, or no episode ended, so that there is no scale.
+        ValueError: when the objective did not better the return, so that there is no scale.
     """
     init_key, play_key, live_key = jax.random.split(key, 3)
     state = jax.jit(algorithm.init)(lifetime.config, lifetime.env, init_key)
     played = evaluate(algorithm, lifetime.config, lifetime.env, state, play_key, 64, deterministic=False)
     low = float(played.returns.mean())
-    returns = trial(algorithm, [lifetime], num_seeds)(alone(objective), live_key)
-    if np.isnan(returns).all():
-        raise ValueError("no episode ended in the last quarter of a lifetime: give more steps, or fewer environments")
-    high = float(np.nanmean(returns))
+    high = float(trial(algorithm, [lifetime], num_seeds)(alone(objective), live_key).mean())
     if not high > low:
         raise ValueError(f"{objective} does not learn: a return of {high:.4g} after training and {low:.4g} before")
     return replace(lifetime, low=low, high=high)
