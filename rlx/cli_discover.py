@@ -13,9 +13,7 @@ from rich.console import Console
 
 import rlx
 from rlx import checkpoint, meta
-from rlx.algos import ppo
-from rlx.cli import _assignments, _check_empty, _check_seed, _configure_jax, _parse
-from rlx.envs.registry import full_name
+from rlx.cli import _assignments, _check_empty, _check_seed, _configure_jax, _parse, full_name, load_algorithm
 from rlx.lanes import use_all_cores
 from rlx.meta import pictures
 from rlx.objectives import DPO, SPO, Clip, ImportanceWeighted
@@ -24,7 +22,7 @@ from rlx.pytree import uncommitted
 from rlx.report import interval, read_json
 from rlx.run import Stop, provenance, read_rows, strict, write_json, write_rows
 
-CLIP = 0.2
+CLIP, ppo = 0.2, load_algorithm("ppo")
 OTHERS = {"policy gradient": ImportanceWeighted(), "PPO": Clip(CLIP), "DPO": DPO(), "SPO": SPO(CLIP)}
 MADE = {"lpo": meta.lpo, "talpo": meta.talpo}
 SCALE_SEEDS, LOOK_SEEDS = 16, 8
