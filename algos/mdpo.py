@@ -109,7 +109,8 @@ def networks(config, env):
 
 
 def optimizer(config, learning_rate):
-    clip, adam = optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate, eps=config.adam_epsilon)
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    adam = optax.adam(learning_rate, eps=config.adam_epsilon, eps_root=1e-20)  # to be differentiable at gradients of 0
     return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
 
 
@@ -139,7 +140,7 @@ def act(config, env, state, obs, key, deterministic=False):
     """The environment's action for obs `[N, O]`, and what the loss will need of it."""
     actor, _ = networks(config, env)
     pi = actor.apply(state.params["actor"], normalized(config, state, obs))
-    action = pi.mode() if deterministic else pi.sample(key)
+    action = jax.lax.stop_gradient(pi.mode() if deterministic else pi.sample(key))
     return rescale(env.action_space, action), Recorded(action, pi)
 
 
