@@ -156,8 +156,11 @@ def _check(options: DiscoverOptions) -> None:
         raise ValueError(
             f"rlx discover needs to know what: rlx discover lpo --train NAMES; there are {', '.join(MADE)}"
         )
-    if "clip" in _assignments("--settings", options.settings):
+    settings = _assignments("--settings", options.settings)
+    if "clip" in settings:
         raise ValueError(f"objectives have a clip of their own, {CLIP}: leave it out of --settings")
+    if "total_steps" in settings:
+        raise ValueError("--steps says how long a lifetime is: leave total_steps out of --settings")
     if not options.train:
         raise ValueError("rlx discover needs environments: --train CartPole-v1,Acrobot-v1")
     names = [full_name(name) for name, _ in _named(options.train, options.holdout)]

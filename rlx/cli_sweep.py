@@ -30,7 +30,7 @@ from rlx.cli import (
 from rlx.lanes import use_all_cores
 from rlx.presets import configure
 from rlx.pytree import replace
-from rlx.run import CHECKPOINT_SECONDS, loose, read_config, read_rows, short_name
+from rlx.run import CHECKPOINT_SECONDS, learned, loose, read_config, read_rows, short_name
 from rlx.search import Choice, LogUniform, Uniform, parse, points, split
 from rlx.sweeps import Job, Sweep, apply, execute, plan
 
@@ -162,6 +162,10 @@ def saved_job(directory: Path) -> Job:
     if saved["env"] is None:
         raise ValueError(f"{directory} was made in Python: call rlx.sweep again, as it was called, to go on with it")
     algorithm = load_algorithm(saved["algorithm"])
+    if learned(algorithm) != {name: saved[name] for name in ("objective",) if name in saved}:
+        raise ValueError(
+            f"the objective in {saved['algorithm'].rpartition('+')[2]} is another than that of {directory}"
+        )
     names = (
         "env_options",
         "env_params",

@@ -302,10 +302,18 @@ def identity(job: Job) -> dict[str, Any]:
         "seed": job.seed,
         "config": {name: value for name, value in asdict(job.config).items() if name != "total_steps"},
     }
-    if hasattr(job.algorithm, "learned"):  # of a file, which may be written again
-        leaves = jax.tree.leaves(job.algorithm.learned)
-        values["objective"] = zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))
+    values |= learned(job.algorithm)
     return json.loads(json.dumps(strict(values)))
+
+
+def learned(algorithm: ModuleType) -> dict[str, int]:
+    """A checksum of the algorithm's objective, where that is of a file, which may be written again; else nothing."""
+    return {"objective": checksum(algorithm.learned)} if hasattr(algorithm, "learned") else {}
+
+
+def checksum(tree: Any) -> int:
+    """CRC-32 of all numbers of a pytree."""
+    return zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)))
 
 
 def short_name(algorithm_name: str) -> str:
@@ -500,6 +508,7 @@ def describe(job: Any, *names: str) -> dict[str, Any]:
     """What a run or a sweep is, on what it ran, and those of the job's fields that are named."""
     return {
         "algorithm": job.algorithm_name,
+        **learned(job.algorithm),
         "env": job.env_name,
         "env_options": job.env_options,
         "env_params": job.env_params,

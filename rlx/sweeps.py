@@ -12,7 +12,6 @@ import resource
 import shutil
 import sys
 import time
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -531,8 +530,7 @@ def describe(job: Job) -> dict[str, Any]:
     """What `sweep.json` says."""
     names = ("points", "num_seeds", "eval_episodes", "halving", "pbt", "memory")
     varied = list(dict.fromkeys(name for point in job.points for name in point))
-    checksum = zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(job.env)))
-    return run.describe(job, *names) | {"varied": varied, "env_checksum": checksum}
+    return run.describe(job, *names) | {"varied": varied, "env_checksum": run.checksum(job.env)}
 
 
 def plan(job: Job) -> str:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlx import checkpoint, cli, cli_discover, meta
+from rlx import checkpoint, cli, cli_discover, cli_sweep, meta
 from rlx.meta import pictures
 from rlx.objectives import DPO, Clip
 from rlx.presets import preset
@@ -92,6 +92,7 @@ def test_a_learned_objective_is_an_option_of_train_and_of_what_goes_on(found, tm
         (["--train", "CartPole"], "CartPole-v1"),
         (["--train", "CartPole-v1", "--holdout", "gymnax/CartPole-v1"], "is named twice: what is held out"),
         (["--train", "CartPole-v1", "--settings", "clip=0.3"], "objectives have a clip of their own"),
+        (["--train", "CartPole-v1", "--settings", "total_steps=9"], "--steps says how long a lifetime is"),
         (["--train", "CartPole-v1:many"], "after the colon give a number of steps"),
         (["--train", "CartPole-v1", "--population", "5"], "give an even number"),
         (["--train", "CartPole-v1", "--sigma", "0"], "--sigma 0.0: give a number above 0"),
@@ -143,6 +144,19 @@ def test_a_run_does_not_go_on_with_another_objective_in_the_same_file(found, tmp
     with pytest.raises(SystemExit):
         cli.main(["train", "--resume", str(tmp_path / "r"), "--total-steps", "384"])
     assert "objective is" in capsys.readouterr().err
+
+
+def test_a_sweep_does_not_go_on_with_another_objective_in_the_same_file(found, tmp_path, capsys):
+    shutil.copy(found / "objective.npz", tmp_path / "mine.npz")
+    size = ["--num-envs", "4", "--num-steps", "32", "--total-steps", "256", "--eval-episodes", "2"]
+    size += ["--env", "CartPole-v1", "--num-seeds", "2", "--out", str(tmp_path / "s")]
+    cli.main(["sweep", "ppo", "--objective", str(tmp_path / "mine.npz"), *size])
+    assert cli_sweep.saved_job(tmp_path / "s").num_seeds == 2
+    meta.save(tmp_path / "mine.npz", meta.lpo(jax.random.key(9), 4))
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", "--resume", str(tmp_path / "s")])
+    assert "is another than that of" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_objective_is_refused(tmp_path, capsys):
