@@ -60,7 +60,8 @@ def wrapped(env: rlx.Env, num_envs: int, length: int):
     task = env.environment.environment
     wrapper = wrap_for_brax_training(task, episode_length=env.max_steps, action_repeat=1)
     actions = jax.random.uniform(jax.random.key(2), (length, num_envs, task.action_size), minval=-1.0)
-    state = jax.jit(wrapper.reset)(jax.random.split(jax.random.key(0), num_envs))
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0), num_envs))  # it counts environments by their axes
+    state = jax.jit(wrapper.reset)(keys)
     run = lambda state, actions: jax.lax.scan(lambda s, a: (wrapper.step(s, a), None), state, actions)[0]
     compiled = jax.jit(run).lower(state, actions).compile()
     return lambda state: compiled(state, actions), state
@@ -102,11 +103,16 @@ def share(env: rlx.Env, name: str, turns: int, budget: float) -> dict[str, float
     def update(state, env):
         return ppo.update(config, env, state)[0].params
 
-    programs = [partial(jax.jit(f).lower(state, env).compile(), env=env) for f in (step, update)]
+    compiled = [jax.jit(f).lower(state, env).compile() for f in (step, update)]
+
+    def again(program, state):
+        jax.block_until_ready(program(state, env))
+        return state
+
     times = [[], []]
     for _ in range(1 + turns):
-        for found, program in zip(times, programs, strict=True):
-            found.append(seconds(lambda state, program=program: (program(state), state)[1], state, budget))
+        for found, program in zip(times, compiled, strict=True):
+            found.append(seconds(partial(again, program), state, budget))
     shares = [a / b for a, b in zip(times[0][1:], times[1][1:], strict=True)]
     num_steps = config.num_envs * config.num_steps
     return {
