@@ -6,7 +6,7 @@
 Bare physics: environments are stepped with random actions that are drawn beforehand, time limits and statistics
 included; they are not restarted. A step is a control step, and the table says how many of physics it has. Playground's
 tasks are stepped by its own wrapper for training too. The share of physics is the time of stepping, with restarts, in a
-PPO update with the shipped settings, of 65,536 steps at most, over that of the update. What is compared takes turns.
+PPO update with the shipped settings, of 8,192 steps at most, over that of the update. What is compared takes turns.
 """
 
 import json
@@ -26,8 +26,7 @@ from rlx.presets import preset
 from rlx.rollout import reset, rollout
 
 NUM_ENVS = (64, 512, 2048)
-LONGEST = 2**16  # steps of an update whose share of physics is measured; published settings have up to a million
-CHUNK = 8192  # environment steps a call, at least one of each environment
+CHUNK = 8192  # environment steps a call, at least one of each environment; published updates have up to a million
 TASKS = {
     **{f"mjx/{name}": {} for name in ("pendulum", "cartpole", "reacher", "hopper", "ant")},
     "brax/inverted_pendulum, mjx": {"backend": "mjx"},
@@ -95,7 +94,7 @@ def speeds(env: rlx.Env, num_envs: int, own: bool, turns: int, budget: float) ->
 def share(env: rlx.Env, name: str, turns: int, budget: float) -> dict[str, float]:
     """What of a PPO update is stepping: a rollout whose policy is free, over the whole update."""
     config = rlx.replace(preset(ppo, name), total_steps=1)
-    config = rlx.replace(config, num_steps=min(config.num_steps, max(1, LONGEST // config.num_envs)))
+    config = rlx.replace(config, num_steps=min(config.num_steps, max(1, CHUNK // config.num_envs)))
     state = jax.jit(ppo.init)(config, env, jax.random.key(0))
     actions = jax.vmap(env.action_space.sample)(jax.random.split(jax.random.key(1), config.num_envs))
 
