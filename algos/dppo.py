@@ -38,7 +38,7 @@ from rlx.networks import Critic, Denoiser, Torso, action_size, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance
 from rlx.pytree import pytree, replace, static, traced
-from rlx.rollout import check_divides, episode_metrics, flatten, minibatches, reset, rollout
+from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import rescale
 from rlx.train import total_updates
 from rlx.wrappers import carried_out
@@ -269,7 +269,7 @@ def update(config, env, state, *, objective: Callable = objective):
 
     def step(carry, order):
         (params, opt_state), (element, i) = carry, jnp.divmod(order, config.trained_steps)
-        batch = jax.tree.map(lambda x: x[element], elements)
+        batch = gather(elements, element)
         grads, parts = jax.grad(loss, has_aux=True)(params, config, env, batch, i, progress, objective)
         parts["grad_norm"] = jnp.linalg.norm(ravel_pytree(grads)[0])
         updates, opt_state = optimizer(config).update(grads, opt_state)

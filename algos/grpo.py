@@ -36,7 +36,7 @@ from rlx.networks import Actor, Torso, initialize
 from rlx.normalize import Statistics, normalize, statistics, update_statistics
 from rlx.objectives import approx_kl, clipped_surrogate
 from rlx.pytree import pytree, static, traced
-from rlx.rollout import check_divides, check_horizon, episode_metrics, episodes, minibatches, reset
+from rlx.rollout import check_divides, check_horizon, episode_metrics, episodes, gather, minibatches, reset
 from rlx.spaces import rescale
 from rlx.train import total_updates
 
@@ -243,7 +243,7 @@ def update(config, env, state, *, objective: Callable = objective):
         return (optax.apply_updates(params, updates), opt_state), parts
 
     def epoch(carry, order):
-        return jax.lax.scan(step, carry, jax.tree.map(lambda x: x[order], data))
+        return jax.lax.scan(step, carry, gather(data, order))
 
     orders = minibatches(shuffle_key, config.num_episodes, config.num_minibatches, config.num_epochs)
     (params, opt_state), parts = jax.lax.scan(epoch, (state.params, state.opt_state), orders)

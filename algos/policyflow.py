@@ -33,7 +33,7 @@ from rlx.networks import Critic, FourierVelocity, Torso, action_size, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import clipped_surrogate, clipped_value_loss, explained_variance, kl_adapted
 from rlx.pytree import pytree, static, traced
-from rlx.rollout import check_divides, episode_metrics, flatten, minibatches, reset, rollout
+from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import rescale
 from rlx.train import total_updates
 
@@ -209,7 +209,7 @@ def update(config, env, state, *, objective: Callable = objective):
 
     def epoch(carry, x):
         order, t = x
-        (*carry, learning_rate), parts = jax.lax.scan(step, carry, (jax.tree.map(lambda x: x[order], elements), t))
+        (*carry, learning_rate), parts = jax.lax.scan(step, carry, (gather(elements, order), t))
         adapted = kl_adapted(learning_rate, parts["kl"].mean(), config.target_kl)
         return (*carry, jnp.where(config.adapt_learning_rate, adapted, learning_rate)), parts
 

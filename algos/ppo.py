@@ -30,7 +30,7 @@ from rlx.networks import Actor, Critic, Torso, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance
 from rlx.pytree import pytree, static, traced
-from rlx.rollout import check_divides, episode_metrics, flatten, minibatches, reset, rollout
+from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import rescale
 from rlx.train import total_updates
 
@@ -194,7 +194,7 @@ def update(config, env, state, *, objective: Callable = objective):
         return (optax.apply_updates(params, updates), opt_state), parts
 
     def epoch(carry, order):
-        return jax.lax.scan(step, carry, jax.tree.map(lambda x: x[order], elements))
+        return jax.lax.scan(step, carry, gather(elements, order))
 
     orders = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
     (params, opt_state), parts = jax.lax.scan(epoch, (state.params, state.opt_state), orders)

@@ -34,7 +34,7 @@ from rlx.networks import Actor, Critic, Torso, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import clipped_value_loss, explained_variance, importance_weighted
 from rlx.pytree import pytree, static, traced
-from rlx.rollout import check_divides, episode_metrics, flatten, minibatches, reset, rollout
+from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import rescale
 from rlx.train import total_updates
 from rlx.trust_region import line_search, longest_step, natural_gradient
@@ -211,7 +211,7 @@ def update(config, env, state, *, objective: Callable = objective):
         return (optax.apply_updates(params, updates), opt_state), critic_loss
 
     def epoch(carry, order):
-        return jax.lax.scan(step, carry, jax.tree.map(lambda x: x[order], elements))
+        return jax.lax.scan(step, carry, gather(elements, order))
 
     orders = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
     (critic, opt_state), losses = jax.lax.scan(epoch, (state.params["critic"], state.opt_state), orders)

@@ -19,7 +19,7 @@ from rich.table import Table
 import rlx
 from rlx import meta
 from rlx.algos import ppo
-from rlx.lanes import use_all_cores
+from rlx.sharding import use_devices
 
 ENV = "gymnax/CartPole-v1"
 SIZES = {"total_steps": 8_192, "num_envs": 8, "num_steps": 64, "num_epochs": 4, "num_minibatches": 4}
@@ -34,7 +34,7 @@ def main(repeats: int = 5, populations: tuple[int, ...] = POPULATIONS, out: Path
         populations: how many objectives live at once.
         out: the JSON file.
     """
-    use_all_cores()
+    use_devices()
     code, program = commit(), meta.lived(ppo)
     config, env = ppo.Config(**SIZES), rlx.envs.make(ENV)
     keys = jax.random.split(jax.random.key(0), max(populations))

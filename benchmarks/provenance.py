@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-GENERATED = (":!benchmarks/results", ":!README.md")
+GENERATED = (":!benchmarks/results", ":!README.md", ":!docs")
 
 
 def commit() -> str:

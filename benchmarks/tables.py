@@ -1,10 +1,10 @@
-"""Writes the README's tables from the results of the benchmarks.
+"""Writes the tables of the README and of docs/scaling.md from the results of the benchmarks.
 
     python benchmarks/tables.py
     python benchmarks/tables.py --check
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names algorithms, decoding, flow, lifetimes,
-physics, returns, speed and sweeps; the rest of the README is left alone.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names algorithms, communication, decoding,
+flow, lifetimes, physics, returns, scaling, shuffling, speed and sweeps; the rest is left alone.
 """
 
 import ast
@@ -18,7 +18,9 @@ from speed import rows
 
 from rlx.report import fill
 
-NAMES = ("algorithms", "decoding", "flow", "lifetimes", "physics", "returns", "speed", "sweeps")
+NAMES = ("algorithms", "communication", "decoding", "flow", "lifetimes", "physics", "returns", "scaling", "shuffling")
+NAMES += ("speed", "sweeps")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "scaling.md")
 
 
 def markdown(header: list[str], body: list[tuple[str, ...]], num_text: int) -> str:
@@ -114,6 +116,44 @@ def physics_table(result: dict) -> str:
     return markdown(header, body, num_text=1)
 
 
+def scaling_table(result: dict) -> str:
+    """Steps/s on several devices over those on one, by the number of environments."""
+    counts = sorted({n for case in result["cases"] for n in case["over_one"]} - {"1"}, key=int)
+    body = []
+    for case in result["cases"]:
+        ratios = [case["over_one"].get(n) for n in counts]
+        cells = (f"{median(x):.2f} [{min(x):.2f}, {max(x):.2f}]" if x else "" for x in ratios)
+        body.append((case["case"], f"{case['num_envs']:,}", f"{median(case['steps_per_second']['1']):,.0f}", *cells))
+    return markdown(["run", "environments", "steps/s on one", *(f"on {n}, over one" for n in counts)], body, num_text=1)
+
+
+def shuffling_table(result: dict) -> str:
+    """What shuffling within the blocks of the devices saves."""
+    found = result["shuffling"]
+    kinds = sorted({kind for sent in found["bytes"].values() for kind in sent})
+    ratio = f"{median(found['over_any']):.2f} [{min(found['over_any']):.2f}, {max(found['over_any']):.2f}]"
+    last = {"within blocks": ratio, "of any elements": "1"}
+    body = [(name, *(f"{sent.get(kind, 0):,}" for kind in kinds), last[name]) for name, sent in found["bytes"].items()]
+    return markdown(["minibatches", *(f"bytes, {kind}" for kind in kinds), "steps/s"], body, num_text=1)
+
+
+def communication_table(result: dict) -> str:
+    """The paper estimate, in shares of an update."""
+    counts = list(next(iter(result["workloads"].values()))["share"])
+    header = ["run", "bytes of a gradient", "gradient steps", "ms of computing", *(f"{int(n):,}" for n in counts[1:])]
+    body = [
+        (
+            name,
+            f"{found['gradient_bytes']:,}",
+            str(found["gradient_steps"]),
+            f"{found['compute_ms']:.1f}",
+            *(f"{found['communication_ms'][n]:.2f} ({found['share'][n]:.0%})" for n in counts[1:]),
+        )
+        for name, found in result["workloads"].items()
+    ]
+    return markdown(header, body, num_text=1)
+
+
 def sweeps_table(sweeps: dict, kills: dict) -> str:
     """What sweeps cost and find, and what survives."""
     lanes, grid, memory, halving = (sweeps[part] for part in ("lanes", "grid", "memory", "halving"))
@@ -157,10 +197,13 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     returns = [json.loads(path.read_text()) for path in sorted((results / "returns").glob("*.json"))]
     found = {"algorithms": algorithms_table()} | ({"returns": returns_table(returns)} if returns else {})
     single = {"speed": speed_table, "decoding": decoding_table, "flow": flow_table}
-    single |= {"lifetimes": lifetimes_table, "physics": physics_table}
+    single |= {"lifetimes": lifetimes_table, "physics": physics_table, "communication": communication_table}
     for name, table in single.items():
         if (path := results / f"{name}.json").exists():
             found[name] = table(json.loads(path.read_text()))
+    if (path := results / "scaling.json").exists():
+        scaling = json.loads(path.read_text())
+        found |= {"scaling": scaling_table(scaling), "shuffling": shuffling_table(scaling)}
     measured = [results / f"{name}.json" for name in ("sweeps", "kills")]
     if all(path.exists() for path in measured):
         found["sweeps"] = sweeps_table(*(json.loads(path.read_text()) for path in measured))
@@ -172,20 +215,22 @@ def render(text: str, tables: dict[str, str]) -> str:
     return fill(text, {name: tables.get(name, "Not measured yet.\n") for name in NAMES if f"table: {name} -->" in text})
 
 
-def main(check: bool = False, readme: Path = ROOT / "README.md", results: Path = RESULTS) -> None:
+def main(check: bool = False, documents: tuple[Path, ...] = DOCUMENTS, results: Path = RESULTS) -> None:
     """Writes the tables.
 
     Args:
-        check: write nothing; exit with status 1 when the README is not up to date.
-        readme: the file with the markers.
+        check: write nothing; exit with status 1 when a document is not up to date.
+        documents: the files with the markers.
         results: folder of the JSON files.
     """
-    text = readme.read_text()
-    rendered = render(text, tables(results))
-    if check and rendered != text:
-        sys.exit(f"{readme.name} is not up to date: run python benchmarks/tables.py")
-    if not check:
-        readme.write_text(rendered)
+    found = tables(results)
+    for document in documents:
+        text = document.read_text()
+        rendered = render(text, found)
+        if check and rendered != text:
+            sys.exit(f"{document.name} is not up to date: run python benchmarks/tables.py")
+        if not check:
+            document.write_text(rendered)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from rlx.hosts import agree, barrier, first
+
 KEEP = 3
 FORMAT = 1
 SHOWN = 6  # differences in one message
@@ -33,6 +35,8 @@ def save(
 ) -> None:
     """Writes the whole state as `directory/num_updates`; a checkpoint that is there already is left as it is.
 
+    Where several processes train together, all of them call it, and `directory` is one that all of them see.
+
     Afterwards the newest `KEEP` checkpoints are there and, whatever their age, those of the updates in `keep`.
 
     Args:
@@ -43,26 +47,36 @@ def save(
         keep: checkpoints that are not to be deleted, such as the best.
     """
     final, partial = directory / str(num_updates), directory / f"{num_updates}.partial"
-    if not final.exists():
-        for leftover in directory.glob("*.partial"):  # of a process that was killed
-            shutil.rmtree(leftover)
+    if not agree(final.exists()):
+        if first():
+            for leftover in directory.glob("*.partial"):  # of a process that was killed
+                shutil.rmtree(leftover)
+        barrier(f"room for checkpoint {num_updates}")
         partial = partial.resolve()
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(partial / "state", args=ocp.args.StandardSave(_stored(state)))
-        content = {
-            "format": FORMAT,
-            "rlx": version("rlx"),
-            "leaves": _leaves(state),
-            "files": _checksums(partial),
-            "about": about or {},
-        }
-        text = json.dumps({**content, "checksum": _checksum(content)}, allow_nan=False)
-        (partial / "about.json").write_text(text)
-        partial.rename(final)
-    kept = {*numbers(directory)[-KEEP:], *keep}
-    for number in numbers(directory):
-        if number not in kept:
-            shutil.rmtree((directory / str(number)).rename(directory / f"{number}.partial"))
+        if first():
+            _complete(partial, final, state, about)
+    if first():
+        kept = {*numbers(directory)[-KEEP:], *keep}
+        for number in numbers(directory):
+            if number not in kept:
+                shutil.rmtree((directory / str(number)).rename(directory / f"{number}.partial"))
+    barrier(f"checkpoint {num_updates}")
+
+
+def _complete(partial: Path, final: Path, state: Any, about: dict[str, Any] | None) -> None:
+    """Writes what a checkpoint says about itself, and gives it its name."""
+    content = {
+        "format": FORMAT,
+        "rlx": version("rlx"),
+        "leaves": _leaves(state),
+        "files": _checksums(partial),
+        "about": about or {},
+    }
+    text = json.dumps({**content, "checksum": _checksum(content)}, allow_nan=False)
+    (partial / "about.json").write_text(text)
+    partial.rename(final)
 
 
 def restore(directory: Path, like: Any, num_updates: int | None = None, about: dict[str, Any] | None = None) -> Any:
@@ -88,12 +102,12 @@ def restore(directory: Path, like: Any, num_updates: int | None = None, about: d
         raise ValueError(f"checkpoint {path} is of another run{written}: {_list(different)}")
     if different := _structure(content["leaves"], _leaves(like)):
         raise ValueError(f"checkpoint {path} does not fit this algorithm{written}: {_list(different)}")
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or device)
     like = jax.tree.map(place, like)
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         found = checkpointer.restore(path.resolve() / "state", args=ocp.args.StandardRestore(_stored(like)))
-    fill = lambda path, x: found[_name(path)] if x.size else jnp.zeros(x.shape, x.dtype)
+    fill = lambda path, x: found[_name(path)] if x.size else jnp.zeros(x.shape, x.dtype, device=x.sharding)
     return jax.tree_util.tree_map_with_path(fill, like)
 
 

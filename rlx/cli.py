@@ -23,7 +23,7 @@ from rich.console import Console
 
 import rlx.algos
 import rlx.envs
-from rlx import objectives
+from rlx import hosts, objectives
 from rlx.env import Env, with_params
 from rlx.envs.registry import full_name
 from rlx.presets import configure, published, settings, variant
@@ -43,6 +43,7 @@ from rlx.run import (
     short_name,
     write_json,
 )
+from rlx.sharding import use_devices
 from rlx.train import state_shapes, steps_taken
 
 COMMANDS = {
@@ -117,6 +118,16 @@ class TrainOptions(TrainSources):
     checkpoint_replay: bool = True
     """keep a replay buffer in checkpoints; without it they are small, and a resumed run begins with a new buffer of
     random actions: it is another run than the one that was never stopped"""
+    devices: int | None = None
+    """GPUs, or cores of a CPU, that the environments are spread over; default: 1, or those of the resumed run"""
+    distributed: bool = False
+    """train together with other processes that are given the same command, on all of their devices"""
+    coordinator: str | None = None
+    """HOST:PORT of the first of them; this and the next two are known under SLURM, Open MPI and on Cloud TPU"""
+    num_processes: int | None = None
+    """how many they are"""
+    process_id: int | None = None
+    """which of them this one is, from 0"""
     dry_run: bool = False
     """say what would run and how much memory its state takes, and stop"""
     compile_cache: bool = True
@@ -328,6 +339,8 @@ def _train_algorithm(
         raise ValueError(f"{prog} needs an environment: --env NAME; `rlx envs` lists them")
     _check_numbers(options)
     _configure_jax(options.compile_cache)
+    devices = _devices(options, None if saved is None else saved.get("devices"))
+    console.quiet = not hosts.first()
     own = start if start and start["env"] == env_name else {"env_options": {}, "env_params": {}}
     env_options = own["env_options"] | _assignments("--env-options", options.env_options)
     env_params = own["env_params"] | _assignments("--env-params", options.env_params)
@@ -341,6 +354,7 @@ def _train_algorithm(
         env_params=env_params,
         seed=options.seed,
         directory=sources.resume or options.out or _new_directory(algorithm_name, env_name, options.seed),
+        devices=devices,
         preset=tuned,
         num_evaluations=options.num_evaluations,
         eval_episodes=options.eval_episodes,
@@ -374,6 +388,22 @@ def _train_algorithm(
     status = execute(job, console, resume=saved is not None, from_update=options.from_update)
     if status:
         sys.exit(status)
+
+
+def _devices(options: TrainOptions, before: int | None) -> int:
+    """How many devices the run has, which had so many before; jax has not been used yet."""
+    if options.distributed:
+        if options.devices not in (None, before):
+            raise ValueError("--devices is of a run of one process: with --distributed it has all devices")
+        hosts.join(options.coordinator, options.num_processes, options.process_id)
+        return jax.device_count()
+    for name in ("coordinator", "num_processes", "process_id"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is of a run of several processes: give --distributed too")
+    if options.devices is None:
+        return 1
+    use_devices(max(1, options.devices))
+    return options.devices
 
 
 def _parse_train(algorithm, prog, arguments, defaults):
@@ -492,7 +522,8 @@ def _envs(arguments: list[str]) -> None:
 def make(env_name: str, env_options: dict[str, Any], env_params: dict[str, Any]) -> Env:
     """The environment, with bad options reported as ValueError."""
     try:
-        env = rlx.envs.make(env_name, **env_options)
+        with hosts.local_devices():
+            env = rlx.envs.make(env_name, **env_options)
     except TypeError as error:
         raise ValueError(f"{env_name} does not take these options: {error}") from error
     return with_params(env, env_params)
@@ -526,6 +557,11 @@ def _tuned_elsewhere(algorithm: ModuleType, env_name: str) -> str:
 
 
 def _new_directory(algorithm_name: str, env_name: str, seed: int) -> Path:
+    """A directory that is not there yet; the same one in every process."""
+    return Path(hosts.agree(str(_free_directory(algorithm_name, env_name, seed))))
+
+
+def _free_directory(algorithm_name: str, env_name: str, seed: int) -> Path:
     name = f"{short_name(algorithm_name)}-{env_name.replace('/', '-')}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):
         directory = Path("runs") / (name + suffix)
@@ -592,12 +628,13 @@ def _configure_jax(compile_cache: bool) -> None:
 def _errors():
     """Bad input is one line on stderr and exit status 2."""
     try:
-        yield
+        with hosts.together():
+            yield
     except (ValueError, OSError) as error:
         if os.environ.get("RLX_TRACEBACK"):
             raise
         print(f"rlx: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        hosts.leave(2)
     except KeyboardInterrupt:
         print("rlx: interrupted", file=sys.stderr)
-        sys.exit(130)
+        hosts.leave(130)

@@ -14,13 +14,13 @@ from rich.console import Console
 import rlx
 from rlx import checkpoint, meta
 from rlx.cli import _assignments, _check_empty, _check_seed, _configure_jax, _parse, full_name, load_algorithm
-from rlx.lanes import use_all_cores
 from rlx.meta import pictures
 from rlx.objectives import DPO, SPO, Clip, ImportanceWeighted
 from rlx.presets import preset
 from rlx.pytree import uncommitted
 from rlx.report import interval, read_json
 from rlx.run import Stop, provenance, read_rows, strict, write_json, write_rows
+from rlx.sharding import use_devices
 
 CLIP, ppo = 0.2, load_algorithm("ppo")
 OTHERS = {"policy gradient": ImportanceWeighted(), "PPO": Clip(CLIP), "DPO": DPO(), "SPO": SPO(CLIP)}
@@ -102,7 +102,7 @@ def discover(arguments: list[str]) -> None:
             raise ValueError(f"{options.resume} was begun with other settings: leave out {', '.join(changed)}")
     _check(options)
     _configure_jax(options.compile_cache)
-    use_all_cores()
+    use_devices()
     console = Console(highlight=False, markup=False, soft_wrap=True)
     names = {name: _lifetime(name, steps, options) for name, steps in _named(options.train, options.holdout)}
     directory = options.resume or options.out or _directory(options.kind)

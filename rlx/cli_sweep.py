@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import tyro
 from rich.console import Console
 
@@ -27,11 +28,11 @@ from rlx.cli import (
     make,
     saved_config,
 )
-from rlx.lanes import use_all_cores
 from rlx.presets import configure
 from rlx.pytree import replace
 from rlx.run import CHECKPOINT_SECONDS, learned, loose, read_config, read_rows, short_name
 from rlx.search import Choice, LogUniform, Uniform, parse, points, split
+from rlx.sharding import use_devices
 from rlx.sweeps import Job, Sweep, apply, execute, plan
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -69,6 +70,8 @@ class SweepOptions(Sources):
     """episodes of each lane's evaluation"""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     """how often to write a checkpoint"""
+    devices: int | None = None
+    """GPUs, or cores of a CPU, that the lanes are spread over; default: all"""
     dry_run: bool = False
     """say what would run, and stop"""
     compile_cache: bool = True
@@ -128,11 +131,14 @@ def sweep(arguments: list[str]) -> None:
     if not options.checkpoint_seconds >= 0:
         raise ValueError(f"--checkpoint-seconds {options.checkpoint_seconds}: give 0 or more")
     _configure_jax(options.compile_cache)
-    use_all_cores()
+    if options.devices is not None and options.devices < 1:
+        raise ValueError(f"--devices {options.devices}: give at least 1")
+    if use_devices(options.devices) < (options.devices or 1):
+        raise ValueError(f"--devices {options.devices}: there are {jax.device_count()}")
     if sources.resume is None:
         job = _new_job(algorithm, name, options, given, prog)
     else:
-        free = ("checkpoint_seconds", "memory", "dry_run", "compile_cache")
+        free = ("checkpoint_seconds", "memory", "devices", "dry_run", "compile_cache")
         changed = [n for n, value in vars(options).items() if n not in free and value != getattr(default, n)]
         if changed or given:
             raise ValueError(f"a resumed sweep keeps its settings: remove {' '.join([*changed, *given])}")

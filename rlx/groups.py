@@ -13,13 +13,14 @@ import jax.numpy as jnp
 
 from rlx.env import Env, EnvState
 from rlx.rollout import episodes
+from rlx.sharding import split
 
 P = TypeVar("P")
 
 
 def clone(states: P, num: int) -> P:
     """`num` copies of each of the states `[N, ...]`, next to each other: `[N * num, ...]`."""
-    return jax.tree.map(lambda x: jnp.repeat(x, num, axis=0), states)
+    return split(jax.tree.map(lambda x: jnp.repeat(x, num, axis=0), states))
 
 
 def visited(env: Env, policy: Callable, env_state: EnvState, key: jax.Array, num_steps: int) -> EnvState:

@@ -2,10 +2,9 @@
 
 Settings that differ in static fields need a program each. Within a group everything that differs is vmapped, seeds
 included, and what does not differ stays unbatched. Lanes are spread over all devices, which work on their own lanes
-without waiting for each other; on a CPU these are virtual devices, one a core (`use_all_cores`).
+without waiting for each other; on a CPU these are virtual devices, one a core (`rlx.sharding.use_devices`).
 """
 
-import contextlib
 import math
 import os
 import time
@@ -28,14 +27,6 @@ from rlx.train import advance, evaluate, total_updates
 
 MIB = 2**20
 LANES, WHOLE = P("lane"), P()
-
-
-def use_all_cores() -> int:
-    """Makes every core of a CPU a jax device, where jax has not been used yet. Returns the number of devices."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with contextlib.suppress(RuntimeError):  # jax is in use already, with the devices that it has
-        jax.config.update("jax_num_cpu_devices", cores)
-    return jax.device_count()
 
 
 def spread(lane: Callable) -> Callable:

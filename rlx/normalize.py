@@ -1,5 +1,6 @@
 """Running normalisation of observations and rewards."""
 
+import math
 from dataclasses import replace
 
 import chex
@@ -33,11 +34,12 @@ def update_statistics(stats: Statistics, batch: jax.Array, where: jax.Array | No
     The count is float32: past 2^24 batches it stops growing, when a batch weighs less than 1e-7.
     """
     chex.assert_shape(batch, (..., *stats.mean.shape))
-    batch = batch.astype(jnp.float32).reshape(-1, *stats.mean.shape)
-    num = batch.shape[0]
+    batch = batch.astype(jnp.float32)
+    leading = tuple(range(batch.ndim - stats.mean.ndim))
+    num = math.prod(batch.shape[axis] for axis in leading)
     if where is not None:
-        num, where = where.sum(), where.reshape(-1, *[1] * stats.mean.ndim)
-    mean, variance = batch.mean(axis=0, where=where), batch.var(axis=0, where=where)
+        num, where = where.sum(), where.reshape(*where.shape, *[1] * stats.mean.ndim)
+    mean, variance = batch.mean(leading, where=where), batch.var(leading, where=where)
     count = stats.count + num
     delta = mean - stats.mean
     weight = num / count

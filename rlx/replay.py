@@ -8,18 +8,24 @@ import jax
 import jax.numpy as jnp
 
 from rlx.pytree import pytree, static
+from rlx.rollout import gather
+from rlx.sharding import blocks, num_blocks, split
 
 T = TypeVar("T")
 
 
 @pytree
 class Replay:
-    """The newest `capacity` elements of all that were inserted, in a ring of `capacity + spare` rows."""
+    """The newest `capacity` elements of all that were inserted, in a ring of `capacity + spare` rows.
+
+    Over several devices each has a block of the rows, which is a ring of its own: all are written at the same place.
+    """
 
     data: Any  # leaves [capacity + spare, ...]
-    position: jax.Array  # int32, the row that is written next
+    position: jax.Array  # int32, the row of each block that is written next
     size: jax.Array  # int32, elements that can be sampled: those of the rows before `position`
     capacity: int = static()
+    blocks: int = static(1)
 
 
 def replay(example: Any, capacity: int, spare: int = 0) -> Replay:
@@ -31,8 +37,9 @@ def replay(example: Any, capacity: int, spare: int = 0) -> Replay:
         spare: elements pushed out that are kept in memory: what is inserted up to this number at once can be taken back
             by `rewind`.
     """
-    data = jax.tree.map(lambda x: jnp.zeros((capacity + spare, *x.shape), x.dtype), example)
-    return Replay(data, position=jnp.int32(0), size=jnp.int32(0), capacity=capacity)
+    blocks(capacity, "the capacity of the replay buffer"), blocks(spare, "num_envs * num_steps")
+    data = split(jax.tree.map(lambda x: jnp.zeros((capacity + spare, *x.shape), x.dtype), example))
+    return Replay(data, position=jnp.int32(0), size=jnp.int32(0), capacity=capacity, blocks=num_blocks())
 
 
 def insert(buffer: Replay, elements: T) -> Replay:
@@ -45,11 +52,19 @@ def insert(buffer: Replay, elements: T) -> Replay:
     num, rows = jax.tree.leaves(elements)[0].shape[0], jax.tree.leaves(buffer.data)[0].shape[0]
     if num > rows:
         raise ValueError(f"{num} elements do not fit a replay buffer of {rows}: raise its capacity")
-    index = (buffer.position + jnp.arange(num)) % rows
+    count = _same_blocks(buffer)
+    index = (buffer.position + jnp.arange(blocks(num, "the number of elements to insert"))) % (rows // count)
+
+    def write(rows, new):
+        if count == 1:
+            return rows.at[index].set(new)
+        by_block = lambda x: split(x.reshape(count, -1, *x.shape[1:]))
+        return split(by_block(rows).at[:, index].set(by_block(new)).reshape(rows.shape))
+
     return replace(
         buffer,
-        data=jax.tree.map(lambda all_, new: all_.at[index].set(new), buffer.data, elements),
-        position=(buffer.position + num) % rows,
+        data=jax.tree.map(write, buffer.data, elements),
+        position=(buffer.position + num // count) % (rows // count),
         size=jnp.minimum(buffer.size + num, buffer.capacity),
     )
 
@@ -57,16 +72,18 @@ def insert(buffer: Replay, elements: T) -> Replay:
 def sample(buffer: Replay, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Where to find random elements, int32 `shape`: uniform over those in the buffer, with replacement.
 
-    `take` reads them. Of an empty buffer the result has no meaning.
+    `take` reads them. Of an empty buffer the result has no meaning. Over several devices the last axis has a block of
+    elements from each.
     """
-    rows = jax.tree.leaves(buffer.data)[0].shape[0]
-    age = jax.random.randint(key, shape, 1, buffer.size + 1)
-    return (buffer.position - age) % rows
+    num, rows = _same_blocks(buffer), jax.tree.leaves(buffer.data)[0].shape[0]
+    age = jax.random.randint(key, shape, 1, buffer.size // num + 1)
+    first = jnp.repeat(rows // num * jnp.arange(num), blocks(shape[-1], "batch_size")) if num > 1 else 0
+    return (buffer.position - age) % (rows // num) + first
 
 
 def take(buffer: Replay, index: jax.Array) -> Any:
     """The elements at `index`, leaves `[*index.shape, ...]`."""
-    return jax.tree.map(lambda x: x[index], buffer.data)
+    return gather(buffer.data, index)
 
 
 def rewind(buffer: Replay, old: Replay, undo: jax.Array) -> Replay:
@@ -76,6 +93,28 @@ def rewind(buffer: Replay, old: Replay, undo: jax.Array) -> Replay:
     """
     back = lambda new, old: jnp.where(undo, old, new)
     return replace(buffer, position=back(buffer.position, old.position), size=back(buffer.size, old.size))
+
+
+def arranged(buffer: Replay, now: int) -> Replay:
+    """The buffer as one of `now` blocks: the same elements by their age, less what does not divide."""
+    before, rows = buffer.blocks, jax.tree.leaves(buffer.data)[0].shape[0]
+
+    def one(x):
+        rings = jnp.roll(x.reshape(before, rows // before, *x.shape[1:]), -buffer.position, axis=1)
+        by_age = rings.swapaxes(0, 1).reshape(rows // now, now, *x.shape[1:])
+        return by_age.swapaxes(0, 1).reshape(x.shape)
+
+    data, size = jax.tree.map(one, buffer.data), buffer.size // now * now
+    return replace(buffer, data=data, position=jnp.int32(0), size=size, blocks=now)
+
+
+def _same_blocks(buffer: Replay) -> int:
+    """How many blocks the buffer has. Raises ValueError where these are not those of the mesh in use."""
+    if buffer.blocks != num_blocks():
+        raise ValueError(
+            f"a replay buffer of {buffer.blocks} devices is used on {num_blocks()}: rlx.replay.arranged makes one of it"
+        )
+    return buffer.blocks
 
 
 def check_replay(total_steps: int, warmup_steps: int, batch_size: int, capacity: int) -> None:
@@ -116,6 +155,7 @@ def is_replay(x: Any) -> bool:
 
 __all__ = [
     "Replay",
+    "arranged",
     "check_ratio",
     "check_replay",
     "insert",

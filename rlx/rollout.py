@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from rlx.env import Env, EnvState, Transition
+from rlx.sharding import blocks, num_blocks, split, whole
 
 T = TypeVar("T")
 
 
 def reset(env: Env, key: jax.Array, num_envs: int) -> EnvState:
     """`num_envs` independent fresh starts, leaves `[N, ...]`."""
-    return jax.vmap(env.reset)(jax.random.split(key, num_envs))
+    return split(jax.vmap(env.reset)(jax.random.split(key, num_envs)))
 
 
 def rollout(
@@ -28,11 +29,12 @@ def rollout(
     policy recorded under `.recorded`. Episodes that end are restarted.
     """
     num_envs = env_state.time.shape[0]
+    blocks(num_envs, "num_envs")
     # Everything random at once, outside of the loop: small draws are what a step would wait for.
     keys = jax.random.split(key, 1 + num_steps + env.num_starts)
     env_key, act_keys, start_keys = keys[0], keys[1 : 1 + num_steps], keys[1 + num_steps :]
     env_keys = jax.random.split(env_key, (num_steps, num_envs))
-    starts = jax.vmap(env.reset)(start_keys)
+    starts = whole(jax.vmap(env.reset)(start_keys))
     # Starts are i.i.d.: any order will do in which every environment comes through all of them, so no common factor.
     stride = next(s for s in count(num_envs + 1) if gcd(s, env.num_starts) == 1)
 
@@ -93,20 +95,49 @@ def check_horizon(env: Env, num_steps: int) -> None:
 
 
 def flatten(data: T) -> T:
-    """Arrays `[T, N, ...]` as `[T * N, ...]`."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
+    """Arrays `[T, N, ...]` as `[T * N, ...]`; over several devices one block of environments comes after another."""
+    num = num_blocks()
+
+    def flat(x):
+        time, num_envs, *rest = x.shape
+        by_block = x.reshape(time, num, blocks(num_envs, "num_envs"), *rest)
+        return split(jnp.moveaxis(by_block, 1, 0).reshape(-1, *rest))
+
+    return jax.tree.map(flat if num > 1 else lambda x: x.reshape(-1, *x.shape[2:]), data)
 
 
 def minibatches(key: jax.Array, num_elements: int, num_minibatches: int, num_epochs: int) -> jax.Array:
     """Indices of random minibatches for several epochs, int32 `[E, M, B]` with `B = num_elements / M`.
 
-    Every epoch visits every element exactly once, in an order of its own.
+    Every epoch visits every element exactly once, in an order of its own. Over several devices each block of a
+    minibatch is of the elements of its device, see `gather`.
 
     Raises:
-        ValueError: when the elements do not split into `num_minibatches` equal parts.
+        ValueError: when the elements do not split into `num_minibatches` equal parts, on every device.
     """
     check_divides(num_elements, num_minibatches)
-    return permutations(key, num_epochs, num_elements).reshape(num_epochs, num_minibatches, -1)
+    num, size = num_blocks(), blocks(num_elements, "the number of elements")
+    check_divides(size, num_minibatches, f"the number of elements / {num} devices")
+    orders = split(permutations(key, num * num_epochs, size).reshape(num, num_epochs, num_minibatches, -1))
+    orders += size * jnp.arange(num, dtype=jnp.int32)[:, None, None, None]
+    return jnp.moveaxis(orders, 0, 2).reshape(num_epochs, num_minibatches, -1)
+
+
+def gather(data: T, index: jax.Array) -> T:
+    """The elements of arrays `[n, ...]` at `index` `[..., B]`.
+
+    Over several devices the last axis of the index has a block for each, which points into the block of the data that
+    is there, as `minibatches` and `rlx.replay.sample` have it: nothing moves between devices.
+    """
+    num, axis = num_blocks(), index.ndim - 1
+
+    def within(x):
+        size = x.shape[0] // num
+        local = index.reshape(*index.shape[:-1], num, -1) - size * jnp.arange(num)[:, None]
+        found = jax.vmap(lambda x, i: x[i], in_axes=(0, axis), out_axes=axis)(x.reshape(num, size, *x.shape[1:]), local)
+        return split(found.reshape(*index.shape, *x.shape[1:]), axis)
+
+    return jax.tree.map(within if num > 1 else lambda x: x[index], data)
 
 
 def permutations(key: jax.Array, num: int, n: int) -> jax.Array:
@@ -158,6 +189,7 @@ __all__ = [
     "episode_metrics",
     "episodes",
     "flatten",
+    "gather",
     "minibatches",
     "permutations",
     "reset",

@@ -10,6 +10,7 @@ newest checkpoint does not know.
 import datetime
 import json
 import math
+import os
 import platform
 import re
 import signal
@@ -17,30 +18,39 @@ import subprocess
 import sys
 import time
 import zlib
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
 from rlx.cloning import started_from
-from rlx.env import Env
+from rlx.env import Env, EnvState
+from rlx.hosts import agree, barrier, fetch, first, most
+from rlx.normalize import RewardScale
 from rlx.progress import Display
-from rlx.pytree import is_static
+from rlx.pytree import is_static, uncommitted
 from rlx.render import check_output, record, write
-from rlx.replay import with_replay, without_replay
+from rlx.replay import Replay, arranged, is_replay, with_replay, without_replay
+from rlx.sharding import AXIS, mesh, num_blocks
 from rlx.train import Episodes, advance, evaluate, state_bytes, state_shapes, steps_taken, total_updates
+
+T = TypeVar("T")
 
 ROWS = 1000
 CHUNK_SECONDS = 0.5
 CHUNK_UPDATES = 256
 CHECKPOINT_SECONDS = 60.0
-OPTIONS = ("num_evaluations", "eval_episodes", "checkpoint_replay")
+OPTIONS = ("num_evaluations", "eval_episodes", "checkpoint_replay", "devices")
 NEEDED = (
     "algorithm",
     "env",
@@ -77,6 +87,7 @@ class Job:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     checkpoint_replay: bool = True
     render_every: int = 0  # draw an episode at every so many evaluations; 0 for never
+    devices: int = 1  # that the environments are spread over
     start_from: Path | None = None  # the run whose last state is `learned`
     learned: Any = None  # a State to begin with the networks of
 
@@ -87,7 +98,28 @@ def keys(seed: int) -> tuple[jax.Array, jax.Array]:
     return train_key, evaluate_key
 
 
-chunk = jax.jit(advance, static_argnames=("algorithm", "length"), donate_argnames="state")
+compiled = partial(jax.jit, static_argnames=("algorithm", "length"), donate_argnames="state")
+chunk = compiled(advance)
+
+
+def placed(like: T) -> T:
+    """The shapes of a State with where its parts are, on the devices of the mesh in use; as they are without one."""
+    if num_blocks() == 1:
+        return like
+    mesh = jax.sharding.get_mesh()
+    at = lambda spec: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+    whole, split = (partial(jax.tree.map, at(spec)) for spec in (P(), P(AXIS)))
+
+    def place(part):
+        if isinstance(part, EnvState):
+            return split(part)
+        if isinstance(part, Replay):
+            return replace(whole(part), data=split(part.data))
+        if isinstance(part, RewardScale):
+            return replace(whole(part), discounted=split(part.discounted))
+        return whole(part)
+
+    return jax.tree.map(place, like, is_leaf=lambda x: isinstance(x, EnvState | Replay | RewardScale))
 
 
 def execute(job: Job, console: Console, resume: bool = False, from_update: int | None = None) -> int:
@@ -101,15 +133,36 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
         ValueError: for settings that do not fit the environment, or a checkpoint that does not fit them, before
             anything on disk has changed.
     """
+    if jax.process_count() > 1 and job.render_every:
+        raise ValueError("--render-every is for runs of one process: rlx render draws episodes afterwards")
+    with _devices(job):
+        return _execute(job, console, resume, from_update)
+
+
+def _devices(job: Job) -> Any:
+    """The context of a job's devices."""
+    devices = jax.devices()
+    if not 1 <= job.devices <= len(devices):
+        raise ValueError(
+            f"--devices {job.devices}: there are {len(devices)}; give at most that many, which may be others than the "
+            "run had before"
+        )
+    return jax.set_mesh(mesh(devices[: job.devices])) if job.devices > 1 else nullcontext()
+
+
+def _execute(job: Job, console: Console, resume: bool, from_update: int | None) -> int:
     config, env, algorithm, directory = job.config, job.env, job.algorithm, job.directory
     train_key, evaluate_key = keys(job.seed)
     updates, started = total_updates(config), time.perf_counter()
-    init = jax.jit(lambda config, env, key: algorithm.init(config, env, key)).lower(config, env, train_key)
-    like = state_shapes(algorithm, config, env)
+    like = placed(state_shapes(algorithm, config, env))
     kept = (lambda state: state) if job.checkpoint_replay else without_replay  # of a state, in checkpoints
     length = min(updates, CHUNK_UPDATES)
     # Every error of tracing comes here.
-    lowered = chunk.lower(algorithm, config, env, like, jnp.int32(0), jnp.int32(1), length)
+    shardings = None if num_blocks() == 1 else jax.tree.map(lambda x: x.sharding, like)
+    everywhere = None if shardings is None else NamedSharding(jax.sharding.get_mesh(), P())
+    step = chunk if shardings is None else compiled(advance, out_shardings=(shardings, everywhere))
+    lowered = step.lower(algorithm, config, env, like, jnp.int32(0), jnp.int32(1), length)
+    init = jax.jit(lambda *args: algorithm.init(*args), out_shardings=shardings).lower(config, env, train_key)
     evaluate.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True)
     if job.render_every:
         check_output(env, directory / "episodes.gif")
@@ -118,14 +171,26 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
 
     checkpoints = directory / "checkpoints"
     state, done, logged = None, 0, NO_LOG
-    rows, evaluations = (read_rows(directory / name) if resume else [] for name in LOGS)
-    if resume and (rows or from_update is not None or checkpoint.numbers(checkpoints)):
-        state = checkpoint.restore(checkpoints, kept(like), from_update, {"run": identity(job)})
+    rows, evaluations = agree([read_rows(directory / name) if resume else [] for name in LOGS])
+    newest = agree(max(checkpoint.numbers(checkpoints), default=None))
+    if resume and (rows or from_update is not None or newest is not None):
+        wanted = newest if from_update is None else from_update
+        state = checkpoint.restore(checkpoints, kept(like), wanted, {"run": identity(job)})
         done = int(state.num_updates)
-        logged = checkpoint.read(checkpoints, done)["log"]
+        about = agree(checkpoint.read(checkpoints, done) if first() else None)
+        logged, before = about["log"], about.get("devices", 1)
+        if before != job.devices:
+            console.print(
+                f"{job.devices} devices instead of {before}: minibatches are of other elements than they were"
+            )
+            regroup = lambda x: arranged(replace(x, blocks=before), job.devices) if is_replay(x) else x
+            regrouped = lambda state: jax.tree.map(regroup, state, is_leaf=is_replay)
+            at = jax.tree.map(lambda x: x.sharding, state)
+            state = jax.jit(regrouped, out_shardings=at, donate_argnums=0)(state)
         rows = [row for row in rows if row["update"] <= done - logged["count"]]
         evaluations = [row for row in evaluations if row["update"] <= done]
-        _check_unfinished(directory, done, updates, evaluations)
+        if first():
+            _check_unfinished(directory, done, updates, evaluations)
     if resume:
         console.print(f"resuming after {done} of {updates} updates")
         _warn_of_schedules(directory, steps_taken(config, done), steps_taken(config, updates), console)
@@ -137,38 +202,42 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
     step_updates = lowered.compile()
     if state is None:
         state = init.compile()(config, env, train_key)
-        state = state if job.learned is None else started_from(state, job.learned)
+        if job.learned is not None:
+            state = jax.device_put(started_from(state, uncommitted(job.learned)), shardings)
     elif not job.checkpoint_replay:
         state = with_replay(state, init.compile()(config, env, train_key))
 
     # Everything that can fail early has succeeded: only from here on is anything written or deleted.
-    directory.mkdir(parents=True, exist_ok=True)
-    if resume:
-        checkpoint.set_aside(checkpoints, done)
-        for name, known in zip(LOGS, (rows, evaluations), strict=True):
-            write_rows(directory / name, known)
-        for stale in ("evaluation.json", "curve.png"):
-            (directory / stale).unlink(missing_ok=True)
-    write_json(directory / "config.json", describe(job, *OPTIONS) | origin)
+    barrier("everything is read")
+    if first():
+        directory.mkdir(parents=True, exist_ok=True)
+        if resume:
+            checkpoint.set_aside(checkpoints, done)
+            for name, known in zip(LOGS, (rows, evaluations), strict=True):
+                write_rows(directory / name, known)
+            for stale in ("evaluation.json", "curve.png"):
+                (directory / stale).unlink(missing_ok=True)
+        write_json(directory / "config.json", describe(job, *OPTIONS) | origin)
+    barrier("the directory is there")
     compile_seconds = time.perf_counter() - started
     rounded = steps_taken(config, updates)
     extra = f" (rounded up to whole updates from {config.total_steps:,})" if rounded != config.total_steps else ""
     console.print(f"{rounded:,} steps{extra} in {updates:,} updates; traced and compiled in {compile_seconds:.1f} s")
 
     points = evaluation_points(updates, job.num_evaluations)
-    metrics_log, evaluations_log = (directory / name for name in LOGS)
+    metrics_log, evaluations_log = (directory / name if first() else os.devnull for name in LOGS)
     with open(metrics_log, "a") as metrics_file, open(evaluations_log, "a") as evaluations_file, Stop() as stop:
         logger = Logger(metrics_file, math.ceil(updates / ROWS), config, logged)
 
         def save():
-            about = {"run": identity(job), "log": logger.saved()}
+            about = {"run": identity(job), "log": logger.saved(), "devices": job.devices}
             keep = [] if (top := best(evaluations)) is None else [top["update"]]
             checkpoint.save(checkpoints, done, kept(state), about, keep)
 
         save()  # a state that cannot be stored is known before it is trained
-        last_checkpoint, size, alive = time.perf_counter(), 1, True
+        last_checkpoint, size, alive, asked = time.perf_counter(), 1, True, 0
         with Display(console, rounded, steps_taken(config, done)) as display:
-            while not stop.asked:
+            while not asked:
                 if (done in points or not alive) and all(row["update"] != done for row in evaluations):
                     save()  # the best checkpoint holds exactly what was evaluated
                     evaluations.append(evaluate_run(job, state, evaluate_key, job.eval_episodes, console))
@@ -186,22 +255,24 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
                 display.show(steps_taken(config, done), logger.episode_return)
                 now = time.perf_counter()
                 size = max(1, min(length, int(num * CHUNK_SECONDS / (now - before)), 8 * num))
-                if now - last_checkpoint > job.checkpoint_seconds:
+                size, due, asked = most(size, now - last_checkpoint > job.checkpoint_seconds, stop.asked)
+                if due:
                     save()
                     last_checkpoint = time.perf_counter()
         save()
         logger.flush(done)
 
     complete = (done >= updates or not alive) and any(row["update"] == done for row in evaluations)
-    if complete:
-        write_json(directory / "evaluation.json", evaluations[-1])
-    draw(directory)
+    if first():
+        if complete:
+            write_json(directory / "evaluation.json", evaluations[-1])
+        draw(directory)
     if not complete:
         console.print(
             f"interrupted after {steps_taken(config, done):,} of {rounded:,} steps; "
             f"everything is in {directory}, go on with --resume {directory}"
         )
-        return 128 + stop.asked
+        return 128 + asked
     if not alive:
         console.print(
             f"update {done + 1} turned the training state into NaN or infinity: it ends with the last finite one; "
@@ -218,12 +289,15 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
 
 def plan(job: Job) -> str:
     """What would run and how large its training state is, in words; nothing of it is allocated."""
-    updates, sizes = total_updates(job.config), state_bytes(job.algorithm, job.config, job.env)
+    updates = total_updates(job.config)
+    with _devices(job):
+        sizes = state_bytes(job.algorithm, job.config, job.env)
     replay = sizes.get("replay", 0)
     parts = ", ".join(f"{name} {_mebibytes(size)}" for name, size in sizes.items() if size >= sum(sizes.values()) / 100)
     lines = [
         f"{steps_taken(job.config, updates):,} steps in {updates:,} updates",
-        f"training state: {_mebibytes(sum(sizes.values()))} ({parts})",
+        f"training state: {_mebibytes(sum(sizes.values()))} ({parts})"
+        + (f", environments and replay over {job.devices} devices" if job.devices > 1 else ""),
         f"checkpoint: {_mebibytes(sum(sizes.values()) - (0 if job.checkpoint_replay else replay))}",
     ]
     if replay and job.checkpoint_replay:
@@ -245,7 +319,7 @@ def evaluate_run(
     job: Job, state: Any, key: jax.Array, num_episodes: int, console: Console, deterministic: bool = True
 ) -> dict[str, Any]:
     """Evaluates on whole episodes and prints the result. Returns it as strict JSON."""
-    episodes = evaluate(job.algorithm, job.config, job.env, state, key, num_episodes, deterministic)
+    episodes = fetch(evaluate(job.algorithm, job.config, job.env, state, key, num_episodes, deterministic))
     result = evaluation(episodes, int(state.num_updates), job.config, deterministic)
     console.print(
         f"evaluation after {result['step']:,} steps: mean return {result['mean']:.1f}, "

@@ -207,7 +207,7 @@ def sweep(
         state = found.state(found.best)
 
     On a CPU the lanes are spread over its cores only where every core is a device of jax, which has to be said before
-    jax is used: `rlx.lanes.use_all_cores()` at the top of the script.
+    jax is used: `rlx.sharding.use_devices()` at the top of the script.
 
     Args:
         space: names of Config fields, and of environment parameters as `env.NAME`, with lists of values for a grid or

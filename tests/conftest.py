@@ -11,7 +11,9 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu
 import jax
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 2)  # lanes are spread over devices here too
+import rlx.sharding  # before jax is used: it sets a switch of XLA
+
+rlx.sharding.use_devices(2)  # lanes are spread over devices here too; in use from now on, so that no test has others
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 

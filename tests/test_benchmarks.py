@@ -104,10 +104,10 @@ def test_check_fails_on_a_stale_readme(tmp_path, returns_result):
     (folder / "ppo-CartPole-v1.json").write_text(json.dumps(returns_result))
     readme.write_text("<!-- table: returns -->\n<!-- end -->\n")
     with pytest.raises(SystemExit, match="not up to date"):
-        main(check=True, readme=readme, results=tmp_path / "results")
-    main(readme=readme, results=tmp_path / "results")
+        main(check=True, documents=(readme,), results=tmp_path / "results")
+    main(documents=(readme,), results=tmp_path / "results")
     assert "491.3" in readme.read_text()
-    main(check=True, readme=readme, results=tmp_path / "results")
+    main(check=True, documents=(readme,), results=tmp_path / "results")
 
 
 def test_readme_is_up_to_date():

@@ -10,10 +10,10 @@ def program(settings):
 
     import rlx
     from rlx.algos import ppo
-    from rlx.lanes import use_all_cores
+    from rlx.sharding import use_devices
     from rlx.train import advance
 
-    use_all_cores()
+    use_devices()
     settings = dict(settings, hidden_sizes=tuple(settings["hidden_sizes"]))
     num_lanes, env = settings.pop("num_lanes"), rlx.envs.make(settings.pop("env"))
     config = ppo.Config(**settings)

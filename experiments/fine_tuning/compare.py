@@ -27,10 +27,11 @@ from rlx.cloning import clone, started_from
 from rlx.demonstrations import Demonstrations, collect, load, save
 from rlx.env import with_params
 from rlx.envs.multigoal import coverage, goal_entropy, goal_shares, goals_reached
-from rlx.lanes import spread, use_all_cores
+from rlx.lanes import spread
 from rlx.presets import preset
 from rlx.report import experiment, interval
 from rlx.rollout import reset, rollout
+from rlx.sharding import use_devices
 
 matplotlib.use("Agg")
 import itertools
@@ -238,7 +239,7 @@ def main(
         short: a hundredth of the steps on two seeds, to see that everything works; all of it stays below `runs`.
         runs: folder of the demonstrations.
     """
-    use_all_cores()
+    use_devices()
     jax.config.update("jax_default_matmul_precision", "float32")
     folder, runs = (runs / "short", runs / "short") if short else (HERE, runs)
 

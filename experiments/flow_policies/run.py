@@ -32,9 +32,10 @@ from rlx.algos import dppo, fpo, policyflow, ppo
 from rlx.envs.gridworld import observe
 from rlx.envs.multigoal import coverage, goal_entropy, goal_shares, goals_reached
 from rlx.envs.pointmaze import State as PointMazeState
-from rlx.lanes import spread, use_all_cores
+from rlx.lanes import spread
 from rlx.presets import preset
 from rlx.rollout import reset, rollout
+from rlx.sharding import use_devices
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NUM_TRAJECTORIES, NUM_DRAWN, NUM_ACTIONS = 1000, 40, 200
@@ -266,7 +267,7 @@ def main(
         force: measure also what is done.
         short: a hundredth of the steps, to see that everything works; nothing is written.
     """
-    use_all_cores()
+    use_devices()
     for task_name, chosen in TASKS.items():
         if chosen.env.startswith("playground/") and not find_spec("mujoco_playground"):
             print(f"{task_name}: needs another package, pip install 'rlx[playground]'", flush=True)

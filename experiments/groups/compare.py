@@ -21,9 +21,9 @@ from rich.console import Console
 
 import rlx
 from rlx.algos import grpo, grpo_tokens, ppo
-from rlx.lanes import use_all_cores
 from rlx.presets import preset
 from rlx.report import curve, experiment, interval, iqm
+from rlx.sharding import use_devices
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -159,7 +159,7 @@ def main(task: Literal[*TASKS] | None = None, short: bool = False, runs: Path = 
         short: one update of two seeds, to see that everything works; all of it stays below `runs`.
         runs: folder of what training leaves behind; to have a task measured again, remove its result and its folder.
     """
-    use_all_cores()
+    use_devices()
     folder, runs = (runs / "short", runs / "short") if short else (HERE, runs)
 
     def run(name):

@@ -23,10 +23,11 @@ import rlx
 from rlx import checkpoint, meta
 from rlx.algos import lpg, ppo
 from rlx.envs.levels import bound, level
-from rlx.lanes import spread, use_all_cores
+from rlx.lanes import spread
 from rlx.pytree import uncommitted
 from rlx.report import experiment, interval
 from rlx.run import read_rows, write_rows
+from rlx.sharding import use_devices
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -200,7 +201,7 @@ def main(task: Literal[*OTHERS, *TASKS] | None = None, short: bool = False, runs
         short: a few small generations, to see that everything works; all of it stays below `runs`.
         runs: folder of what evolution leaves behind; to have a case measured again, remove its result and its folder.
     """
-    use_all_cores()
+    use_devices()
     folder, runs = (runs / "short", runs / "short") if short else (HERE, runs)
     budget = Budget(generations=3, population=4, levels=2, buffer=8, seeds=2, held_out=4) if short else Budget()
     run = lambda kind: measure(kind, budget, runs / kind)

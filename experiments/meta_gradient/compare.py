@@ -21,8 +21,9 @@ import optax
 import rlx
 from rlx import meta
 from rlx.algos import ppo
-from rlx.lanes import spread, use_all_cores
+from rlx.lanes import spread
 from rlx.report import experiment, interval
+from rlx.sharding import use_devices
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -128,7 +129,7 @@ def main(task: Literal[*TASKS] | None = None, short: bool = False, runs: Path = 
         short: a few updates of two seeds, to see that everything works; all of it stays below `runs`.
         runs: where that is.
     """
-    use_all_cores()
+    use_devices()
     cases = {(t, method): f"{t.replace(', ', '-')}-{method}" for t in TASKS for method in METHODS}
 
     def run(case):

@@ -20,9 +20,9 @@ from rich.console import Console
 
 import rlx
 from rlx.algos import ppo
-from rlx.lanes import use_all_cores
 from rlx.presets import preset
 from rlx.report import experiment, interval, iqm
+from rlx.sharding import use_devices
 from rlx.wrappers import randomized
 
 matplotlib.use("Agg")
@@ -149,7 +149,7 @@ def main(task: Literal[*TASKS] | None = None, short: bool = False, runs: Path = 
         short: two updates of two seeds, to see that everything works; all of it stays below `runs`.
         runs: folder of what training leaves behind; to have a case measured again, remove its result and its folder.
     """
-    use_all_cores()
+    use_devices()
     folder, runs = (runs / "short", runs / "short") if short else (HERE, runs)
     cases = {(t, name): f"{t}-{name.replace(' ', '_')}" for t in TASKS for name in TASKS[t].trained}
 

@@ -20,10 +20,11 @@ import rlx
 from rlx.algos import grpo_tokens
 from rlx.algos.grpo_tokens import VARIANTS
 from rlx.groups import clone, pass_at_k
-from rlx.lanes import spread, use_all_cores
+from rlx.lanes import spread
 from rlx.presets import preset
 from rlx.report import experiment, interval
 from rlx.rollout import reset
+from rlx.sharding import use_devices
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -168,7 +169,7 @@ def main(
         short: an update of two seeds, hardly taught, to see that everything works; all of it stays below `runs`.
         runs: where a short try writes.
     """
-    use_all_cores()
+    use_devices()
 
     def run(case):
         chosen, changes = TASKS[case[0]], VARIANTS[case[1]]

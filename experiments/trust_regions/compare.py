@@ -23,10 +23,10 @@ from rich.console import Console
 
 import rlx
 from rlx.algos import mdpo, mdpo_offpolicy, ppo, sac, trpo
-from rlx.lanes import use_all_cores
 from rlx.objectives import DPO, SPO, ForwardKL, ReverseKL, with_objective
 from rlx.presets import configure, settings
 from rlx.report import Curve, curve, experiment, interval, iqm
+from rlx.sharding import use_devices
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -196,7 +196,7 @@ def main(
         short: a twentieth of the steps, to see that everything works; all of it stays below `runs`.
         runs: folder of what training leaves behind; to have a case measured again, remove its result and its folder.
     """
-    use_all_cores()
+    use_devices()
     jax.config.update("jax_default_matmul_precision", "float32")
     folder, runs = (runs / "short", runs / "short") if short else (HERE, runs)
     cases = {(t, m): f"{t.replace(', ', '-')}-{m}" for t in TASKS for m in TASKS[t].methods}

@@ -137,7 +137,7 @@ def load(path: Path) -> LPO | TALPO:
         with np.load(path, allow_pickle=False) as file:
             about, hidden, out = (
                 json.loads(str(file["about"])),
-                *(jnp.asarray(file[name]) for name in ("hidden", "out")),
+                *(np.asarray(file[name]) for name in ("hidden", "out")),
             )
         if about["format"] == FORMAT:
             return KINDS[about["kind"]](hidden, out, float(about["clip"]))
