@@ -44,7 +44,7 @@ def workloads() -> dict[str, tuple]:
     """Algorithm, config and environment, with the settings of one device."""
     cartpole, countdown = rlx.envs.make("CartPole-v1"), rlx.envs.make("Countdown")
     many = {"num_envs": 4096, "num_steps": 32, "num_epochs": 4, "num_minibatches": 4}
-    tokens = {"num_groups": 64, "group_size": 8, "num_steps": 16, "num_epochs": 2, "num_minibatches": 4}
+    tokens = {"num_groups": 64, "group_size": 8, "num_steps": 8, "num_epochs": 2, "num_minibatches": 4}
     return {
         "PPO, 2 x 64": (ppo, ppo.Config(**many), cartpole),
         "PPO, 3 x 512": (ppo, ppo.Config(**many, hidden_sizes=(512,) * 3), cartpole),

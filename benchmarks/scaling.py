@@ -51,6 +51,14 @@ def program(algorithm, env, config, num_devices: int, num_updates: int):
         return (lambda state: jax.block_until_ready(compiled(config, env, state))), compiled(config, env, state)
 
 
+def seconds_a_call(run, state, budget: float) -> float:
+    """Of as many calls as fit into the budget; each goes on from where the last one came to."""
+    calls, started = 0, time.perf_counter()
+    while calls == 0 or time.perf_counter() - started < budget:
+        state, calls = run(state), calls + 1
+    return (time.perf_counter() - started) / calls
+
+
 def measure(case: str, num_envs: int, turns: int, budget: float) -> dict:
     """Steps/s on every number of devices, turn by turn."""
     algorithm, name, sizes = CASES[case]
@@ -60,12 +68,11 @@ def measure(case: str, num_envs: int, turns: int, budget: float) -> dict:
     num_updates = max(1, 2**14 // config.steps_per_update)
     programs = {n: program(algorithm, env, config, n, num_updates) for n in counts if num_envs % n == 0}
     speeds = {n: [] for n in programs}
-    for _ in range(turns):
+    for turn in range(1 + turns):
         for n, (run, state) in programs.items():
-            calls, started = 0, time.perf_counter()
-            while calls == 0 or time.perf_counter() - started < budget:
-                state, calls = run(state), calls + 1
-            speeds[n].append(calls * num_updates * config.steps_per_update / (time.perf_counter() - started))
+            seconds = seconds_a_call(run, state, budget)
+            if turn:  # the first one warms up
+                speeds[n].append(num_updates * config.steps_per_update / seconds)
     ratios = {n: [b / a for a, b in zip(speeds[1], found, strict=True)] for n, found in speeds.items()}
     return {
         "case": case,
@@ -93,12 +100,11 @@ def shuffling(num_envs: int, turns: int, budget: float) -> dict:
         for kind, size in sharding.collectives(update):
             sent[name][kind] = sent[name].get(kind, 0) + size
     times = {name: [] for name in programs}
-    for _ in range(turns):
+    for turn in range(1 + turns):
         for name, (run, state) in programs.items():
-            calls, started = 0, time.perf_counter()
-            while calls == 0 or time.perf_counter() - started < budget:
-                state, calls = run(state), calls + 1
-            times[name].append((time.perf_counter() - started) / calls)
+            seconds = seconds_a_call(run, state, budget)
+            if turn:
+                times[name].append(seconds)
     within, anywhere = times.values()
     return {"num_envs": num_envs, "bytes": sent, "over_any": [b / a for a, b in zip(within, anywhere, strict=True)]}
 

@@ -43,7 +43,7 @@ from rlx.run import (
     short_name,
     write_json,
 )
-from rlx.sharding import use_devices
+from rlx.sharding import num_cores, use_devices
 from rlx.train import state_shapes, steps_taken
 
 COMMANDS = {
@@ -65,6 +65,7 @@ NAMES = ("Clip", "ClipHigher", "DPO", "ForwardKL", "ImportanceWeighted", "Revers
 NETWORKS = {"hidden_sizes", "conv_features", "activation", "normalize_obs", "num_components", "num_features"}
 NETWORKS |= {"denoising_steps", "action_bound", "flow_steps", "noise_loss"}
 OBJECTIVES = {name: getattr(objectives, name) for name in NAMES}
+MANY = 1024  # environments that are faster on several cores than on one, see benchmarks/scaling.py
 LEARNED = ".npz"  # how the file of a learned objective ends
 
 
@@ -119,7 +120,8 @@ class TrainOptions(TrainSources):
     """keep a replay buffer in checkpoints; without it they are small, and a resumed run begins with a new buffer of
     random actions: it is another run than the one that was never stopped"""
     devices: int | None = None
-    """GPUs, or cores of a CPU, that the environments are spread over; default: 1, or those of the resumed run"""
+    """GPUs, or cores of a CPU, that the environments are spread over; default: those of the resumed run, else 1, and on
+    a CPU all cores from 1,024 environments on"""
     distributed: bool = False
     """train together with other processes that are given the same command, on all of their devices"""
     coordinator: str | None = None
@@ -339,7 +341,7 @@ def _train_algorithm(
         raise ValueError(f"{prog} needs an environment: --env NAME; `rlx envs` lists them")
     _check_numbers(options)
     _configure_jax(options.compile_cache)
-    devices = _devices(options, None if saved is None else saved.get("devices"))
+    devices = _devices(options, saved)
     console.quiet = not hosts.first()
     own = start if start and start["env"] == env_name else {"env_options": {}, "env_params": {}}
     env_options = own["env_options"] | _assignments("--env-options", options.env_options)
@@ -374,7 +376,8 @@ def _train_algorithm(
     else:
         _check_resume(saved, job, options)
     chosen = {name: value for name, value in vars(job.config).items() if value != vars(defaults["config"])[name]}
-    console.print(f"{short_name(algorithm_name)} on {env_name}, seed {job.seed}, {jax.devices()[0].device_kind}")
+    kind = f"{f'{devices} x ' if devices > 1 else ''}{jax.devices()[0].device_kind}"
+    console.print(f"{short_name(algorithm_name)} on {env_name}, seed {job.seed}, {kind}")
     source = published(_preset_file(algorithm), env_name) if tuned else ""
     origin = f"published settings, not tried here ({source})" if source else "tuned settings"
     for title, values in ((origin, tuned), ("your settings", chosen), ("environment", env_params)):
@@ -390,20 +393,31 @@ def _train_algorithm(
         sys.exit(status)
 
 
-def _devices(options: TrainOptions, before: int | None) -> int:
-    """How many devices the run has, which had so many before; jax has not been used yet."""
+def _devices(options: TrainOptions, saved: dict[str, Any] | None) -> int:
+    """How many devices the run has; jax has not been used yet."""
     if options.distributed:
-        if options.devices not in (None, before):
+        if options.devices not in (None, (saved or {}).get("devices")):
             raise ValueError("--devices is of a run of one process: with --distributed it has all devices")
         hosts.join(options.coordinator, options.num_processes, options.process_id)
         return jax.device_count()
     for name in ("coordinator", "num_processes", "process_id"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is of a run of several processes: give --distributed too")
-    if options.devices is None:
+    if options.devices is not None:
+        use_devices(max(1, options.devices))
+        return options.devices
+    if saved is not None or (cores := _cores(options.config)) == 1:
         return 1
-    use_devices(max(1, options.devices))
-    return options.devices
+    return cores if use_devices() >= cores and jax.default_backend() == "cpu" else 1
+
+
+def _cores(config: Any) -> int:
+    """Over how many cores the environments are spread where they are so many that it is faster."""
+    num_envs, num_minibatches = (getattr(config, name, 0) for name in ("num_envs", "num_minibatches"))
+    if num_envs < MANY or not num_minibatches:
+        return 1
+    fits = lambda n: num_envs % n == 0 and config.steps_per_update // n % num_minibatches == 0
+    return max(n for n in range(1, num_cores() + 1) if fits(n))
 
 
 def _parse_train(algorithm, prog, arguments, defaults):

@@ -29,14 +29,18 @@ COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "ragged-all-to-all", "r
 COLLECTIVES += ("collective-broadcast",)
 
 
+def num_cores() -> int:
+    """Of the CPU, that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def use_devices(num: int | None = None) -> int:
     """Has jax see `num` devices, before it is used: virtual ones of a CPU, or the first GPUs. Returns how many it sees.
 
     Without a number these are all, and of a CPU one for each core.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with contextlib.suppress(RuntimeError):  # jax is in use already, with the devices that it has
-        jax.config.update("jax_num_cpu_devices", num or cores)
+        jax.config.update("jax_num_cpu_devices", num or num_cores())
         for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
             if num:
                 chosen = getattr(jax.config, name, "all")

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlx import sharding
-from rlx.cli import main
+from rlx.cli import _cores, main
 from rlx.replay import arranged, insert, replay, sample, take
 from rlx.rollout import flatten, gather, minibatches
 
@@ -164,6 +164,21 @@ def test_devices_that_do_not_fit_are_refused_before_anything_is_written(argument
     assert error.value.code == 2
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "cores"),
+    [
+        ({"num_envs": 1023}, 1),
+        ({"num_envs": 1024}, 4),
+        ({"num_envs": 1026, "num_steps": 4, "num_minibatches": 2}, 3),
+        ({"num_envs": 1031}, 1),
+        ({"num_envs": 1024, "num_steps": 1, "num_minibatches": 512}, 2),
+    ],
+)
+def test_many_environments_take_as_many_cores_as_fit(settings, cores, monkeypatch, ppo):
+    monkeypatch.setattr("rlx.cli.num_cores", lambda: 4)
+    assert _cores(ppo.Config(**settings)) == cores
 
 
 def test_collectives_of_a_program_have_their_kinds_and_bytes(two):
