@@ -90,6 +90,21 @@ def test_two_processes_train_one_run_as_one_process_with_two_devices_does(settin
 
 
 @pytest.mark.slow
+def test_under_slurm_the_processes_find_each_other(tmp_path):
+    command = [sys.executable, "-m", "rlx", "train", *SETTINGS, "--total-steps", "256", "--out", str(tmp_path / "run")]
+    with socket.socket() as free:
+        job = next(i for i in range(4096) if free.connect_ex(("127.0.0.1", 61440 + i)))  # JAX takes the port from it
+    step = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    ranks = [{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
+    environments = [os.environ | step | rank for rank in ranks]
+    processes = [subprocess.Popen([*command, "--distributed"], env=each, **pipes) for each in environments]
+    for status, _, complaints in ends(processes):
+        assert status == 0, complaints
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["devices"] == 2
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_process_ends_all_of_them_after_the_same_update(tmp_path):
     out = tmp_path / "run"
     processes = together(2, *SETTINGS, "--total-steps", "10000000", "--out", str(out))
