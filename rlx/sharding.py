@@ -11,10 +11,10 @@ No data changes its device: shuffling and sampling stay within the blocks, so ev
 elements of each. Without a mesh, or on one device, there is one block, and a minibatch is any elements.
 """
 
-import contextlib
 import math
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -39,13 +39,18 @@ def use_devices(num: int | None = None) -> int:
 
     Without a number these are all, and of a CPU one for each core.
     """
-    with contextlib.suppress(RuntimeError):  # jax is in use already, with the devices that it has
-        jax.config.update("jax_num_cpu_devices", num or num_cores())
+    wanted = num or num_cores()
+    try:
+        jax.config.update("jax_num_cpu_devices", wanted)
         for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
             if num:
                 chosen = getattr(jax.config, name, "all")
                 visible = map(str, range(num)) if chosen == "all" else chosen.split(",")[:num]
                 jax.config.update(name, ",".join(visible))
+    except RuntimeError:  # jax is in use already
+        if jax.default_backend() == "cpu" and jax.device_count() < wanted:
+            text = f"use_devices comes too late: jax is in use, with {jax.device_count()} devices and not {wanted}"
+            warnings.warn(text, stacklevel=2)
     return jax.device_count()
 
 

@@ -64,6 +64,25 @@ def test_importing_rlx_loads_no_environment_suite_and_no_tool(tmp_path):
     assert result.stdout == "[]\n", result.stderr
 
 
+def test_importing_any_module_leaves_the_choice_of_devices_open(tmp_path):
+    """Where jax is used by an import, neither `use_devices` nor `--distributed` can do anything any more."""
+    names = [
+        ".".join(path.relative_to(CHECKOUT).with_suffix("").parts) for path in sorted(CHECKOUT.glob("rlx/**/*.py"))
+    ]
+    names = [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
+    names += ["rlx.algos.ppo", "rlx.algos.sac", "rlx.envs", "rlx.envs.levels"]
+    program = f"""
+import importlib
+from jax._src import xla_bridge
+for name in {names}:
+    importlib.import_module(name)
+    assert not xla_bridge.backends_are_initialized(), name
+"""
+    assert len(names) > 30
+    found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
 def test_cartpole_does_not_wait_for_a_physics_engine(tmp_path):
     check = "import sys, rlx; rlx.envs.make('CartPole-v1'); print(sorted({'brax', 'mujoco'} & set(sys.modules)))"
     result = run(check, tmp_path)

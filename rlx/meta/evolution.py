@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from evosax.algorithms import SNES, Open_ES
 
 from rlx.pytree import pytree, replace
 
@@ -48,6 +47,8 @@ def open_es(
     """
     if population < 2 or population % 2:
         raise ValueError(f"population = {population}: open_es has pairs of candidates, give an even number")
+    from evosax.algorithms import Open_ES  # here: importing it uses jax, which then has the devices that it has
+
     rate = optax.exponential_decay(learning_rate, 1, decay, end_value=0.1 * learning_rate)
     deviation = optax.exponential_decay(sigma, 1, decay, end_value=0.25 * sigma)
     algorithm = Open_ES(population, solution, optimizer=optax.adam(rate, b1=0.99), std_schedule=deviation)
@@ -61,6 +62,8 @@ def snes(solution: Any, population: int = 32, sigma: float = 0.04, learning_rate
     """
     if population < 2:
         raise ValueError(f"population = {population}: give at least 2")
+    from evosax.algorithms import SNES  # here, as above
+
     algorithm = SNES(population, solution, optimizer=optax.sgd(learning_rate))
     return Strategy(algorithm, algorithm.default_params.replace(std_init=jnp.float32(sigma)))
 
