@@ -9,7 +9,6 @@ appendix B, with the distribution of levels of Jackson et al. 2023, arXiv:2310.0
 """
 
 import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from rlx.pytree import pytree, replace
 from rlx.spaces import Discrete
 
 SIZE, OBJECTS = 6, 3
-MOVES = jnp.array([(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)])  # [9, 2], the fifth stays
+MOVES = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]  # the fifth stays
 NOWHERE = -1
 
 
@@ -47,13 +46,15 @@ class Levels:
 
     frames = drawing.drawn_by(drawing.level)
 
-    default_params: ClassVar = Params(
-        walls=jnp.zeros((SIZE, SIZE), bool),
-        place=jnp.array([[0, 0], [5, 5], [5, 0]]),
-        reward=jnp.array([1.0, 0.3, -0.5]),
-        end=jnp.array([1.0, 0.0, 0.0]),
-        back=jnp.array([0.0, 0.05, 0.1]),
-    )
+    @property
+    def default_params(self):
+        return Params(
+            walls=jnp.zeros((SIZE, SIZE), bool),
+            place=jnp.array([[0, 0], [5, 5], [5, 0]]),
+            reward=jnp.array([1.0, 0.3, -0.5]),
+            end=jnp.array([1.0, 0.0, 0.0]),
+            back=jnp.array([0.0, 0.05, 0.1]),
+        )
 
     def observation_space(self, params):
         return Discrete(params.walls.size * 2 ** len(params.reward))
@@ -70,7 +71,7 @@ class Levels:
 
     def step(self, key, state, action, params):
         end_key, back_key = jax.random.split(key)
-        place = jnp.clip(state.place + MOVES[action], 0, jnp.array(params.walls.shape) - 1)
+        place = jnp.clip(state.place + jnp.array(MOVES)[action], 0, jnp.array(params.walls.shape) - 1)
         place = jnp.where(jnp.asarray(params.walls)[place[0], place[1]], state.place, place)
         collected = state.there & (params.place == place).all(-1)
         ends = collected & (jax.random.uniform(end_key, collected.shape) < params.end)

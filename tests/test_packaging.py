@@ -70,7 +70,8 @@ def test_importing_any_module_leaves_the_choice_of_devices_open(tmp_path):
         ".".join(path.relative_to(CHECKOUT).with_suffix("").parts) for path in sorted(CHECKOUT.glob("rlx/**/*.py"))
     ]
     names = [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
-    names += ["rlx.algos.ppo", "rlx.algos.sac", "rlx.envs", "rlx.envs.levels"]
+    folders = [CHECKOUT / "algos", CHECKOUT / "envs"]
+    names += [f"rlx.{folder.name}.{path.stem}" for folder in folders for path in sorted(folder.glob("[a-z]*.py"))]
     program = f"""
 import importlib
 from jax._src import xla_bridge
