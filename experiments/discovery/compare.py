@@ -1,6 +1,6 @@
 """Policy objectives that evolution finds: LPO and TA-LPO beside policy gradient, PPO, DPO and SPO.
 
-    python experiments/discovery/compare.py                   # an hour of two cores
+    python experiments/discovery/compare.py                   # an hour of two cores each
     python experiments/discovery/compare.py --short
 
 Each is one `rlx discover` over the same environments with the same budget, which is evaluated there and on environments
@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 TASKS = {"lpo": "LPO", "talpo": "TA-LPO"}
 TRAIN = "CartPole-v1:30000,Acrobot-v1:30000"
 HOLDOUT = "Pendulum-v1:80000,Catch-bsuite:30000,MountainCar-v0:60000,mjx/cartpole:80000"
-GENERATIONS, POPULATION = 150, 32
+GENERATIONS, POPULATION = 100, 32
 SHORT = ["--generations", "2", "--population", "4", "--train", "CartPole-v1:2048", "--holdout", "Acrobot-v1:8192"]
 
 
