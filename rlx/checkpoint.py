@@ -9,7 +9,7 @@ import itertools
 import json
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
@@ -109,6 +109,20 @@ def restore(directory: Path, like: Any, num_updates: int | None = None, about: d
         found = checkpointer.restore(path.resolve() / "state", args=ocp.args.StandardRestore(_stored(like)))
     fill = lambda path, x: found[_name(path)] if x.size else jnp.zeros(x.shape, x.dtype, device=x.sharding)
     return jax.tree_util.tree_map_with_path(fill, like)
+
+
+def newest_intact(directory: Path, like: Any, say: Callable[[str], Any]) -> tuple[Any, int]:
+    """The newest state that is intact and its number of updates; None and -1 where there is none.
+
+    For what is computed again to the same bits: going on from an older one costs time only. `say` is told of each that
+    is damaged.
+    """
+    for number in reversed(numbers(directory)):
+        try:
+            return restore(directory, like, number), number
+        except Damaged as error:
+            say(f"{str(error).partition(';')[0]}; going on from before it")
+    return None, -1
 
 
 def read(directory: Path, num_updates: int | None = None) -> dict[str, Any]:

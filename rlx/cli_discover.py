@@ -135,8 +135,10 @@ def discover(arguments: list[str]) -> None:
     for name, lifetime in lifetimes.items():
         console.print(f"{name}: return {lifetime.low:.4g} untrained, {lifetime.high:.4g} after PPO")
     generation = meta.first(strategy, start, evolve_key)
-    if saved is not None and checkpoint.numbers(directory / "checkpoints"):
-        generation = uncommitted(checkpoint.restore(directory / "checkpoints", generation))
+    if saved is not None:
+        intact, number = checkpoint.newest_intact(directory / "checkpoints", generation, console.print)
+        checkpoint.set_aside(directory / "checkpoints", number)
+        generation = generation if number < 0 else uncommitted(intact)
     rows = read_rows(directory / "generations.jsonl")[: int(generation.number)]
     found = _evolve(options, strategy, generation, list(lifetimes.values()), look_key, rows, directory, console)
     meta.save(directory / "objective.npz", found, {"generations": len(rows), "train": options.train})

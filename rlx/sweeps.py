@@ -376,7 +376,8 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
     steps = num * group.config.steps_per_update  # of an update of all lanes
     train_keys, evaluate_keys = (jnp.stack(keys) for keys in zip(*(run.keys(lane.seed) for lane in lanes), strict=True))
     checkpoints, log, done, logged = batch / "checkpoints", batch / "metrics.jsonl", start, run.NO_LOG
-    saved, intact = _newest(checkpoints, shapes(job.algorithm, group, num, job.pbt is not None), display.console)
+    like = shapes(job.algorithm, group, num, job.pbt is not None)
+    saved, intact = checkpoint.newest_intact(checkpoints, like, display.console.print)
     if saved is not None:
         state, done, logged = program.place(saved), intact, checkpoint.read(checkpoints, intact)["log"]
     else:
@@ -447,21 +448,6 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
             }
         )
     run.write_json(batch / "result.json", rows)
-
-
-def _newest(checkpoints: Path, like: Any, console: Console) -> tuple[Any, int]:
-    """The newest intact state of a batch and its number of updates; None and -1 where there is none.
-
-    Falling back costs time only: training it again from an older one gives the same bits.
-    """
-    from rlx import checkpoint
-
-    for number in reversed(checkpoint.numbers(checkpoints)):
-        try:
-            return checkpoint.restore(checkpoints, like, number), number
-        except checkpoint.Damaged as error:
-            console.print(f"{str(error).partition(';')[0]}; going on from before it")
-    return None, -1
 
 
 def _members(program: Program, state: dict[str, Any], num: int) -> dict[str, list]:

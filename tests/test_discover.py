@@ -54,20 +54,27 @@ def test_the_proposed_objective_is_that_of_the_last_generation(found):
     jax.tree.map(np.testing.assert_array_equal, objective, last)
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_going_on_is_bitwise_not_having_stopped(found, tmp_path, monkeypatch, killed):
-    """From generation 3, the newest checkpoint there; a log that is ahead of it is cut."""
+@pytest.mark.parametrize("how", ["stopped", "killed", "damaged"])
+def test_going_on_is_bitwise_not_having_stopped(found, tmp_path, monkeypatch, capsys, how):
+    """From generation 3, the newest checkpoint that is there and intact; a log that is ahead of it is cut."""
     path = tmp_path / "again"
     shutil.copytree(found, path)
     for name in ("evaluation.json", "objective.npz", "drift.png"):
         (path / name).unlink()
-    shutil.rmtree(path / "checkpoints" / "4")
-    if not killed:
+    if how == "damaged":
+        (path / "checkpoints" / "4" / "about.json").write_text("{")
+    else:
+        shutil.rmtree(path / "checkpoints" / "4")
+    if how == "stopped":
         lines = (path / "generations.jsonl").read_text().splitlines()
         (path / "generations.jsonl").write_text("\n".join(lines[:3]) + "\n")
     monkeypatch.setattr(cli_discover, "OTHERS", {"PPO": cli_discover.OTHERS["PPO"]})
     monkeypatch.setattr(cli_discover, "_evaluate", lambda *_: None)
     cli.main(["discover", "--resume", str(path)])
+    assert ("is damaged: about.json cannot be read; going on from before it" in capsys.readouterr().out) == (
+        how == "damaged"
+    )
+    assert checkpoint.numbers(path / "checkpoints")[-1] == 4
     assert read_rows(path / "generations.jsonl") == read_rows(found / "generations.jsonl")
     jax.tree.map(np.testing.assert_array_equal, *(meta.load(p / "objective.npz") for p in (path, found)))
 

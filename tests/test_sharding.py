@@ -63,6 +63,14 @@ def test_lanes_on_eight_devices_are_those_of_a_vmap_on_one(eight):
     assert eight["sweep"]["difference"] == 0.0
 
 
+def test_the_example_of_the_documentation_spreads_its_environments():
+    text = (Path(__file__).parent.parent / "docs" / "scaling.md").read_text()
+    program = text.partition("```python\n")[2].partition("```")[0]
+    command = [sys.executable, "-c", program.replace("use_devices()", "use_devices(2)")]
+    out = subprocess.run(command, capture_output=True, text=True)
+    assert "spec=P('env'" in out.stdout, out.stderr
+
+
 def test_without_a_mesh_there_is_one_block():
     assert sharding.num_blocks() == 1
     x = jnp.arange(12).reshape(3, 4)
