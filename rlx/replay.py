@@ -76,8 +76,10 @@ def sample(buffer: Replay, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     elements from each.
     """
     num, rows = _same_blocks(buffer), jax.tree.leaves(buffer.data)[0].shape[0]
+    if num == 1:
+        return (buffer.position - jax.random.randint(key, shape, 1, buffer.size + 1)) % rows
     age = jax.random.randint(key, shape, 1, buffer.size // num + 1)
-    first = jnp.repeat(rows // num * jnp.arange(num), blocks(shape[-1], "batch_size")) if num > 1 else 0
+    first = jnp.repeat(rows // num * jnp.arange(num), blocks(shape[-1], "batch_size"))
     return (buffer.position - age) % (rows // num) + first
 
 
