@@ -164,7 +164,11 @@ def test_max_steps_replaces_the_limit_of_the_suite(max_steps):
     assert not traj.terminated.any()
 
 
-@pytest.mark.parametrize("name", [name for name in rlx.envs.names("gymnax") if NEEDS_DOWNLOAD not in name])
+SHIPPED = [name for name in rlx.envs.names("gymnax") if NEEDS_DOWNLOAD not in name]
+LARGE = "gymnax/Seaquest-MinAtar"  # compiles for as long as ten others
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == LARGE else n for n in SHIPPED])
 def test_contract_of_gymnax(name):
     check(rlx.envs.make(name), random_starts=name not in FIXED_STARTS)
 
