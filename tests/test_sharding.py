@@ -105,13 +105,13 @@ def test_gather_reads_the_elements_of_an_index(two, shape):
 
 def test_replay_on_two_devices_keeps_the_newest_of_each(two):
     buffer = replay(jax.ShapeDtypeStruct((), jnp.int32), capacity=8, spare=2)
-    for i in range(6):  # four elements each: two of the first device's environments, two of the second's
+    for i in range(8):  # four elements each: two of the first device's environments, two of the second's
         buffer = jax.jit(insert)(buffer, jnp.arange(4) + 10 * i)
-    assert (int(buffer.size), int(buffer.position)) == (8, 2)  # of five rows a block, so that an insertion wraps
+    assert (int(buffer.size), int(buffer.position)) == (8, 1)  # of five rows a block: the last insertion wraps
     index = sample(buffer, jax.random.key(0), (200, 16))
     found = np.asarray(jax.vmap(lambda i: take(buffer, i))(index))
-    assert set(found[:, :8].ravel()) == {40, 41, 50, 51}
-    assert set(found[:, 8:].ravel()) == {42, 43, 52, 53}
+    assert set(found[:, :8].ravel()) == {60, 61, 70, 71}
+    assert set(found[:, 8:].ravel()) == {62, 63, 72, 73}
 
 
 @pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1), (2, 4), (4, 2)])
