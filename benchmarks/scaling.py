@@ -10,13 +10,13 @@ bytes that the two programs send between devices in an update.
 """
 
 import json
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from unittest.mock import patch
 
 import jax
+from physics import seconds
 from provenance import RESULTS, commit, machine, versions
 from rich.console import Console
 
@@ -51,14 +51,6 @@ def program(algorithm, env, config, num_devices: int, num_updates: int):
         return (lambda state: jax.block_until_ready(compiled(config, env, state))), compiled(config, env, state)
 
 
-def seconds_a_call(run, state, budget: float) -> float:
-    """Of as many calls as fit into the budget; each goes on from where the last one came to."""
-    calls, started = 0, time.perf_counter()
-    while calls == 0 or time.perf_counter() - started < budget:
-        state, calls = run(state), calls + 1
-    return (time.perf_counter() - started) / calls
-
-
 def measure(case: str, num_envs: int, turns: int, budget: float) -> dict:
     """Steps/s on every number of devices, turn by turn."""
     algorithm, name, sizes = CASES[case]
@@ -70,9 +62,9 @@ def measure(case: str, num_envs: int, turns: int, budget: float) -> dict:
     speeds = {n: [] for n in programs}
     for turn in range(1 + turns):
         for n, (run, state) in programs.items():
-            seconds = seconds_a_call(run, state, budget)
+            took = seconds(run, state, budget)
             if turn:  # the first one warms up
-                speeds[n].append(num_updates * config.steps_per_update / seconds)
+                speeds[n].append(num_updates * config.steps_per_update / took)
     ratios = {n: [b / a for a, b in zip(speeds[1], found, strict=True)] for n, found in speeds.items()}
     return {
         "case": case,
@@ -102,9 +94,9 @@ def shuffling(num_envs: int, turns: int, budget: float) -> dict:
     times = {name: [] for name in programs}
     for turn in range(1 + turns):
         for name, (run, state) in programs.items():
-            seconds = seconds_a_call(run, state, budget)
+            took = seconds(run, state, budget)
             if turn:
-                times[name].append(seconds)
+                times[name].append(took)
     within, anywhere = times.values()
     return {"num_envs": num_envs, "bytes": sent, "over_any": [b / a for a, b in zip(within, anywhere, strict=True)]}
 

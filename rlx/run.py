@@ -98,8 +98,8 @@ def keys(seed: int) -> tuple[jax.Array, jax.Array]:
     return train_key, evaluate_key
 
 
-compiled = partial(jax.jit, static_argnames=("algorithm", "length"), donate_argnames="state")
-chunk = compiled(advance)
+jitted = partial(jax.jit, static_argnames=("algorithm", "length"), donate_argnames="state")
+chunk = jitted(advance)
 
 
 def placed(like: T) -> T:
@@ -160,7 +160,7 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
     # Every error of tracing comes here.
     shardings = None if num_blocks() == 1 else jax.tree.map(lambda x: x.sharding, like)
     everywhere = None if shardings is None else NamedSharding(jax.sharding.get_mesh(), P())
-    step = chunk if shardings is None else compiled(advance, out_shardings=(shardings, everywhere))
+    step = chunk if shardings is None else jitted(advance, out_shardings=(shardings, everywhere))
     lowered = step.lower(algorithm, config, env, like, jnp.int32(0), jnp.int32(1), length)
     init = jax.jit(lambda *args: algorithm.init(*args), out_shardings=shardings).lower(config, env, train_key)
     evaluate.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True)
@@ -178,12 +178,12 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
         state = checkpoint.restore(checkpoints, kept(like), wanted, {"run": identity(job)})
         done = int(state.num_updates)
         about = agree(checkpoint.read(checkpoints, done) if first() else None)
-        logged, before = about["log"], about.get("devices", 1)
-        if before != job.devices:
+        logged, num_before = about["log"], about.get("devices", 1)
+        if num_before != job.devices:
             console.print(
-                f"{job.devices} devices instead of {before}: minibatches are of other elements than they were"
+                f"{job.devices} devices instead of {num_before}: minibatches are of other elements than they were"
             )
-            regroup = lambda x: arranged(replace(x, blocks=before), job.devices) if is_replay(x) else x
+            regroup = lambda x: arranged(replace(x, blocks=num_before), job.devices) if is_replay(x) else x
             regrouped = lambda state: jax.tree.map(regroup, state, is_leaf=is_replay)
             at = jax.tree.map(lambda x: x.sharding, state)
             state = jax.jit(regrouped, out_shardings=at, donate_argnums=0)(state)

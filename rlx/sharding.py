@@ -102,7 +102,9 @@ def blocks(size: int, what: str) -> int:
     """
     num = num_blocks()
     if size % num:
-        raise ValueError(f"{what} = {size} does not split over {num} devices: use {math.gcd(size, num)}, or change it")
+        raise ValueError(
+            f"{what} = {size} does not split over {num} devices: use {math.gcd(size, num)} of them, or change it"
+        )
     return size // num
 
 

@@ -361,7 +361,8 @@ def _train_group(job, group, name, lanes, start, end, found, display, stop):
         if (batch / "result.json").exists():
             display.skip((end - start) * group.config.steps_per_update * len(own))
         else:
-            program = program or build(size)
+            # Batches hold the lanes that they held, whatever the number of devices that it goes on with.
+            program = program or build(math.ceil(size / jax.device_count()) * jax.device_count())
             _train_batch(job, program, batch, own, start, end, found, display, stop)
             if stop.asked:
                 return

@@ -64,7 +64,7 @@ def data_parallel(name):
     with jax.set_mesh(sharding.mesh()):
         split = updates(algorithm, config, env)
         like = run.placed(state_shapes(algorithm, config, env))
-        program = run.compiled(advance).lower(algorithm, config, env, like, jnp.int32(0), jnp.int32(1), 4).compile()
+        program = run.jitted(advance).lower(algorithm, config, env, like, jnp.int32(0), jnp.int32(1), 4).compile()
     with same_shuffle():
         whole = updates(algorithm, config, env)
     minibatch = getattr(config, "batch_size", 0) or config.steps_per_update // config.num_minibatches

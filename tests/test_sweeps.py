@@ -158,6 +158,28 @@ def test_an_interrupted_sweep_goes_on_bitwise(sweep, tmp_path, monkeypatch, opti
     assert_same_sweep(sweep(tmp_path / "cut", space, **options), whole)
 
 
+@pytest.mark.parametrize("options", [{}, {"pbt": 3}], ids=["grid", "pbt"])
+def test_a_sweep_goes_on_bitwise_with_another_number_of_devices(sweep, tmp_path, monkeypatch, options):
+    space, show = {"learning_rate": [1e-3, 3e-3, 1e-2]}, Display.show
+
+    def show_and_interrupt(self, *arguments):
+        show(self, *arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    options |= {"num_seeds": 1}
+    whole = sweep(tmp_path / "whole", space, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr("rlx.run.CHUNK_UPDATES", 1)
+        patch.setattr(Display, "show", show_and_interrupt)
+        one = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda: one)
+        patch.setattr(jax, "device_count", lambda: 1)
+        with pytest.raises(KeyboardInterrupt, match="status 143"):
+            sweep(tmp_path / "cut", space, **options)
+    assert [json.loads(path.read_text())["num_lanes"] for path in (tmp_path / "cut" / "batches").glob("*.json")] == [3]
+    assert sweep(tmp_path / "cut", space, **options).lanes == whole.lanes
+
+
 def test_going_on_with_a_sweep_that_has_ended_changes_nothing(sweep, swept):
     files = {path: path.stat().st_mtime_ns for path in swept.job.directory.rglob("*") if path.is_file()}
     assert sweep(swept.job.directory, {"learning_rate": RATES, "num_envs": [4, 8]}).lanes == swept.lanes
