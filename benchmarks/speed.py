@@ -1,10 +1,12 @@
-"""Speed of PPO and SAC against Rejax: the same settings, the same number of steps, on the same machine.
+"""Speed of PPO, SAC and FPO beside what there is to compare with: the same settings on the same machine.
 
     python benchmarks/speed.py
+    python benchmarks/speed.py --case CartPole-v1
 
-Every measurement is a process of its own, the libraries take turns, and the persistent compilation cache is off. Each
-runs the way its own documentation jits a whole run, in its own environment; Rejax's is made in `.venvs/rejax` from
-`peers/rejax.txt`. Nothing is evaluated within the program that is timed.
+Beside Rejax, Stable-Baselines3 and SBX, each the way its own documentation runs it and in an environment of its own,
+which is made in `.venvs` from the pins in `peers`; beside random actions in the bare environment, for physics; and FPO
+beside PPO. Every measurement is a process of its own, what is compared takes turns, and programs are compiled anew
+unless it says so. Nothing is evaluated within the program that is timed.
 """
 
 import json
@@ -13,6 +15,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -51,40 +55,104 @@ SAC = {
     "gamma": 0.99,
     "tau": 0.005,
 }
-# total_steps are whole updates, and about a second or more of work
-CASES = {
-    "CartPole-v1": PPO
-    | {"env": "CartPole-v1", "total_steps": 2**18, "num_envs": 4, "num_minibatches": 4, "activation": "tanh"},
-    "Breakout-MinAtar": PPO
-    | {"env": "Breakout-MinAtar", "total_steps": 2**19, "num_envs": 64, "num_minibatches": 8, "activation": "relu"},
-    # The buffers of Rejax's settings for this task, of its SAC by default, and of the paper.
-    "SAC, buffer 10^4": SAC | {"capacity": 10_000},
-    "SAC, buffer 2^17": SAC | {"capacity": 2**17},
-    "SAC, buffer 10^6": SAC | {"capacity": 1_000_000},
+PHYSICS = PPO | {"total_steps": 2**16, "num_envs": 512, "num_steps": 16, "num_minibatches": 4, "activation": "tanh"}
+# Networks, minibatches and epochs as published, spec of FPO, but two minibatches in a rollout and not 32.
+PUBLISHED = {
+    "env": "playground/CartpoleBalance",
+    "total_steps": 2 * 2048 * 30,
+    "num_envs": 2048,
+    "num_steps": 30,
+    "num_epochs": 16,
+    "num_minibatches": 2,
+    "learning_rate": 3e-4,
+    "anneal_learning_rate": False,
+    "gamma": 0.995,
+    "gae_lambda": 0.95,
+    "normalize_obs": True,
+    "hidden_sizes": [32, 32, 32, 32],
+    "critic_sizes": [256, 256, 256, 256, 256],
+    "activation": "swish",
 }
-LIBRARIES = ("rlx", "rejax")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of those that a case compares."""
+
+    module: str  # of `peers`
+    venv: str = ""  # the environment that it runs in, by its pins in `peers`; empty: this one
+    settings: dict = field(default_factory=dict)  # of its own, over those of the case
+
+
+REJAX, LOOP = Side("rejax_ppo", "rejax"), {"total_steps": 2**13}
+OURS = {"rlx": Side("rlx_ppo")}
+# total_steps are whole updates, and about a second or more of work. The first of a case is set beside the others.
+CASES: dict[str, tuple[dict, dict[str, Side]]] = {
+    "CartPole-v1": (
+        PPO | {"env": "CartPole-v1", "total_steps": 2**18, "num_envs": 4, "num_minibatches": 4, "activation": "tanh"},
+        OURS
+        | {"Rejax": REJAX}
+        | {"Stable-Baselines3": Side("sb3_ppo", "sb3", LOOP), "SBX": Side("sbx_ppo", "sb3", LOOP)},
+    ),
+    "Breakout-MinAtar": (
+        PPO
+        | {"env": "Breakout-MinAtar", "total_steps": 2**19, "num_envs": 64, "num_minibatches": 8, "activation": "relu"},
+        OURS | {"Rejax": REJAX},
+    ),
+    # The buffers of Rejax's settings for this task, of its SAC by default, and of the paper.
+    **{
+        f"SAC, buffer {name}": (SAC | {"capacity": n}, {"rlx": Side("rlx_sac"), "Rejax": Side("rejax_sac", "rejax")})
+        for name, n in (("10^4", 10_000), ("2^17", 2**17), ("10^6", 1_000_000))
+    },
+    "brax/hopper, spring": (
+        PHYSICS | {"env": "brax/hopper", "options": {"backend": "spring"}},
+        OURS | {"random actions": Side("rlx_random")},
+    ),
+    "playground/CheetahRun": (
+        PHYSICS | {"env": "playground/CheetahRun"},
+        {"rlx": Side("rlx_ppo", "playground"), "random actions": Side("rlx_random", "playground")},
+    ),
+    "FPO, playground/CartpoleBalance": (
+        PUBLISHED,
+        {
+            "rlx": Side("rlx_published", "playground", {"algorithm": "fpo"}),
+            "PPO": Side("rlx_published", "playground", {"algorithm": "ppo"}),
+        },
+    ),
+}
+# What a case is meant to reach: at least so many times the steps/s, at most so much of the time to trace and compile.
+AIMS = {
+    ("CartPole-v1", "Rejax", "steps/s"): 1.25,
+    ("CartPole-v1", "Rejax", "trace + compile, s"): 0.6,
+    ("CartPole-v1", "Stable-Baselines3", "steps/s"): 25,
+    ("CartPole-v1", "SBX", "steps/s"): 25,
+    ("Breakout-MinAtar", "Rejax", "steps/s"): 1.5,
+    **{(f"SAC, buffer {name}", "Rejax", "steps/s"): 3 for name in ("10^4", "2^17", "10^6")},
+    ("brax/hopper, spring", "random actions", "steps/s"): 0.6,
+    ("playground/CheetahRun", "random actions", "steps/s"): 0.75,
+    ("FPO, playground/CartpoleBalance", "PPO", "steps/s"): 0.75,
+}
 QUANTITIES: dict[str, tuple[Callable, str]] = {
     "steps/s": (lambda m: m["steps_per_second"]["median"], ",.0f"),
     "trace + compile, s": (lambda m: m["trace_seconds"] + m["compile_seconds"], ".2f"),
     "trace, s": (lambda m: m["trace_seconds"], ".2f"),
     "compile, s": (lambda m: m["compile_seconds"], ".2f"),
+    "compile, cached, s": (lambda m: m["cached_seconds"], ".2f"),
     "import, s": (lambda m: m["import_seconds"], ".2f"),
     "peak memory, MiB": (lambda m: m["peak_memory_bytes"] / 2**20, ",.0f"),
 }
+LIBRARIES = ("Rejax", "Stable-Baselines3", "SBX")  # the others are of rlx: their speed is all that there is to compare
 
 
-def algorithm(case: str) -> str:
-    """Which of the algorithms a case measures."""
-    return "sac" if case.startswith("SAC") else "ppo"
-
-
-def rejax_python() -> Path:
-    """The interpreter of Rejax's environment, which is made when it is not there or its pins have changed."""
-    pins, folder = HERE / "peers" / "rejax.txt", ROOT / ".venvs" / "rejax"
+def interpreter(venv: str) -> Path | str:
+    """That of an environment, which is made when it is not there or its pins have changed; ours where it will do."""
+    if not venv or (venv == "playground" and find_spec("mujoco_playground")):
+        return sys.executable
+    pins, folder = HERE / "peers" / f"{venv}.txt", ROOT / ".venvs" / venv
     installed, python = folder / "installed.txt", folder / "bin" / "python"
     if not installed.exists() or installed.read_text() != pins.read_text():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", pins], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", pins], check=True, cwd=ROOT)
         shutil.copy(pins, installed)
     return python
 
@@ -103,70 +171,101 @@ def measurement(python: Path | str, module: str, settings: dict, num_runs: int, 
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def rows(result: dict) -> list[tuple[str, str, str, str, str]]:
-    """Case, quantity, rlx, Rejax, rlx / Rejax: medians over the repeats; the ratio is of neighbours, with its range."""
+def rows(result: dict) -> list[tuple[str, str, str, str, str, str, str]]:
+    """Case, what rlx is beside, quantity, that of rlx, of the other, ratio of the two, and what the ratio is to be.
+
+    Medians over the repeats; the ratio is of neighbours in time, with its range.
+    """
     found = []
     for case in result["settings"]:
-        pair = [[m for m in result["measurements"] if (m["case"], m["library"]) == (case, name)] for name in LIBRARIES]
-        for quantity, (of, form) in QUANTITIES.items():
-            ours, theirs = ([of(m) for m in measurements] for measurements in pair)
-            ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-            ratio = f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
-            found.append((case, quantity, format(median(ours), form), format(median(theirs), form), ratio))
+        sides: dict[str, list[dict]] = {}
+        for m in result["measurements"]:
+            if m["case"] == case:
+                sides.setdefault(m["library"], []).append(m)
+        ours = sides.pop("rlx")
+        for other, theirs in sides.items():
+            if failed := [m for m in theirs if "error" in m]:
+                found.append((case, other, "does not run", "", failed[0]["error"], "", ""))
+                continue
+            for quantity in QUANTITIES if other in LIBRARIES else ["steps/s"]:
+                of, form = QUANTITIES[quantity]
+                try:
+                    left, right = [of(m) for m in ours], [of(m) for m in theirs]
+                except KeyError:  # what compiles as it goes does not know how long that takes
+                    continue
+                ratios = [a / b for a, b in zip(left, right, strict=True)]
+                ratio = f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+                cells = format(median(left), form), format(median(right), form), ratio
+                found.append((case, other, quantity, *cells, aim(case, other, quantity, median(ratios))))
     return found
 
 
+def aim(case: str, other: str, quantity: str, ratio: float) -> str:
+    """What a ratio is to be, and whether it is; empty where nothing is asked."""
+    if (wanted := AIMS.get((case, other, quantity))) is None:
+        return ""
+    fewer = quantity.endswith(", s")
+    reached = ratio <= wanted if fewer else ratio >= wanted
+    return f"at {'most' if fewer else 'least'} {wanted:g}: {'reached' if reached else 'missed'}"
+
+
+def shortened(settings: dict) -> dict:
+    """The same case for four updates."""
+    before, steps = settings.get("warmup_steps", 0), settings["num_envs"] * settings["num_steps"]
+    return settings | {"total_steps": before + 4 * steps}
+
+
 def main(
-    case: Literal[*CASES] | None = None,
+    case: tuple[Literal[*CASES], ...] = (),
     repeats: int = 3,
     num_runs: int = 5,
     platform: str = "cpu",
     short: bool = False,
     out: Path = RESULTS / "speed.json",
 ) -> None:
-    """Measures, prints the table and writes the result.
+    """Measures, prints the table and writes the result, in which other cases stay as they are.
 
     Args:
-        case: only this one.
-        repeats: processes of each library for each case.
+        case: only these.
+        repeats: processes of each side of a case.
         num_runs: runs of the compiled program in each process.
         platform: what jax runs on.
-        short: a few updates each, to see that everything works; writes below runs/ unless told where.
+        short: four updates each, to see that everything works; writes below runs/ unless told where.
         out: the JSON file.
     """
-    cases = {name: settings for name, settings in CASES.items() if case in (None, name)}
     if short:
-        few = lambda s: s.get("warmup_steps", 0) + 4 * s["num_envs"] * s["num_steps"]
-        cases = {name: s | {"total_steps": few(s)} for name, s in cases.items()}
         out = ROOT / "runs" / "benchmarks" / "speed.json" if out == RESULTS / "speed.json" else out
     console, code = Console(stderr=True), commit()
-    with console.status("environment of Rejax"):
-        pythons = {"rlx": sys.executable, "rejax": rejax_python()}
-    measurements = []
-    for name, settings in cases.items():
+    result = json.loads(out.read_text()) if out.exists() else {"settings": {}, "measurements": []}
+    for name in case or CASES:
+        settings, sides = CASES[name]
+        measurements = []
         for repeat in range(repeats):
-            for library, python in pythons.items():
+            for library, side in sides.items():
+                of_side = settings | side.settings
                 with console.status(f"{name}, {library}, {repeat + 1} of {repeats}"):
-                    measured = measurement(python, f"peers.{library}_{algorithm(name)}", settings, num_runs, platform)
-                about = {"case": name, "library": library, "repeat": repeat, "commit": code}
-                measurements.append(about | measured)
-                speed = measured["steps_per_second"]["median"]
-                console.print(f"{name}, {library}, {repeat + 1} of {repeats}: {speed:,.0f} steps/s")
-    result = {"machine": machine(), "settings": cases, "measurements": measurements}
-    if case is not None and out.exists():  # what was measured of the other cases stays
-        before = json.loads(out.read_text())
-        others = [m for m in before["measurements"] if m["case"] != case]
-        result |= {"settings": before["settings"] | cases, "measurements": others + measurements}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
-
-    ours, theirs = (next(m for m in measurements if m["library"] == name)["versions"] for name in LIBRARIES)
-    table = Table("case", "quantity", "rlx", "Rejax", "rlx / Rejax", title=f"on {measurements[0]['device']}")
+                    about = {"case": name, "library": library, "repeat": repeat, "commit": code}
+                    try:
+                        python = interpreter(side.venv)
+                        of_side = shortened(of_side) if short else of_side
+                        about |= measurement(python, f"peers.{side.module}", of_side, num_runs, platform)
+                        told = f"{about['steps_per_second']['median']:,.0f} steps/s"
+                    except RuntimeError as error:
+                        if library == "rlx":
+                            raise
+                        about |= {"error": str(error).splitlines()[-1]}
+                        told = about["error"]
+                measurements.append(about)
+                console.print(f"{name}, {library}, {repeat + 1} of {repeats}: {told}")
+        result["settings"][name] = settings
+        result["measurements"] = [m for m in result["measurements"] if m["case"] != name] + measurements
+        result["machine"] = machine()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n")
+    table = Table("case", "beside", "quantity", "rlx", "the other", "ratio", "aim")
     for row in rows(result):
         table.add_row(*row)
     Console().print(table)
-    for package in ("jax", "jaxlib", "gymnax"):
-        console.print(f"{package}: {ours[package]} for rlx, {theirs[package]} for Rejax")
 
 
 if __name__ == "__main__":

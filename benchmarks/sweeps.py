@@ -54,8 +54,8 @@ def summary(directory: Path) -> dict[str, Any]:
 
 def lanes_part(folder: Path, short: bool) -> dict[str, Any]:
     """Steps a second of many seeds, beside Rejax's vmap over as many; the libraries take turns."""
-    settings = speed.CASES["CartPole-v1"] | {"total_steps": 2**11 if short else 2**16, "num_lanes": NUM_LANES}
-    pythons = {"rlx_lanes": sys.executable, "rejax_lanes": speed.rejax_python()}
+    settings = speed.CASES["CartPole-v1"][0] | {"total_steps": 2**11 if short else 2**16, "num_lanes": NUM_LANES}
+    pythons = {"rlx_lanes": sys.executable, "rejax_lanes": speed.interpreter("rejax")}
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
     for _ in range(1 if short else 3):
         for name, python in pythons.items():

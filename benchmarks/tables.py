@@ -61,7 +61,7 @@ def returns_table(results: list[dict]) -> str:
 
 
 def speed_table(result: dict) -> str:
-    return markdown(["case", "quantity", "rlx", "Rejax", "rlx / Rejax"], rows(result), num_text=2)
+    return markdown(["case", "beside", "quantity", "rlx", "the other", "ratio", "aim"], rows(result), num_text=3)
 
 
 def decoding_table(result: dict) -> str:

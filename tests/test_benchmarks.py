@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -30,6 +31,7 @@ def speed_result():
             "import_seconds": 1.0,
             "trace_seconds": 0.5,
             "compile_seconds": 1.5,
+            "cached_seconds": 0.1,
             "run_seconds": [1.0],
             "cores_used": 1.0,
             "steps": 100,
@@ -39,8 +41,8 @@ def speed_result():
             "versions": {"jax": "1"},
         }
 
-    speeds = [("rlx", 0, 300.0), ("rejax", 0, 100.0), ("rlx", 1, 100.0), ("rejax", 1, 100.0)]
-    settings = {"CartPole-v1": CASES["CartPole-v1"]}
+    speeds = [("rlx", 0, 300.0), ("Rejax", 0, 100.0), ("rlx", 1, 100.0), ("Rejax", 1, 100.0)]
+    settings = {"CartPole-v1": CASES["CartPole-v1"][0]}
     return {"commit": "c", "machine": {}, "settings": settings, "measurements": [measurement(*s) for s in speeds]}
 
 
@@ -80,9 +82,16 @@ def test_returns_table_states_the_bar(returns_result, bar, text):
 def test_speed_table_has_the_ratios_of_neighbours(speed_result):
     from tables import speed_table
 
+    failed = {"case": "CartPole-v1", "library": "SBX", "repeat": 0, "error": "ImportError: no SBX"}
+    loop = speed_result["measurements"][1] | {"library": "Stable-Baselines3"}
+    del loop["trace_seconds"], loop["compile_seconds"], loop["cached_seconds"]
+    speed_result["measurements"] += [failed, loop, loop]
     lines = speed_table(speed_result).splitlines()
-    assert lines[2] == "| CartPole-v1 | steps/s | 200 | 100 | 2.00 [1.00, 3.00] |"
-    assert lines[3] == "| CartPole-v1 | trace + compile, s | 2.00 | 2.00 | 1.00 [1.00, 1.00] |"
+    assert lines[2] == "| CartPole-v1 | Rejax | steps/s | 200 | 100 | 2.00 [1.00, 3.00] | at least 1.25: reached |"
+    assert lines[3].endswith("| trace + compile, s | 2.00 | 2.00 | 1.00 [1.00, 1.00] | at most 0.6: missed |")
+    assert "| CartPole-v1 | SBX | does not run |  | ImportError: no SBX |  |  |" in lines
+    told = [line.split(" | ")[2] for line in lines if "Stable-Baselines3" in line]
+    assert told == ["steps/s", "import, s", "peak memory, MiB"]
 
 
 def test_only_the_tables_of_a_readme_change():
@@ -201,22 +210,25 @@ def test_measured_returns_are_not_measured_again(tmp_path, monkeypatch):
 
 
 def test_speed_cases_are_whole_updates_of_one_configuration():
-    from speed import CASES, algorithm
+    from speed import AIMS, CASES, QUANTITIES, shortened
 
     import rlx
-    from rlx.algos import ppo, sac
+    from rlx.algos import fpo, ppo, sac
 
-    for case, settings in CASES.items():
-        config = {"ppo": ppo, "sac": sac}[algorithm(case)].Config(**{k: v for k, v in settings.items() if k != "env"})
-        assert rlx.steps_taken(config, rlx.total_updates(config)) == config.total_steps
-        if algorithm(case) == "ppo":
-            assert config.steps_per_update % config.num_minibatches == 0
+    algorithms = {"rlx_ppo": ppo, "rlx_sac": sac, "rlx_published": fpo}
+    for settings, sides in CASES.values():
+        for of_case in (settings, shortened(settings)):
+            names = {"env", "options", "critic_sizes"}
+            config = algorithms[sides["rlx"].module].Config(**{k: v for k, v in of_case.items() if k not in names})
+            assert rlx.steps_taken(config, rlx.total_updates(config)) == config.total_steps
+            assert config.steps_per_update % getattr(config, "num_minibatches", 1) == 0
+    assert all(other in CASES[case][1] and quantity in QUANTITIES for case, other, quantity in AIMS)
 
 
 def test_speed_measurement_has_the_schema(speed_result):
     from speed import CASES, measurement
 
-    settings = CASES["CartPole-v1"] | {"total_steps": 64, "num_steps": 16, "num_epochs": 1}
+    settings = CASES["CartPole-v1"][0] | {"total_steps": 64, "num_steps": 16, "num_epochs": 1}
     measured = measurement(sys.executable, "peers.rlx_ppo", settings, num_runs=2, platform="cpu")
     expected = {k: v for k, v in speed_result["measurements"][0].items() if k not in ("case", "library", "repeat")}
     assert measured.keys() == expected.keys()
@@ -228,10 +240,32 @@ def test_speed_measurement_has_the_schema(speed_result):
     assert {"rlx", "jax", "jaxlib", "gymnax"} <= measured["versions"].keys()
 
 
+def test_bare_environments_take_the_steps_asked_for():
+    from peers.rlx_random import program
+
+    function, arguments, steps = program({"env": "CartPole-v1", "num_envs": 4, "num_steps": 8, "total_steps": 64})
+    assert steps(function(*arguments(jax.random.key(0)))) == 64
+
+
+def test_critics_have_the_published_size(monkeypatch):
+    from peers.rlx_published import program
+
+    from rlx.algos import ppo
+
+    monkeypatch.setattr(ppo, "networks", ppo.networks)  # put back afterwards
+    sizes = {"num_envs": 2, "num_steps": 8, "num_minibatches": 1, "total_steps": 16}
+    sizes |= {"hidden_sizes": [4], "critic_sizes": [6, 5]}
+    function, arguments, _ = program({"algorithm": "ppo", "env": "CartPole-v1"} | sizes)
+    state, _ = jax.eval_shape(function, *arguments(jax.random.key(0)))
+    kernels = {name: layer["kernel"].shape for name, layer in state.params["critic"]["params"]["torso"].items()}
+    assert kernels == {"Dense_0": (4, 6), "Dense_1": (6, 5)}
+    assert state.params["actor"]["params"]["torso"]["Dense_0"]["kernel"].shape == (4, 4)
+
+
 def test_speed_reports_a_failed_process():
     from speed import CASES, measurement
 
-    settings = CASES["CartPole-v1"] | {"env": "NoSuch"}
+    settings = CASES["CartPole-v1"][0] | {"env": "NoSuch"}
     with pytest.raises(RuntimeError, match="rlx_ppo failed on NoSuch"):
         measurement(sys.executable, "peers.rlx_ppo", settings, num_runs=1, platform="cpu")
 

@@ -12,7 +12,7 @@ def program(settings):
     from rlx.algos import ppo
 
     settings = dict(settings, hidden_sizes=tuple(settings["hidden_sizes"]))
-    env = rlx.envs.make(settings.pop("env"))
+    env = rlx.envs.make(settings.pop("env"), **settings.pop("options", {}))
     config = ppo.Config(**settings)
     run = jax.jit(partial(rlx.train, ppo))
     return run, lambda key: (config, env, key), lambda result: result[0].num_updates * config.steps_per_update

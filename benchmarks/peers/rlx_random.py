@@ -1,0 +1,31 @@
+"""Environments of rlx with random actions, drawn beforehand, for speed.py: what no training on them is faster than."""
+
+from peers.measure import main
+
+
+def program(settings):
+    import jax
+
+    import rlx
+    from rlx.rollout import reset
+
+    env, num_envs = rlx.envs.make(settings["env"], **settings.get("options", {})), settings["num_envs"]
+    length = settings["total_steps"] // num_envs
+
+    def run(env, key):
+        reset_key, step_key, action_key = jax.random.split(key, 3)
+        keys = jax.random.split(step_key, num_envs)
+        actions = jax.vmap(env.action_space.sample)(jax.random.split(action_key, settings["num_steps"] * num_envs))
+        actions = actions.reshape(settings["num_steps"], num_envs, *actions.shape[1:])
+
+        def chunk(state, _):
+            return jax.lax.scan(lambda s, a: (jax.vmap(env.advance)(keys, s, a)[0], None), state, actions)[0], None
+
+        state = reset(env, reset_key, num_envs)
+        return jax.lax.scan(chunk, state, length=length // settings["num_steps"])[0].time
+
+    return jax.jit(run), lambda key: (env, key), lambda time: time.sum()
+
+
+if __name__ == "__main__":
+    main(program)
