@@ -1,7 +1,12 @@
 """Adapter for gymnax (1.0 and later): classic control, bsuite, MinAtar, and its miscellaneous tasks."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
@@ -81,13 +86,28 @@ def _space(space: Any, role: str) -> Space:
     raise ValueError(f"{role} space {space} is not supported; rlx works with Box and Discrete")
 
 
+@contextmanager
+def postponed(*names: str) -> Iterator[None]:
+    """Within it, importing these modules gives stand-ins: the real ones are imported when they are first used."""
+    stand_ins = {name: ModuleType(name) for name in names if name not in sys.modules}
+    for name, stand_in in stand_ins.items():
+        stand_in.__getattr__ = lambda attribute, name=name: getattr(import_module(name), attribute)
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+
+
 def make(name: str, **options: Any) -> Env:
     """`options` go to the environment's constructor.
 
     Raises:
         ValueError: a space that is neither Box nor Discrete, or data that cannot be downloaded.
     """
-    import gymnax
+    with postponed("seaborn", "matplotlib.pyplot"):  # gymnax needs them to draw, and they take longer than all else
+        import gymnax
 
     try:
         environment = Gymnax(gymnax.make(name, **options)[0], bounded=name not in WRONG_BOUNDS)

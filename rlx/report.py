@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # its stats take a second to import, and come when they are first used
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from scipy.stats import bootstrap, rankdata, trim_mean
 
 from rlx.run import evaluation_points, read_rows, short_name, write_json
 
@@ -29,7 +29,7 @@ def iqm(scores: np.ndarray, axis: int = -1) -> np.ndarray:
 
     Source: Agarwal et al. 2021, arXiv:2108.13264, section 4.3.
     """
-    return trim_mean(scores, 0.25, axis=axis)
+    return scipy.stats.trim_mean(scores, 0.25, axis=axis)
 
 
 def optimality_gap(scores: np.ndarray, target: float, axis: int = -1) -> np.ndarray:
@@ -391,7 +391,7 @@ def _ends(samples, statistic, confidence, num_resamples, seed):
         return None, None
     batch = max(1, min(num_resamples, BATCH // sum(sample.size for sample in samples)))
     options = {"confidence_level": confidence, "n_resamples": num_resamples, "batch": batch, "axis": -1}
-    ends = bootstrap(samples, statistic, method="percentile", rng=seed, **options).confidence_interval
+    ends = scipy.stats.bootstrap(samples, statistic, method="percentile", rng=seed, **options).confidence_interval
     return ends.low, ends.high
 
 
@@ -403,7 +403,7 @@ def _estimate(value, low, high):
 def _mann_whitney(x, y):
     """U of x over the last axis: pairs in which x is larger, those with equal ones half."""
     n = x.shape[-1]
-    ranks = rankdata(np.concatenate([x, y], axis=-1), axis=-1)  # ties share their mean rank
+    ranks = scipy.stats.rankdata(np.concatenate([x, y], axis=-1), axis=-1)  # ties share their mean rank
     return ranks[..., :n].sum(-1) - n * (n + 1) / 2
 
 
@@ -528,7 +528,7 @@ def _rescaled(runs, bounds):
         members = [run for run in scored if run["task"] == task]
         scores = np.array([run["score"] for run in members])
         low, high = bounds[task] if bounds else (0.0, 1.0)
-        scores = (scores - low) / (high - low) if bounds else rankdata(scores) / len(scores)
+        scores = (scores - low) / (high - low) if bounds else scipy.stats.rankdata(scores) / len(scores)
         rescaled += [run | {"score": float(score)} for run, score in zip(members, scores, strict=True)]
     return rescaled
 
