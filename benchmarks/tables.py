@@ -4,7 +4,7 @@
     python benchmarks/tables.py --check
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names algorithms, communication, decoding,
-flow, lifetimes, physics, returns, scaling, shuffling, speed and sweeps; the rest is left alone.
+flow, lifetimes, physics, returns, roofline, scaling, shell, shuffling, speed and sweeps; the rest is left alone.
 """
 
 import ast
@@ -19,7 +19,7 @@ from speed import rows
 from rlx.report import fill
 
 NAMES = ("algorithms", "communication", "decoding", "flow", "lifetimes", "physics", "returns", "scaling", "shuffling")
-NAMES += ("speed", "sweeps")
+NAMES += ("speed", "sweeps", "roofline", "shell")
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "scaling.md")
 
 
@@ -116,6 +116,38 @@ def physics_table(result: dict) -> str:
     return markdown(header, body, num_text=1)
 
 
+def roofline_table(result: dict) -> str:
+    """What an update counts to, what of its time the ceilings would take for that, and where the time goes."""
+    ceilings, body = result["ceilings"], []
+    names = list(result["cases"][0]["shares"])
+    for case in result["cases"]:
+        bounds = (
+            case["operations"] / ceilings["layers_flops"],
+            case["bytes"] / ceilings["copy_bytes_per_second"],
+            case["kernels"] * ceilings["seconds_per_kernel"],
+        )
+        counts = f"{case['operations'] / case['steps'] / 1e6:.2f}", f"{case['bytes'] / case['steps'] / 1e3:,.0f}"
+        cells = (f"{x / case['seconds']:.0%}" for x in bounds)
+        shares = (f"{case['shares'][name]:.0%}" for name in names)
+        body.append((case["case"], *counts, f"{case['kernels']:,.0f}", *cells, *shares))
+    header = ["case", "MFLOP a step", "kB a step", "kernels an update", "operations at their ceiling"]
+    header += ["bytes at theirs", "kernels at theirs", *names]
+    return markdown(header, body, num_text=1)
+
+
+def shell_table(result: dict) -> str:
+    """Seconds from the shell to the exit."""
+    body = []
+    for case in result["cases"]:
+        ours, theirs = case["seconds"]["rlx"], case["seconds"]["the other"]
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        ratio = f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+        verdict = "reached" if median(ratios) <= case["at_most"] else "missed"
+        cells = f"{median(ours):.1f}", f"{median(theirs):.1f}", ratio, f"at most {case['at_most']:g}: {verdict}"
+        body.append((case["case"], case["beside"], *cells))
+    return markdown(["what", "beside", "rlx, s", "the other, s", "ratio", "aim"], body, num_text=2)
+
+
 def scaling_table(result: dict) -> str:
     """Steps/s on several devices over those on one, by the number of environments."""
     counts = sorted({n for case in result["cases"] for n in case["over_one"]} - {"1"}, key=int)
@@ -197,6 +229,7 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     returns = [json.loads(path.read_text()) for path in sorted((results / "returns").glob("*.json"))]
     found = {"algorithms": algorithms_table()} | ({"returns": returns_table(returns)} if returns else {})
     single = {"speed": speed_table, "decoding": decoding_table, "flow": flow_table}
+    single |= {"roofline": roofline_table, "shell": shell_table}
     single |= {"lifetimes": lifetimes_table, "physics": physics_table, "communication": communication_table}
     for name, table in single.items():
         if (path := results / f"{name}.json").exists():

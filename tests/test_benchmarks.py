@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -260,6 +261,60 @@ def test_critics_have_the_published_size(monkeypatch):
     kernels = {name: layer["kernel"].shape for name, layer in state.params["critic"]["params"]["torso"].items()}
     assert kernels == {"Dense_0": (4, 6), "Dense_1": (6, 5)}
     assert state.params["actor"]["params"]["torso"]["Dense_0"]["kernel"].shape == (4, 4)
+
+
+def compiled_text(function, *args):
+    return jax.jit(function).lower(*args).compile().as_text()
+
+
+def test_what_a_program_costs_is_counted_as_often_as_its_loops_go_round():
+    from roofline import cost
+
+    def layers(x, w):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, length=7)[0]
+
+    found = cost(compiled_text(layers, jnp.ones((128, 64)), jnp.ones((64, 48)) @ jnp.ones((48, 64))))
+    assert found.operations == pytest.approx(7 * (2 * 128 * 64 * 64 + 128 * 64), rel=1e-3)
+    once = cost(compiled_text(lambda x, w: jnp.tanh(x @ w), jnp.ones((128, 64)), jnp.ones((64, 64))))
+    assert 7 * once.kernels <= found.kernels <= 7 * (once.kernels + 3) + 5  # the counter, its comparison, copies
+    assert 7 * once.bytes == pytest.approx(found.bytes, rel=0.2)
+
+
+def test_what_is_changed_in_place_costs_what_is_changed():
+    from roofline import cost
+
+    def rows(x):
+        return jax.lax.fori_loop(0, 50, lambda i, x: x.at[i].set(2.0 * x[i]), x)
+
+    x = jnp.ones((50, 1000))
+    # Each row is read and written, and the whole is copied, once, so that the argument stays what it is.
+    assert cost(compiled_text(rows, x)).bytes == pytest.approx(4 * x.nbytes, rel=0.05)
+
+
+def test_loops_of_unknown_length_are_not_counted():
+    from roofline import cost
+
+    with pytest.raises(ValueError, match="not known how often"):
+        cost(compiled_text(lambda n: jax.lax.while_loop(lambda i: i < n, lambda i: i * 2 + 1, 0), 1000))
+
+
+def test_roofline_table_sets_counts_beside_the_ceilings():
+    from tables import roofline_table
+
+    ceilings = {"large_product_flops": 2e11, "layers_flops": 1e11, "copy_bytes_per_second": 1e10}
+    case = {"case": "PPO", "steps": 1000, "seconds": 1e-2, "operations": 2e8, "bytes": 1e7, "kernels": 5000}
+    case |= {"shares": {"environment": 0.25, "policy": 0.75}}
+    row = roofline_table({"ceilings": ceilings | {"seconds_per_kernel": 1e-6}, "cases": [case]}).splitlines()[-1]
+    assert row == "| PPO | 0.20 | 10 | 5,000 | 20% | 10% | 50% | 25% | 75% |"
+
+
+def test_shell_table_says_whether_the_aim_is_reached():
+    from tables import shell_table
+
+    seconds = {"rlx": [2.0, 4.0], "the other": [4.0, 4.0]}
+    case = {"case": "a run", "beside": "a script", "at_most": 0.5, "seconds": seconds}
+    row = shell_table({"cases": [case]}).splitlines()[-1]
+    assert row == "| a run | a script | 3.0 | 4.0 | 0.75 [0.50, 1.00] | at most 0.5: missed |"
 
 
 def test_speed_reports_a_failed_process():

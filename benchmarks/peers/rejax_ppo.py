@@ -7,13 +7,12 @@ are standardised, the learning rate is constant, Adam has epsilon 1e-8. What dif
 from peers.measure import main
 
 
-def program(settings):
-    import jax
-    import jax.numpy as jnp
+def agent(settings):
+    """Its PPO with these settings."""
     from rejax import PPO
 
     network = {"hidden_layer_sizes": tuple(settings["hidden_sizes"]), "activation": settings["activation"]}
-    algorithm = PPO.create(
+    return PPO.create(
         env=settings["env"],
         total_timesteps=settings["total_steps"],
         eval_freq=settings["total_steps"],
@@ -31,6 +30,13 @@ def program(settings):
         ent_coef=settings["entropy_coef"],
         max_grad_norm=settings["max_grad_norm"],
     )
+
+
+def program(settings):
+    import jax
+    import jax.numpy as jnp
+
+    algorithm = agent(settings)
     algorithm = algorithm.replace(eval_callback=lambda algorithm, state, key: jnp.zeros(()))
     return jax.jit(algorithm.train), lambda key: (key,), lambda result: result[0].global_step
 
