@@ -29,6 +29,8 @@ def agent(settings):
         vf_coef=settings["value_coef"],
         ent_coef=settings["entropy_coef"],
         max_grad_norm=settings["max_grad_norm"],
+        normalize_observations=settings.get("normalize_obs", False),
+        normalize_rewards=settings.get("normalize_reward", False),
     )
 
 

@@ -8,12 +8,11 @@ batches are drawn without replacement, and the first steps, which only fill the 
 from peers.measure import main
 
 
-def program(settings):
-    import jax
-    import jax.numpy as jnp
+def agent(settings):
+    """Its SAC with these settings."""
     from rejax import SAC
 
-    algorithm = SAC.create(
+    return SAC.create(
         env=settings["env"],
         total_timesteps=settings["total_steps"],
         eval_freq=settings["total_steps"],
@@ -29,6 +28,13 @@ def program(settings):
         gamma=settings["gamma"],
         polyak=1.0 - settings["tau"],
     )
+
+
+def program(settings):
+    import jax
+    import jax.numpy as jnp
+
+    algorithm = agent(settings)
     algorithm = algorithm.replace(eval_callback=lambda algorithm, state, key: jnp.zeros(()))
     return jax.jit(algorithm.train), lambda key: (key,), lambda result: result[0].global_step
 
