@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A process a core; the tests of a file share compiled programs and stay together.
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist loadfile
 
-.PHONY: setup train test test-slow lint bench tables clean
+.PHONY: setup train test test-slow lint bench bench-full tables clean
 
 setup: .venv/ready
 
@@ -27,9 +27,17 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: setup  ## speed beside Rejax and the learning table, into benchmarks/results
+bench: setup  ## a short form of the next in 20 minutes: some cases, once; into runs/benchmarks
+	$(BIN)/python benchmarks/speed.py --repeats 1 --force --out runs/benchmarks/speed.json \
+		--case CartPole-v1 "SAC, buffer 10^4" "brax/hopper, spring"
+	$(BIN)/python benchmarks/returns.py --task CartPole-v1 --force --out runs/benchmarks/returns
+
+bench-full: setup  ## all of what is measured and not yet there, into benchmarks/results: hours
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/shell.py
+	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/returns.py
+	$(BIN)/python benchmarks/peer_returns.py
 	$(BIN)/python benchmarks/tables.py
 
 tables: setup  ## the tables of README.md from benchmarks/results

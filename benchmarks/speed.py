@@ -221,9 +221,10 @@ def main(
     num_runs: int = 5,
     platform: str = "cpu",
     short: bool = False,
+    force: bool = False,
     out: Path = RESULTS / "speed.json",
 ) -> None:
-    """Measures, prints the table and writes the result, in which other cases stay as they are.
+    """Measures the cases that have no result yet, writes each as soon as it is there, and prints the table.
 
     Args:
         case: only these.
@@ -231,6 +232,7 @@ def main(
         num_runs: runs of the compiled program in each process.
         platform: what jax runs on.
         short: four updates each, to see that everything works; writes below runs/ unless told where.
+        force: measure also what is done.
         out: the JSON file.
     """
     if short:
@@ -239,6 +241,10 @@ def main(
     result = json.loads(out.read_text()) if out.exists() else {"settings": {}, "measurements": []}
     for name in case or CASES:
         settings, sides = CASES[name]
+        done = {m["library"] for m in result["measurements"] if m["case"] == name}
+        if done == sides.keys() and not force:
+            console.print(f"{name}: done, {out}")
+            continue
         measurements = []
         for repeat in range(repeats):
             for library, side in sides.items():
@@ -250,7 +256,7 @@ def main(
                         of_side = shortened(of_side) if short else of_side
                         about |= measurement(python, f"peers.{side.module}", of_side, num_runs, platform)
                         told = f"{about['steps_per_second']['median']:,.0f} steps/s"
-                    except RuntimeError as error:
+                    except (RuntimeError, subprocess.CalledProcessError) as error:  # it fails, or to install it
                         if library == "rlx":
                             raise
                         about |= {"error": str(error).splitlines()[-1]}

@@ -43,8 +43,10 @@ def bar_text(bar: dict | None, num_seeds: int) -> str:
     return f"mean {bar['at_least']}: {verdict}"
 
 
-def returns_table(results: list[dict]) -> str:
+def returns_table(results: list[dict], peers: list[dict] = ()) -> str:
+    """What was reached, and what peers have come to on the same task and settings in as many steps."""
     header = ["task", "algorithm", "steps", "seeds", "mean return [95 %]", "interquartile mean [95 %]", "at least"]
+    theirs = {(peer["task"], peer["algorithm"]): with_interval(peer["mean"]) for peer in peers}
     body = [
         (
             r["task"],
@@ -54,10 +56,11 @@ def returns_table(results: list[dict]) -> str:
             with_interval(r["mean"]),
             with_interval(r["iqm"]),
             bar_text(r["bar"], len(r["seeds"])),
+            *([theirs.get((r["task"], r["algorithm"]), "")] if peers else []),
         )
         for r in results
     ]
-    return markdown(header, body, num_text=2)
+    return markdown(header + ["mean return of Rejax [95 %]"] * bool(peers), body, num_text=2)
 
 
 def speed_table(result: dict) -> str:
@@ -227,7 +230,8 @@ def algorithms_table() -> str:
 def tables(results: Path = RESULTS) -> dict[str, str]:
     """Every table that there are results for."""
     returns = [json.loads(path.read_text()) for path in sorted((results / "returns").glob("*.json"))]
-    found = {"algorithms": algorithms_table()} | ({"returns": returns_table(returns)} if returns else {})
+    peers = [json.loads(path.read_text()) for path in sorted((results / "peer_returns").glob("*.json"))]
+    found = {"algorithms": algorithms_table()} | ({"returns": returns_table(returns, peers)} if returns else {})
     single = {"speed": speed_table, "decoding": decoding_table, "flow": flow_table}
     single |= {"roofline": roofline_table, "shell": shell_table}
     single |= {"lifetimes": lifetimes_table, "physics": physics_table, "communication": communication_table}

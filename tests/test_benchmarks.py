@@ -71,6 +71,17 @@ def test_returns_table_renders(returns_result):
     )
 
 
+def test_returns_of_a_peer_stand_beside_those_of_its_task(returns_result):
+    from tables import returns_table
+
+    peer = {"task": "CartPole-v1", "algorithm": "ppo", "mean": {"value": 480.04, "low": 470.0, "high": 490.0}}
+    other = returns_result | {"algorithm": "sac"}
+    header, _, row, without = returns_table([returns_result, other], [peer]).splitlines()
+    assert header.endswith("| at least | mean return of Rejax [95 %] |")
+    assert row.endswith("reached (10) | 480.0 [470.0, 490.0] |")
+    assert without.endswith("reached (10) |  |")
+
+
 @pytest.mark.parametrize(
     ("bar", "text"), [(None, "none"), ({"at_least": -90, "passed": False}, "mean -90: missed")], ids=["none", "mean"]
 )

@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 TASKS = {"lpo": "LPO", "talpo": "TA-LPO"}
 TRAIN = "CartPole-v1:30000,Acrobot-v1:30000"
 HOLDOUT = "Pendulum-v1:80000,Catch-bsuite:30000,MountainCar-v0:60000,mjx/cartpole:80000"
-GENERATIONS, POPULATION = 100, 32
+GENERATIONS, POPULATION = 60, 32
 SHORT = ["--generations", "2", "--population", "4", "--train", "CartPole-v1:2048", "--holdout", "Acrobot-v1:8192"]
 
 
