@@ -11,6 +11,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 NAMES = sorted(path.parent.name for path in FOLDER.glob("*/compare.py") if (path.parent / "results").exists())
 # By what the results of an experiment are told apart.
 KEYS = {
+    "discovery": ("task",),
     "fine_tuning": ("task", "method"),
     "groups": ("task",),
     "meta_gradient": ("task", "method"),
