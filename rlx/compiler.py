@@ -1,9 +1,14 @@
-"""A switch of XLA that results on a CPU depend on. Importing rlx sets it."""
+"""How programs are compiled for a CPU: a switch of XLA, on which results depend, and random bits. Importing sets it."""
 
 import os
 import warnings
 
+import numpy as np
 from jax._src import xla_bridge
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import stablehlo as hlo
+from jax.extend.random import threefry2x32_p
+from jax.interpreters import mlir
 from jaxlib.version import __version_info__ as version
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
@@ -31,4 +36,39 @@ def keep_reductions_from_ynn() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=-reduce".strip()
 
 
+def threefry(ctx: mlir.LoweringRuleContext, *words: ir.Value) -> list[ir.Value]:
+    """Threefry-2x32 with 20 rounds, in the operations of XLA: two words of random bits for two of a key and a counter.
+
+    Source: Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3 (SC '11), section 3.3.
+    """
+    out = ctx.avals_out[0]
+    kind = ir.RankedTensorType.get(out.shape, ir.IntegerType.get_unsigned(32))
+    constant = lambda number: mlir.ir_constant(np.broadcast_to(np.uint32(number), out.shape))
+
+    def whole(word, aval):
+        return hlo.broadcast_in_dim(kind, word, mlir.dense_int_array(range(out.ndim - aval.ndim, out.ndim)))
+
+    key1, key2, x1, x2 = map(whole, words, ctx.avals_in)
+    keys = [key1, key2, hlo.xor(hlo.xor(key1, key2), constant(0x1BD11BDA))]
+    x1, x2 = hlo.add(x1, keys[0]), hlo.add(x2, keys[1])
+    for i in range(5):
+        for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
+            x1 = hlo.add(x1, x2)
+            turned = hlo.or_(hlo.shift_left(x2, constant(turn)), hlo.shift_right_logical(x2, constant(32 - turn)))
+            x2 = hlo.xor(x1, turned)
+        x1 = hlo.add(x1, keys[(i + 1) % 3])
+        x2 = hlo.add(x2, hlo.add(keys[(i + 2) % 3], constant(i + 1)))
+    return [x1, x2]
+
+
+def unroll_threefry() -> None:
+    """Have JAX's random bits on a CPU compiled as one expression, as on other devices; they stay what they are.
+
+    JAX makes a loop of the rounds there, which comes to 26 small kernels and a `while` each time that something is
+    drawn. Unrolled it is one or two: less to compile, and less to start where few numbers are drawn at a time.
+    """
+    mlir.register_lowering(threefry2x32_p, threefry, platform="cpu", inline=False)
+
+
 keep_reductions_from_ynn()
+unroll_threefry()
