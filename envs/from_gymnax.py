@@ -25,6 +25,9 @@ NAMES = (
 )
 
 
+# What gymnax imports to draw.
+DRAWS_WITH = ("seaborn", "matplotlib", "matplotlib.pyplot", "matplotlib.animation", "matplotlib.colors")
+
 # Their observations leave the bounds that they declare: rewards, times and signed bits where 0 to n is written.
 WRONG_BOUNDS = ("MemoryChain-bsuite", "MNISTBandit-bsuite", "MetaMaze-misc", "GaussianBandit-misc")
 
@@ -92,6 +95,10 @@ def postponed(*names: str) -> Iterator[None]:
     stand_ins = {name: ModuleType(name) for name in names if name not in sys.modules}
     for name, stand_in in stand_ins.items():
         stand_in.__getattr__ = lambda attribute, name=name: getattr(import_module(name), attribute)
+        stand_in.__path__ = []
+        package, _, part = name.rpartition(".")
+        if package in stand_ins:
+            setattr(stand_ins[package], part, stand_in)
     sys.modules.update(stand_ins)
     try:
         yield
@@ -106,7 +113,7 @@ def make(name: str, **options: Any) -> Env:
     Raises:
         ValueError: a space that is neither Box nor Discrete, or data that cannot be downloaded.
     """
-    with postponed("seaborn", "matplotlib.pyplot"):  # gymnax needs them to draw, and they take longer than all else
+    with postponed(*DRAWS_WITH):  # it takes longer to import than all else
         import gymnax
 
     try:

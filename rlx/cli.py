@@ -1,9 +1,11 @@
 """The command line: `rlx train ALGO`, `rlx eval RUN`, `rlx render RUN`, `rlx envs`; and `python some/ppo.py`."""
 
 import ast
+import atexit
 import contextlib
 import dataclasses
 import difflib
+import gc
 import importlib
 import importlib.util
 import io
@@ -340,7 +342,7 @@ def _train_algorithm(
     if not env_name:
         raise ValueError(f"{prog} needs an environment: --env NAME; `rlx envs` lists them")
     _check_numbers(options)
-    _configure_jax(options.compile_cache)
+    _configure(options.compile_cache)
     devices = _devices(options, saved)
     console.quiet = not hosts.first()
     own = start if start and start["env"] == env_name else {"env_options": {}, "env_params": {}}
@@ -500,7 +502,7 @@ def _load(options: Checkpoint, check: Callable[[Env], None] = lambda env: None) 
     """The job of a run, the state that is asked for, and a key; `check` is given the environment before."""
     from rlx.checkpoint import restore
 
-    _configure_jax(options.compile_cache)
+    _configure(options.compile_cache)
     _check_seed(options.seed)
     saved, update = read_config(options.run), options.from_update
     if options.best:
@@ -629,13 +631,16 @@ def _unknown(kind: str, name: str, known: list[str]) -> str:
     return f"unknown {kind} {name!r}: {hint}"
 
 
-def _configure_jax(compile_cache: bool) -> None:
-    """Full float32 products (TF32 changes what is learned), and the compilation cache."""
+def _configure(compile_cache: bool) -> None:
+    """Full float32 products (TF32 changes what is learned), the compilation cache, and less looking for garbage."""
     jax.config.update("jax_default_matmul_precision", "float32")
     if compile_cache:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlx" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+    # Tracing makes hundreds of thousands of objects that stay: to go through them again and again took up to a second.
+    gc.set_threshold(50_000)
+    atexit.register(gc.freeze)  # and most of another one before the process ends
 
 
 @contextlib.contextmanager

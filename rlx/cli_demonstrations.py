@@ -15,7 +15,7 @@ from rlx.cli import (
     _assignments,
     _check_empty,
     _check_seed,
-    _configure_jax,
+    _configure,
     _load,
     _new_directory,
     _parse,
@@ -175,7 +175,7 @@ def clone(arguments: list[str]) -> None:
     defaults = vars(early) | {"config": configure(algorithm.Config, tuned)}
     options = _parse(both, arguments[1:], prog, default=both(**defaults))
     _check_seed(options.seed)
-    _configure_jax(options.compile_cache)
+    _configure(options.compile_cache)
     env_options = about["env_options"] | _assignments("--env-options", options.env_options)
     outer = "params." if "chunk" in env_options.keys() - about["env_options"].keys() else ""  # of an environment inside
     env_params = {f"{outer}{name}": value for name, value in about["env_params"].items()}

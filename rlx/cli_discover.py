@@ -13,7 +13,7 @@ from rich.console import Console
 
 import rlx
 from rlx import checkpoint, meta
-from rlx.cli import _assignments, _check_empty, _check_seed, _configure_jax, _parse, full_name, load_algorithm
+from rlx.cli import _assignments, _check_empty, _check_seed, _configure, _parse, full_name, load_algorithm
 from rlx.meta import pictures
 from rlx.objectives import DPO, SPO, Clip, ImportanceWeighted
 from rlx.presets import preset
@@ -101,7 +101,7 @@ def discover(arguments: list[str]) -> None:
         if changed:
             raise ValueError(f"{options.resume} was begun with other settings: leave out {', '.join(changed)}")
     _check(options)
-    _configure_jax(options.compile_cache)
+    _configure(options.compile_cache)
     use_devices()
     console = Console(highlight=False, markup=False, soft_wrap=True)
     names = {name: _lifetime(name, steps, options) for name, steps in _named(options.train, options.holdout)}

@@ -18,7 +18,7 @@ from rlx.cli import (
     _algorithm,
     _assignments,
     _check_seed,
-    _configure_jax,
+    _configure,
     _new_directory,
     _parse,
     _tuned,
@@ -130,7 +130,7 @@ def sweep(arguments: list[str]) -> None:
     options, given = _parse(SweepOptions, rest, prog, default=default, return_unknown_args=True)
     if not options.checkpoint_seconds >= 0:
         raise ValueError(f"--checkpoint-seconds {options.checkpoint_seconds}: give 0 or more")
-    _configure_jax(options.compile_cache)
+    _configure(options.compile_cache)
     if options.devices is not None and options.devices < 1:
         raise ValueError(f"--devices {options.devices}: give at least 1")
     if use_devices(options.devices) < (options.devices or 1):

@@ -21,8 +21,10 @@ import zlib
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -199,6 +201,9 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
         origin = {name: value for name, value in read_config(directory).items() if name in ("start_from", "cloned")}
         if state is None and origin:
             raise ValueError(f"{directory} was stopped before its first checkpoint: remove it, and begin again")
+    if not job.render_every:  # which draws at once, and parts of a library are not to be imported by two at a time
+        # Compiling and training leave the interpreter to others: they do not wait for this second.
+        Thread(target=import_module, args=("rlx.plot",), daemon=True).start()
     step_updates = lowered.compile()
     if state is None:
         state = init.compile()(config, env, train_key)

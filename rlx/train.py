@@ -104,13 +104,14 @@ def advance(
     which runs died and after how many updates. Metrics are NaN (0 episodes) from there on. A `Replay` is rewound, which
     takes back as many elements as it has `spare` rows.
     """
-    shapes = jax.eval_shape(algorithm.update, config, env, state)[1]
+    update = partial(jax.jit(algorithm.update, inline=True), config, env)  # is traced once for its two uses
+    shapes = jax.eval_shape(update, state)[1]
     blank = lambda x: jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)
     metrics = jax.tree.map(lambda x: jnp.broadcast_to(blank(x), (length, *x.shape)), shapes)
 
     def body(i, carry):
         state, alive, metrics = carry
-        new, new_metrics = algorithm.update(config, env, state)
+        new, new_metrics = update(state)
         alive &= _sound(state, new)
         state = jax.tree.map(partial(_keep, alive), new, state, is_leaf=is_replay)
         metrics = jax.tree.map(lambda all_, x: all_.at[i].set(jnp.where(alive, x, blank(x))), metrics, new_metrics)
