@@ -185,7 +185,7 @@ def advantages(config, env, state, traj):
     """What there is to learn from a rollout, `[T, N]`, and the reward scale after it."""
     _, critic = networks(config, env)
     obs, next_obs = normalized(config, state, traj.obs), normalized(config, state, traj.next_obs)
-    value, next_value = critic.apply(state.params["critic"], jnp.stack([obs, next_obs]))
+    value, next_value = (critic.apply(state.params["critic"], x) for x in (obs, next_obs))
     scale, reward = state.reward_scale, traj.reward
     if config.normalize_reward:
         scale, reward = scale_rewards(scale, reward, traj.done, config.gamma)

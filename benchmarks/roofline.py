@@ -28,10 +28,11 @@ from rich.console import Console
 from speed import CASES
 
 import rlx
-from rlx.algos import ppo
+from rlx.algos import ppo, sac
+from rlx.replay import sample
 from rlx.rollout import minibatches, rollout
 
-COUNTED = ("CartPole-v1", "Breakout-MinAtar", "brax/hopper, spring")
+COUNTED = {"CartPole-v1": ppo, "Breakout-MinAtar": ppo, "brax/hopper, spring": ppo, "SAC, buffer 10^4": sac}
 MOVES = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id"}
 SHUFFLES = {"copy", "reshape", "transpose", "broadcast", "slice", "concatenate", "pad", "gather", "iota", "reverse"}
 SHUFFLES |= {"dynamic-slice", "dynamic-update-slice", "convert", "copy-start", "copy-done"}  # no arithmetic
@@ -181,7 +182,8 @@ def ceilings(budget: float) -> dict[str, float]:
         "large": (lambda x: x @ large * 1e-3, large),
         "layers": (lambda x: jax.lax.fori_loop(0, num, lambda _, x: x @ layer, x), batch),
         "copy": (lambda x: x + 1, memory),
-        "kernel": (lambda x: jax.lax.fori_loop(0, num, lambda _, x: jnp.cos(x), x), jnp.ones(8)),
+        # Of 4 kB: XLA makes one kernel of a loop over less than 1 kB.
+        "kernel": (lambda x: jax.lax.fori_loop(0, num, lambda _, x: x * 0.5, x), jnp.ones(1024)),
     }
     times, kernels = {}, {}
     for name, (function, x) in programs.items():
@@ -196,35 +198,40 @@ def ceilings(budget: float) -> dict[str, float]:
     }
 
 
-def parts(config: Any, env: rlx.Env) -> dict[str, Any]:
-    """Parts of an update of PPO as functions of its state."""
+def parts(algorithm: Any, config: Any, env: rlx.Env) -> dict[str, Any]:
+    """Parts of an update as functions of its state; only PPO has advantages."""
     actions = jax.vmap(env.action_space.sample)(jax.random.split(jax.random.key(1), config.num_envs))
 
     def played(policy, state):
         return rollout(env, policy, state.env_state, state.key, config.num_steps)
 
-    def learned(state):
-        return ppo.advantages(config, env, state, played(partial(ppo.act, config, env, state), state)[1])
+    def acted(state):
+        return played(partial(algorithm.act, config, env, state), state)
 
     def order(state):
+        if algorithm is sac:
+            return sample(state.replay, state.key, (config.gradient_steps, config.batch_size))
         return minibatches(state.key, config.steps_per_update, config.num_minibatches, config.num_epochs)
 
-    return {
+    found = {
         "environment": lambda state: played(lambda obs, key: (actions, None), state),
-        "rollout": lambda state: played(partial(ppo.act, config, env, state), state),
-        "advantages": learned,
+        "rollout": acted,
         "order": order,
-        "update": lambda state: ppo.update(config, env, state),
+        "update": lambda state: algorithm.update(config, env, state),
     }
+    if algorithm is ppo:
+        found["advantages"] = lambda state: ppo.advantages(config, env, state, acted(state)[1])
+    return found
 
 
 def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
     """Counts of an update, its seconds, and the shares of its parts."""
     numbers = dict(CASES[case][0])
     env = rlx.envs.make(numbers.pop("env"), **numbers.pop("options", {}))
-    config = ppo.Config(**numbers | {"hidden_sizes": tuple(numbers["hidden_sizes"])})
-    state = jax.jit(ppo.init)(config, env, jax.random.key(0))
-    compiled = {name: jax.jit(f).lower(state).compile() for name, f in parts(config, env).items()}
+    algorithm = COUNTED[case]
+    config = algorithm.Config(**numbers | {"hidden_sizes": tuple(numbers["hidden_sizes"])})
+    state = jax.jit(algorithm.init)(config, env, jax.random.key(0))
+    compiled = {name: jax.jit(f).lower(state).compile() for name, f in parts(algorithm, config, env).items()}
     times = {name: [] for name in compiled}
 
     def again(program, state):
@@ -235,12 +242,13 @@ def measure(case: str, turns: int, budget: float) -> dict[str, Any]:
         for name, program in compiled.items():
             times[name].append(seconds(partial(again, program), state, budget))
     took = {name: median(found[1:]) for name, found in times.items()}
+    collected = took.get("advantages", took["rollout"])
     apart = {
         "environment": took["environment"],
         "policy": took["rollout"] - took["environment"],
-        "advantages": took["advantages"] - took["rollout"],
+        "advantages": collected - took["rollout"],
         "order of minibatches": took["order"],
-        "gradient steps": took["update"] - took["advantages"] - took["order"],
+        "gradient steps": took["update"] - collected - took["order"],
     }
     found = cost(compiled["update"].as_text())
     return {
