@@ -3,8 +3,11 @@
 import difflib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
+
+import jax
 
 from rlx.env import LIMITS, Env
 from rlx.wrappers import chunked, randomized
@@ -77,6 +80,8 @@ def make(
 ) -> Env:
     """The environment of this name, bound to its default parameters.
 
+    Without options of a suite it is the same object every time, for which nothing is compiled again.
+
     Args:
         name: `namespace/Name`, or `Name` where only one namespace has it.
         max_steps: time limit in place of the suite's own.
@@ -90,9 +95,12 @@ def make(
     """
     name = full_name(name)
     namespace, _, rest = name.partition("/")
-    env = (
-        _registered[name](**options) if name in _registered else import_module(_suites[namespace]).make(rest, **options)
-    )
+    if name in _registered:
+        env = _registered[name](**options)
+    elif options:
+        env = import_module(_suites[namespace]).make(rest, **options)
+    else:
+        env = _plain(namespace, rest, jax.config.jax_enable_x64)
     if max_steps is not None:
         env = _limited(env, max_steps)
     if num_starts is not None:
@@ -102,6 +110,13 @@ def make(
     if chunk is None:
         return env
     return chunked(env, *chunk) if isinstance(chunk, tuple | list) else chunked(env, chunk)
+
+
+@lru_cache(maxsize=None)
+def _plain(namespace: str, name: str, x64: bool) -> Env:
+    """The same one whenever it is asked for: a program that was compiled for it serves again."""
+    with jax.ensure_compile_time_eval():  # no array of it belongs to a trace that it may be made in
+        return import_module(_suites[namespace]).make(name)
 
 
 def _limited(env: Env, max_steps: int) -> Env:

@@ -50,6 +50,26 @@ def test_a_full_and_a_bare_name_are_the_same_environment():
     assert type(bare.environment.environment) is type(full.environment.environment)
 
 
+def test_nothing_is_compiled_again_for_an_environment_that_is_made_again():
+    num_traces = 0
+
+    @jax.jit
+    def start(env, key):
+        nonlocal num_traces
+        num_traces += 1
+        return env.reset(key).obs
+
+    @jax.jit
+    def within(key):
+        return rlx.envs.make("rlx/MultiGoal").reset(key).obs
+
+    expected = within(jax.random.key(0))  # nothing of what is made within a trace is of that trace
+    for max_steps in (None, 7, 9):
+        found = start(rlx.envs.make("rlx/MultiGoal", max_steps=max_steps), jax.random.key(0))
+        np.testing.assert_array_equal(found, expected)
+    assert num_traces == 1
+
+
 def test_an_ambiguous_bare_name_asks_for_a_full_one(own_names):
     rlx.envs.register("mine/CartPole-v1", lambda: rlx.envs.make("probe/Constant"))
     with pytest.raises(ValueError, match=r"'CartPole-v1' is ambiguous: use gymnax/CartPole-v1 or mine/CartPole-v1"):
