@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -112,7 +112,7 @@ def make(
     return chunked(env, *chunk) if isinstance(chunk, tuple | list) else chunked(env, chunk)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _plain(namespace: str, name: str, x64: bool) -> Env:
     """The same one whenever it is asked for: a program that was compiled for it serves again."""
     with jax.ensure_compile_time_eval():  # no array of it belongs to a trace that it may be made in
