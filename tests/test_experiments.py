@@ -14,6 +14,7 @@ KEYS = {
     "discovery": ("task",),
     "fine_tuning": ("task", "method"),
     "groups": ("task",),
+    "learned_rules": ("task",),
     "meta_gradient": ("task", "method"),
     "robustness": ("task", "trained"),
     "sequences": ("task", "variant"),
