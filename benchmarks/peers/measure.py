@@ -57,8 +57,7 @@ def from_cache(trace: Callable) -> float:
         compilation_cache.set_cache_dir(folder)
         for _ in range(2):
             jax.clear_caches()  # those in memory
-            traced = trace()
-            _, seconds = timed(lambda: traced.lower().compile())
+            _, seconds = timed(lambda traced: traced.lower().compile(), trace())
         jax.config.update("jax_enable_compilation_cache", before)
         compilation_cache.reset_cache()
     return seconds
