@@ -108,4 +108,4 @@ def make(name: str, *, backend: str | None = None, **options: Any) -> Env:
 
         brax.fluid.jp = _Numpy()
         environment = Brax(brax.envs.get_environment(name, **options))
-    return Env(environment, uncommitted(environment.default_params), max_steps=EPISODE_STEPS)
+    return Env(environment, uncommitted(environment.default_params), max_steps=EPISODE_STEPS, lazy_starts=True)

@@ -144,6 +144,5 @@ def make(name: str, **options: Any) -> Env:
         raise ValueError(
             f"playground/{name} downloads models of robots when it is first made, and that failed: {error}"
         ) from error
-    return Env(
-        environment, uncommitted(environment.default_params), max_steps=config.episode_length // environment.repeat
-    )
+    max_steps = config.episode_length // environment.repeat
+    return Env(environment, uncommitted(environment.default_params), max_steps=max_steps, lazy_starts=True)

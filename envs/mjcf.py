@@ -162,7 +162,8 @@ def task(
     for i in np.flatnonzero(~model.actuator_ctrllimited.astype(bool)):
         raise ValueError(f'actuator {model.actuator(i).name or i} has no limits: give it ctrlrange="-1 1" or the like')
     params = Params(uncommitted(mjx.put_model(model, impl="jax")), params)
-    return Env(Mjcf(params, model, observe, reward, terminated, start, substeps), params, max_steps=max_steps)
+    environment = Mjcf(params, model, observe, reward, terminated, start, substeps)
+    return Env(environment, params, max_steps=max_steps, lazy_starts=True)
 
 
 def _read(model: str | Path | MjModel) -> MjModel:

@@ -80,12 +80,15 @@ class Env:
         max_steps: truncate episodes after this many steps; None leaves that to the environment.
         num_starts: how many fresh start states a rollout draws at its beginning. Episodes that begin within the
             rollout begin from a random one of them, so that no reset is computed inside its loop.
+        lazy_starts: draw them only when the first episode of the rollout ends, for environments whose reset costs as
+            much as a step or more. The episodes are the same.
     """
 
     environment: Environment = static()
     params: Any
     max_steps: Any = None
     num_starts: int = static(64)
+    lazy_starts: bool = static(False)
 
     @property
     def observation_space(self) -> Space:

@@ -34,19 +34,40 @@ def rollout(
     keys = jax.random.split(key, 1 + num_steps + env.num_starts)
     env_key, act_keys, start_keys = keys[0], keys[1 : 1 + num_steps], keys[1 + num_steps :]
     env_keys = jax.random.split(env_key, (num_steps, num_envs))
-    starts = whole(jax.vmap(env.reset)(start_keys))
+    draw = lambda: whole(jax.vmap(env.reset)(start_keys))
+    if env.lazy_starts:  # until they are drawn something of their shapes, from which nothing begins
+        pool = whole(jax.tree.map(lambda leaf: leaf[jnp.arange(env.num_starts) % num_envs], env_state)), False
+    else:
+        pool = draw(), True
     # Starts are i.i.d.: any order will do in which every environment comes through all of them, so no common factor.
     stride = next(s for s in count(num_envs + 1) if gcd(s, env.num_starts) == 1)
 
-    def step(env_state, x):
+    def step(carry, x):
+        env_state, (starts, drawn) = carry
         time, act_key, env_keys = x
         action, recorded = policy(env_state.obs, act_key)
+        env_state, transition = jax.vmap(env.advance)(env_keys, env_state, action)
+        if env.lazy_starts:
+            needed = _in_any_lane(transition.done.any()) & ~drawn
+            starts, drawn = jax.lax.cond(needed, draw, lambda: starts), drawn | needed
         turn = (time * stride + jnp.arange(num_envs)) % env.num_starts
         start = jax.tree.map(lambda leaf: leaf[turn], starts)
-        env_state, transition = jax.vmap(env.step)(env_keys, env_state, action, start)
-        return env_state, replace(transition, recorded=recorded)
+        env_state = jax.tree.map(lambda a, b: jax.vmap(jnp.where)(transition.done, a, b), start, env_state)
+        return (env_state, (starts, drawn)), replace(transition, recorded=recorded)
 
-    return jax.lax.scan(step, env_state, (jnp.arange(num_steps), act_keys, env_keys))
+    (env_state, _), traj = jax.lax.scan(step, (env_state, pool), (jnp.arange(num_steps), act_keys, env_keys))
+    return env_state, traj
+
+
+@jax.custom_batching.custom_vmap
+def _in_any_lane(x: jax.Array) -> jax.Array:
+    """`x`, bool; under vmap whether any lane has it, for all of them: a condition that stays one."""
+    return x
+
+
+@_in_any_lane.def_vmap
+def _(axis_size, in_batched, x):
+    return _in_any_lane(x.any(0) if in_batched[0] else x), False
 
 
 def episodes(

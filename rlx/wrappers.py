@@ -182,7 +182,7 @@ def chunked(env: Env, size: int, executed: int | None = None, discount: float = 
         raise ValueError(f"{executed!r} of the {size} actions of a chunk executed: give an integer from 1 to {size}")
     if not isinstance(env.action_space, Box):
         raise ValueError(f"chunks are of continuous actions; the environment has {env.action_space}")
-    return Env(Chunked(env, size, executed, discount), env, num_starts=env.num_starts)
+    return replace(env, environment=Chunked(env, size, executed, discount), params=env, max_steps=None)
 
 
 def carried_out(env: Env, x: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Rollouts: how transitions chain, where episodes restart, which keys are used; minibatches and episode metrics."""
 
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -117,6 +118,38 @@ def test_a_rollout_goes_on_where_the_last_one_stopped(env, played):
     _, traj = rollout(env, policy, env_state, jax.random.key(5), 2)
     np.testing.assert_array_equal(traj.obs[0], env_state.obs)
     np.testing.assert_array_equal(traj.episode_length[0], env_state.time + 1)
+
+
+def test_a_lazy_pool_is_the_same_pool(env, play, played):
+    """Drawn when the first episode ends, also under vmap, where one lane may need it before another does."""
+    lazy = replace(env, lazy_starts=True)
+    jax.tree.map(np.testing.assert_array_equal, play(lazy), played)
+    env_state = reset(env, jax.random.key(0), N)
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(None, 0))
+    def lanes(env, seed):
+        return rollout(env, policy, env_state, jax.random.key(seed), T)
+
+    program = lanes.lower(lazy, jnp.arange(3)).compile()
+    assert " conditional(" in program.as_text()  # and not a select, for which every step would draw
+    jax.tree.map(np.testing.assert_array_equal, program(lazy, jnp.arange(3)), lanes(env, jnp.arange(3)))
+
+
+def test_a_rollout_without_an_end_draws_no_start(env):
+    drawn = []
+
+    class Counted(Walk):
+        def reset(self, key, params):
+            jax.debug.callback(lambda: drawn.append(None))
+            return super().reset(key, params)
+
+    stay = lambda obs, key: (jnp.zeros(obs.shape[:1], jnp.int32), None)  # ends by the limit of 4 steps alone
+    counted = Env(Counted(), None, max_steps=4, num_starts=2, lazy_starts=True)
+    for num_steps, num_draws in ((3, 0), (9, 1)):  # of the whole pool
+        rollout(counted, stay, reset(env, jax.random.key(0), N), jax.random.key(1), num_steps)
+        jax.effects_barrier()
+        assert len(drawn) == num_draws
 
 
 def test_restarts_are_fresh_draws_for_every_environment_and_time(env, play):
