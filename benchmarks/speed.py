@@ -5,8 +5,9 @@
 
 Beside Rejax, Stable-Baselines3 and SBX, each the way its own documentation runs it and in an environment of its own,
 which is made in `.venvs` from the pins in `peers`; beside random actions in the bare environment, for physics; and FPO
-beside PPO. Every measurement is a process of its own, what is compared takes turns, and programs are compiled anew
-unless it says so. Nothing is evaluated within the program that is timed.
+beside PPO; the last two from environments that have been started. Every measurement is a process of its own, what is
+compared takes turns, and programs are compiled anew unless it says so. Nothing is evaluated within the program that is
+timed.
 """
 
 import json
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -86,6 +87,7 @@ class Side:
 
 REJAX, LOOP = Side("rejax_ppo", "rejax"), {"total_steps": 2**13}
 OURS = {"rlx": Side("rlx_ppo")}
+RESUMED_PPO = Side("rlx_resumed", settings={"algorithm": "ppo"})
 # total_steps are whole updates, and about a second or more of work. The first of a case is set beside the others.
 CASES: dict[str, tuple[dict, dict[str, Side]]] = {
     "CartPole-v1": (
@@ -106,17 +108,17 @@ CASES: dict[str, tuple[dict, dict[str, Side]]] = {
     },
     "brax/hopper, spring": (
         PHYSICS | {"env": "brax/hopper", "options": {"backend": "spring"}},
-        OURS | {"random actions": Side("rlx_random")},
+        {"rlx": RESUMED_PPO, "random actions": Side("rlx_random")},
     ),
     "playground/CheetahRun": (
         PHYSICS | {"env": "playground/CheetahRun"},
-        {"rlx": Side("rlx_ppo", "playground"), "random actions": Side("rlx_random", "playground")},
+        {"rlx": replace(RESUMED_PPO, venv="playground"), "random actions": Side("rlx_random", "playground")},
     ),
     "FPO, playground/CartpoleBalance": (
         PUBLISHED,
         {
-            "rlx": Side("rlx_published", "playground", {"algorithm": "fpo"}),
-            "PPO": Side("rlx_published", "playground", {"algorithm": "ppo"}),
+            "rlx": Side("rlx_resumed", "playground", {"algorithm": "fpo"}),
+            "PPO": replace(RESUMED_PPO, venv="playground"),
         },
     ),
 }

@@ -115,7 +115,7 @@ def make(
 @cache
 def _plain(namespace: str, name: str, x64: bool) -> Env:
     """The same one whenever it is asked for: a program that was compiled for it serves again."""
-    with jax.ensure_compile_time_eval():  # no array of it belongs to a trace that it may be made in
+    with jax.core.eval_context():  # no array of it belongs to a trace that it may be made in
         return import_module(_suites[namespace]).make(name)
 
 

@@ -227,11 +227,14 @@ def test_speed_cases_are_whole_updates_of_one_configuration():
     import rlx
     from rlx.algos import fpo, ppo, sac
 
-    algorithms = {"rlx_ppo": ppo, "rlx_sac": sac, "rlx_published": fpo}
+    algorithms = {"rlx_ppo": ppo, "rlx_sac": sac, "ppo": ppo, "fpo": fpo}
     for settings, sides in CASES.values():
         for of_case in (settings, shortened(settings)):
             names = {"env", "options", "critic_sizes"}
-            config = algorithms[sides["rlx"].module].Config(**{k: v for k, v in of_case.items() if k not in names})
+            ours = sides["rlx"]
+            config = algorithms[ours.settings.get("algorithm", ours.module)].Config(
+                **{k: v for k, v in of_case.items() if k not in names}
+            )
             assert rlx.steps_taken(config, rlx.total_updates(config)) == config.total_steps
             assert config.steps_per_update % getattr(config, "num_minibatches", 1) == 0
     assert all(other in CASES[case][1] and quantity in QUANTITIES for case, other, quantity in AIMS)
@@ -256,11 +259,13 @@ def test_bare_environments_take_the_steps_asked_for():
     from peers.rlx_random import program
 
     function, arguments, steps = program({"env": "CartPole-v1", "num_envs": 4, "num_steps": 8, "total_steps": 64})
-    assert steps(function(*arguments(jax.random.key(0)))) == 64
+    state, other = (function(*arguments(jax.random.key(seed))) for seed in range(2))
+    assert steps(state) == 64
+    assert (state.obs != other.obs).any(-1).all()  # other actions: what is timed has the dynamics in it
 
 
 def test_critics_have_the_published_size(monkeypatch):
-    from peers.rlx_published import program
+    from peers.rlx_resumed import program
 
     from rlx.algos import ppo
 

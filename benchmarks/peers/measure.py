@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 from provenance import versions
@@ -14,16 +15,17 @@ PACKAGES = ("rlx", "rejax", "stable-baselines3", "sbx-rl", "jax", "jaxlib", "fla
 PACKAGES += ("gymnax", "gymnasium", "brax", "playground", "mujoco-mjx", "torch", "numpy")
 
 
-def measure(program: Callable, settings: dict, num_runs: int) -> dict:
+def measure(program: Callable, settings: dict, num_runs: int, cached: bool = True) -> dict:
     """Import, trace and compile seconds, steps per second of the compiled program, cores that it used, and peak memory.
 
-    Compiled twice: anew, and as one that is in the persistent cache.
+    Compiled anew, and where `cached` also as one that is in the persistent cache.
 
     Args:
         program: `settings -> (function, arguments, steps)`: imports the library and builds a whole run as a jitted
             function; `arguments(key)` is what it takes, `steps(result)` is how many environment steps it took.
         settings: the case, as in speed.py.
         num_runs: how many times the compiled program is timed, after one run that is not.
+        cached: as above.
 
     Raises:
         RuntimeError: when the program took another number of steps than the settings ask for.
@@ -38,10 +40,11 @@ def measure(program: Callable, settings: dict, num_runs: int) -> dict:
     taken = int(steps(jax.block_until_ready(compiled(*arguments(keys[0])))))
     if taken != asked:
         raise RuntimeError(f"the program took {taken} steps where {asked} were asked for")
-    cached_seconds = from_cache(lambda: function.trace(*arguments(keys[0])))
     found = runs([lambda key=key: jax.block_until_ready(compiled(*arguments(key))) for key in keys[1:]], taken)
     seconds = {"import_seconds": import_seconds, "trace_seconds": trace_seconds, "compile_seconds": compile_seconds}
-    return seconds | {"cached_seconds": cached_seconds} | found | {"device": jax.devices()[0].device_kind}
+    if cached:
+        seconds["cached_seconds"] = from_cache(lambda: function.trace(*arguments(keys[0])))
+    return seconds | found | {"device": jax.devices()[0].device_kind}
 
 
 def from_cache(trace: Callable) -> float:
@@ -110,3 +113,6 @@ def timed(function: Callable, *args):
 def main(program: Callable, measure: Callable = measure) -> None:
     """Prints, as its last line, the measurement of the settings and number of runs on the command line."""
     print(json.dumps(measure(program, json.loads(sys.argv[1]), int(sys.argv[2]))))
+
+
+main_without_cache = partial(main, measure=partial(measure, cached=False))
