@@ -66,7 +66,7 @@ def main(task: str | None = None, folder: Path = ROOT / "runs" / "benchmarks" / 
     for name in TASKS if task is None else [task]:
         found = measure(name, folder) | {"commit": code}
         rows = {row["task"]: row for row in read_json(path)["tasks"]} if path.exists() else {}
-        rows = [row for row in (rows | {name: found}).values()]
+        rows = list((rows | {name: found}).values())
         about = {"machine": machine(), "versions": versions("rlx", "jax", "jaxlib", "brax", "playground")}
         path.write_text(json.dumps({"tasks": rows} | about, indent=1) + "\n")
         console.print(f"{name}: {found['return']['value']:.1f} after {found['steps']:,} steps")

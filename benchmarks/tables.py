@@ -4,7 +4,7 @@
     python benchmarks/tables.py --check
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names algorithms, communication, decoding,
-flow, lifetimes, physics, returns, roofline, scaling, shell, shuffling, speed and sweeps; the rest is left alone.
+flow, hours, lifetimes, physics, returns, roofline, scaling, shell, shuffling, speed and sweeps; the rest is left alone.
 """
 
 import ast
@@ -19,7 +19,7 @@ from speed import rows
 from rlx.report import fill
 
 NAMES = ("algorithms", "communication", "decoding", "flow", "lifetimes", "physics", "returns", "scaling", "shuffling")
-NAMES += ("speed", "sweeps", "roofline", "shell")
+NAMES += ("speed", "sweeps", "roofline", "shell", "hours")
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "scaling.md")
 
 
@@ -61,6 +61,24 @@ def returns_table(results: list[dict], peers: list[dict] = ()) -> str:
         for r in results
     ]
     return markdown(header + ["mean return of Rejax [95 %]"] * bool(peers), body, num_text=2)
+
+
+def hours_table(result: dict) -> str:
+    """What single runs came to, and what is published."""
+    header = ["task", "steps", "hours", "mean return [95 %]", "published", "its steps", "where"]
+    body = [
+        (
+            ", ".join([r["task"], *(option.partition("=")[2] for option in r["options"])]),
+            f"{r['steps']:,}",
+            f"{r['hours']:.1f}",
+            with_interval(r["return"]),
+            f"{r['published']['return']:.1f}",
+            f"{r['published']['steps']:,}",
+            r["published"]["source"],
+        )
+        for r in result["tasks"]
+    ]
+    return markdown(header, body, num_text=1)
 
 
 def speed_table(result: dict) -> str:
@@ -233,7 +251,7 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     peers = [json.loads(path.read_text()) for path in sorted((results / "peer_returns").glob("*.json"))]
     found = {"algorithms": algorithms_table()} | ({"returns": returns_table(returns, peers)} if returns else {})
     single = {"speed": speed_table, "decoding": decoding_table, "flow": flow_table}
-    single |= {"roofline": roofline_table, "shell": shell_table}
+    single |= {"roofline": roofline_table, "shell": shell_table, "hours": hours_table}
     single |= {"lifetimes": lifetimes_table, "physics": physics_table, "communication": communication_table}
     for name, table in single.items():
         if (path := results / f"{name}.json").exists():

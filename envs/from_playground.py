@@ -96,10 +96,10 @@ class Playground:
 
         def once(carry, _):
             state, total, ended = carry
+            until = lambda new, old: jnp.where(ended, old, jnp.asarray(new, jnp.result_type(old)))
             # Tasks write into the dictionaries of the state that they are given: they get a rebuilt one.
             stepped = environment.step(jax.tree.map(lambda x: x, state), action)
-            stepped = jax.tree.map(lambda new, old: jnp.asarray(new, jnp.result_type(old)), stepped, state)
-            stepped = jax.tree.map(lambda new, old: jnp.where(ended, old, new), stepped, state)
+            stepped = jax.tree.map(lambda new, old: old if new is old else until(new, old), stepped, state)
             total = total + jnp.where(ended, 0.0, stepped.reward)
             return (stepped, total, ended | (stepped.done > 0.5)), None
 

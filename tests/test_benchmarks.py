@@ -324,6 +324,16 @@ def test_roofline_table_sets_counts_beside_the_ceilings():
     assert row == "| PPO | 0.20 | 10 | 5,000 | 20% | 10% | 50% | 25% | 75% |"
 
 
+def test_hours_table_has_what_is_published_beside_what_was_reached():
+    from tables import hours_table
+
+    task = {"task": "brax/ant", "options": ["backend=spring"], "steps": 30_000_000, "hours": 0.75}
+    task |= {"return": {"value": 5.0, "low": 4.0, "high": 6.0}}
+    task |= {"published": {"return": 6517.3, "steps": 10, "source": "a table"}}
+    row = hours_table({"tasks": [task]}).splitlines()[-1]
+    assert row == "| brax/ant, spring | 30,000,000 | 0.8 | 5.0 [4.0, 6.0] | 6517.3 | 10 | a table |"
+
+
 def test_shell_table_says_whether_the_aim_is_reached():
     from tables import shell_table
 

@@ -20,7 +20,7 @@ def agent(settings):
         agent_kwargs={"activation": settings["activation"]},
         hidden_layer_sizes=tuple(settings["hidden_sizes"]),
         num_envs=settings["num_envs"],
-        num_epochs=settings["num_envs"] * settings["utd_ratio"],
+        num_epochs=round(settings["num_envs"] * settings["utd_ratio"]),
         buffer_size=settings["capacity"],
         fill_buffer=settings["warmup_steps"],
         batch_size=settings["batch_size"],
