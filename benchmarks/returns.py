@@ -50,8 +50,8 @@ class Task:
 
 TASKS = {
     "CartPole-v1": Task("gymnax/CartPole-v1", 500_000, at_least=475, share=0.9),
-    "Acrobot-v1": Task("gymnax/Acrobot-v1", 500_000, at_least=-90),
-    "Pendulum-v1": Task("gymnax/Pendulum-v1", 1_000_000, at_least=-200),
+    "Acrobot-v1": Task("gymnax/Acrobot-v1", 500_000, at_least=-90, episodes=128),
+    "Pendulum-v1": Task("gymnax/Pendulum-v1", 1_000_000, at_least=-200, episodes=128),
     "inverted_pendulum": Task("brax/inverted_pendulum", 1_000_000, {"backend": "mjx"}, at_least=950, share=0.9),
     "Breakout-MinAtar": Task("gymnax/Breakout-MinAtar", 1_000_000, at_least=15),
     "hopper": Task("brax/hopper", 2_000_000, {"backend": "spring"}),
