@@ -21,9 +21,10 @@ from rlx.report import interval, read_json
 from rlx.run import read_rows
 
 MORE = ["--total-steps", 5_000_000, "--num-envs", 256, "--num-steps", 64, "--num-epochs", 8, "--num-minibatches", 16]
+MORE += ["--learning-rate", 1e-3]
 # Options of the environment, settings; and what is published, of others: return, steps, and where it is said.
 TASKS = {
-    "playground/CheetahRun": ([], [*MORE, "--learning-rate", 1e-3], 883.0, 100_000_000, "SLM-Lab, docs/BENCHMARKS.md, 4 seeds"),
+    "playground/CheetahRun": ([], MORE, 883.0, 100_000_000, "SLM-Lab, docs/BENCHMARKS.md, 4 seeds"),
     "brax/ant": (["backend=spring"], [], 6517.3, 30_000_000, "learn-rl-algorithms, configs.py, backend=positional"),
 }
 NUM_EPISODES = 128
@@ -37,10 +38,11 @@ def measure(task: str, folder: Path) -> dict:
     """
     rlx, run = Path(sys.executable).parent / "rlx", folder / task.replace("/", "-")
     begun = (run / "checkpoints").exists()
+    ended = begun and read_rows(run / "metrics.jsonl")[-1]["update"] == read_json(run / "config.json")["updates"]
     options, settings, *published = TASKS[task]
     new = ["--env", task, "--env-options", *options, "--out", run, "--num-evaluations", 12, *settings]
     which = ["--resume", run] if begun else new
-    for command in (["train", "ppo", *which], ["eval", run, "--num-episodes", NUM_EPISODES]):
+    for command in [["train", "ppo", *which]] * (not ended) + [["eval", run, "--num-episodes", NUM_EPISODES]]:
         subprocess.run([rlx, *map(str, command)], check=True)
     config, found = read_json(run / "config.json"), read_json(run / "evaluation.json")
     last = read_rows(run / "metrics.jsonl")[-1]
