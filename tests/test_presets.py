@@ -1,5 +1,7 @@
 """Settings that ship with the algorithms: they fit the Configs, are for environments that exist, and say where from."""
 
+import dataclasses
+import json
 import tomllib
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -12,6 +14,7 @@ from rlx import cli
 from rlx.presets import preset, published, settings
 
 FILES = sorted(Path(rlx.algos.__path__[0]).glob("*.toml"))
+MEASURED = sorted((Path(__file__).parent.parent / "benchmarks" / "results" / "returns").glob("*.json"))
 SPACES = ("gymnax", "brax", "mjx", "playground", "rlx")
 NAMES = [name for space in SPACES for name in rlx.envs.names(space)]
 
@@ -25,6 +28,15 @@ def test_shipped_settings_fit_the_config_and_are_for_environments_that_exist(pat
     for name in NAMES:
         config = preset(algorithm, name)
         assert config.total_steps >= config.steps_per_update
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_what_was_measured_with_shipped_settings_was_measured_with_those_that_ship(path):
+    result = json.loads(path.read_text())
+    algorithm = import_module(f"rlx.algos.{result['algorithm']}")
+    recorded = {name: tuple(x) if isinstance(x, list) else x for name, x in result["config"].items()}
+    shipped = dataclasses.asdict(preset(algorithm, result["env"], total_steps=recorded["total_steps"]))
+    assert {name: shipped[name] for name in recorded} == recorded  # settings that are newer than the result are free
 
 
 def write(tmp_path):
