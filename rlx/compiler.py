@@ -1,10 +1,17 @@
-"""How programs are compiled for a CPU: a switch of XLA, on which results depend, and random bits. Importing sets it."""
+"""How programs are compiled for a CPU: a switch of XLA, random bits, and linear systems. Importing sets it."""
 
+import math
 import os
 import warnings
+from collections.abc import Callable
+from functools import partial
 
+import jax
 import numpy as np
 from jax._src import xla_bridge
+from jax._src.core import is_constant_shape
+from jax._src.lax import linalg
+from jax._src.sharding_impls import SPMDAxisContext
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo as hlo
 from jax.extend.random import threefry2x32_p
@@ -12,6 +19,7 @@ from jax.interpreters import mlir
 from jaxlib.version import __version_info__ as version
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+PIECE = 200_000  # operations up to which a kernel of LAPACK leaves its batch in one piece
 
 
 def keep_reductions_from_ynn() -> None:
@@ -36,12 +44,17 @@ def keep_reductions_from_ynn() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=-reduce".strip()
 
 
+looped_threefry = mlir._platform_specific_lowerings["cpu"][threefry2x32_p].rule
+
+
 def threefry(ctx: mlir.LoweringRuleContext, *words: ir.Value) -> list[ir.Value]:
     """Threefry-2x32 with 20 rounds, in the operations of XLA: two words of random bits for two of a key and a counter.
 
     Source: Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3 (SC '11), section 3.3.
     """
     out = ctx.avals_out[0]
+    if not is_constant_shape(out.shape):  # of jax.export
+        return looped_threefry(ctx, *words)
     kind = ir.RankedTensorType.get(out.shape, ir.IntegerType.get_unsigned(32))
     constant = lambda number: mlir.ir_constant(np.broadcast_to(np.uint32(number), out.shape))
 
@@ -70,5 +83,47 @@ def unroll_threefry() -> None:
     mlir.register_lowering(threefry2x32_p, threefry, platform="cpu", inline=False)
 
 
+def solve_in_pieces() -> None:
+    """Have LAPACK factorise and solve large batches piece by piece on several devices of a CPU; results stay the same.
+
+    Its kernels give the parts of a batch of more than 200,000 operations to XLA's threads, one a core, and wait for
+    them on one of these. When all threads wait, for the devices together have as many, none is left for the parts and
+    the program never ends. Pieces below that are done where they are. QR, eigenvalues and SVD are left as they were.
+
+    Source: jaxlib 0.10, jaxlib/cpu/lapack_kernels.cc, GetLapackBatchChunkSize.
+    """
+    for primitive, cost in {
+        linalg.cholesky_p: lambda a: a.shape[-1] ** 3 // 3,
+        linalg.triangular_solve_p: lambda a, b: math.prod(b.shape[-2:]) * a.shape[-1],
+        linalg.lu_p: lambda a: math.prod(a.shape[-2:]) * min(a.shape[-2:]),
+    }.items():
+        whole = mlir._platform_specific_lowerings["cpu"][primitive].rule
+        mlir.register_lowering(primitive, partial(in_pieces, primitive, cost, whole), platform="cpu")
+
+
+def in_pieces(primitive, cost: Callable, whole: Callable, ctx: mlir.LoweringRuleContext, *arrays: ir.Value, **params):
+    """Lowers a primitive over a batch `[..., n, m]`: at once where its cost allows, or as a loop over equal pieces."""
+    context = ctx.module_context.axis_context
+    devices = context.mesh.size if isinstance(context, SPMDAxisContext) else context.num_devices
+    if devices == 1:
+        return whole(ctx, *arrays, **params)
+    batch = ctx.avals_in[0].shape[:-2]
+    cost = cost(*ctx.avals_in) * (3 if np.issubdtype(ctx.avals_in[0].dtype, np.complexfloating) else 1)
+    size = math.ceil(PIECE / max(cost, 1))
+    if math.prod(batch) <= size:
+        return whole(ctx, *arrays, **params)
+    size = max(i for i in range(1, size + 1) if math.prod(batch) % i == 0)
+
+    def pieces(*arrays, **params):
+        # A piece has matrices from everywhere in the batch: one that is spread over devices stays where it is.
+        split = lambda x: x.reshape(size, -1, *x.shape[len(batch) :]).swapaxes(0, 1)
+        joined = lambda x: x.swapaxes(0, 1).reshape(*batch, *x.shape[2:])
+        found = jax.lax.map(lambda x: primitive.bind(*x, **params), [split(x) for x in arrays])
+        return jax.tree.map(joined, found)
+
+    return mlir.lower_fun(pieces, primitive.multiple_results)(ctx, *arrays, **params)
+
+
 keep_reductions_from_ynn()
 unroll_threefry()
+solve_in_pieces()

@@ -24,7 +24,7 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from threading import Thread, Timer
+from threading import Thread
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -52,7 +52,6 @@ ROWS = 1000
 CHUNK_SECONDS = 0.5
 CHUNK_UPDATES = 256
 CHECKPOINT_SECONDS = 60.0
-PATIENCE = 60.0  # seconds that a first update may take before something is said
 OPTIONS = ("num_evaluations", "eval_episodes", "checkpoint_replay", "devices")
 NEEDED = (
     "algorithm",
@@ -243,7 +242,6 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
         save()  # a state that cannot be stored is known before it is trained
         last_checkpoint, size, alive, asked = time.perf_counter(), 1, True, 0
         with Display(console, rounded, steps_taken(config, done)) as display:
-            alarm = _alarm(step_updates, console)
             while not asked:
                 if (done in points or not alive) and all(row["update"] != done for row in evaluations):
                     save()  # the best checkpoint holds exactly what was evaluated
@@ -257,7 +255,6 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
                 num = min(size, next(point for point in points if point > done) - done)
                 state, metrics = step_updates(config, env, state, jnp.int32(done), jnp.int32(num))
                 survived = int(state.num_updates) - done
-                alarm.cancel()
                 logger.add(done, {name: np.asarray(x)[:survived] for name, x in metrics.items()})
                 done, alive = done + survived, survived == num
                 display.show(steps_taken(config, done), logger.episode_return)
@@ -338,23 +335,6 @@ def evaluate_run(
             f"{result['unfinished']} episodes did not end within the evaluation's step limit and count in part"
         )
     return result
-
-
-def _alarm(program: jax.stages.Compiled, console: Console) -> Timer:
-    """Says that a first update may never come, unless it is cancelled before.
-
-    LAPACK's kernels divide large batches among XLA's threads, one a core, and each waits for its parts on one of them:
-    when the devices of a CPU have them wait on all threads at once, none is left for the parts.
-    """
-    text = (
-        f"no update for {PATIENCE:.0f} s: on several devices of a CPU XLA's threads can wait for each other for ever "
-        "where an environment solves linear systems; if this one does not go on, stop it and give --devices 1"
-    )
-    alarm = Timer(PATIENCE, console.print, [text])
-    alarm.daemon = True
-    if num_blocks() > 1 and jax.default_backend() == "cpu" and "lapack" in program.as_text():
-        alarm.start()
-    return alarm
 
 
 def _render(job: Job, state: Any, key: jax.Array, step: int, console: Console) -> None:

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from rich.console import Console
 
-from rlx import run, sharding
+from rlx import sharding
 from rlx.cli import _cores, main
 from rlx.replay import arranged, insert, replay, sample, take
 from rlx.rollout import flatten, gather, minibatches
@@ -155,15 +154,6 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path, capsys):
     main(["eval", str(tmp_path / "run"), "--num-episodes", "3", "--no-compile-cache"])
     updates = [json.loads(line)["update"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert updates == list(range(1, updates[-1] + 1))
-
-
-@pytest.mark.parametrize(("function", "said"), [(jnp.linalg.cholesky, True), (jnp.sin, False)])
-def test_a_first_update_that_may_never_come_is_said_to(two, function, said, monkeypatch, capsys):
-    monkeypatch.setattr(run, "PATIENCE", 0.0)
-    alarm = run._alarm(jax.jit(function).lower(jnp.eye(3)).compile(), Console(width=300))
-    if said:
-        alarm.join(10)
-    assert ("give --devices 1" in capsys.readouterr().out) == said
 
 
 @pytest.mark.parametrize(
