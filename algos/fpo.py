@@ -23,7 +23,7 @@ from jax.flatten_util import ravel_pytree
 
 from rlx.advantages import gae, standardize
 from rlx.env import EnvState
-from rlx.flow import euler, interpolate, noise_and_time, noise_loss, velocity_loss
+from rlx.flow import euler, interpolate, noise_and_time, noise_loss, samplewise, velocity_loss
 from rlx.networks import Critic, Torso, Velocity, action_size, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import approx_kl, asymmetric_surrogate, clipped_surrogate, clipped_value_loss, explained_variance
@@ -149,12 +149,14 @@ def act(config, env, state, obs, key, deterministic=False):
 
 def matching_loss(config, velocity, obs, action, draws):
     """Conditional flow-matching loss of actions `[B, A]` at the noise and times that they drew, `[B, S]`."""
+
+    def loss(noise, t):
+        x = interpolate(noise, action, t)
+        v = velocity(obs, x, t)
+        return noise_loss(v, noise, x, t) if config.noise_loss else velocity_loss(v, noise, action)
+
     noise, t = noise_and_time(draws, config.num_samples, action.shape[-1], config.flow_steps)
-    obs, action = obs[:, None], action[:, None]
-    x = interpolate(noise, action, t)
-    v = velocity(obs, x, t)
-    loss = noise_loss(v, noise, x, t) if config.noise_loss else velocity_loss(v, noise, action)
-    return jnp.minimum(config.loss_scale * loss, config.loss_clamp)
+    return jnp.minimum(config.loss_scale * samplewise(loss, noise, t), config.loss_clamp)
 
 
 def cloning_loss(config, env, params, obs, action, key):

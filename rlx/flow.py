@@ -58,6 +58,17 @@ def noise_and_time(draws: jax.Array, num: int, size: int, num_steps: int) -> tup
     return jax.vmap(draw)(draws)
 
 
+def samplewise(loss: Callable[[jax.Array, jax.Array], jax.Array], noise: jax.Array, t: jax.Array) -> jax.Array:
+    """`loss(noise, t)`, `[B]`, of each of S samples, `[B, S]`, for noise `[B, S, A]` and times `[B, S]`.
+
+    A CPU takes one sample after another, and once more for the gradient: what lies between the layers of a network
+    stays in its cache, which halves the time of the gradient where B is thousands. Others take them at once.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.vmap(loss, 1, 1)(noise, t)
+    return jax.lax.map(lambda sample: jax.checkpoint(loss)(*sample), (noise.swapaxes(0, 1), t.T)).T
+
+
 def velocity_loss(velocity: jax.Array, noise: jax.Array, action: jax.Array) -> jax.Array:
     """Conditional flow-matching loss `mean_i (v_i - (action_i - noise_i))^2`, `[...]`, of `v = velocity(x_t, t)`.
 
@@ -89,4 +100,13 @@ def brownian_residual(velocity: jax.Array, reference: jax.Array, x: jax.Array, t
     return (1.0 - t) * velocity - (x - t * reference)
 
 
-__all__ = ["brownian_residual", "euler", "interpolate", "midpoint", "noise_and_time", "noise_loss", "velocity_loss"]
+__all__ = [
+    "brownian_residual",
+    "euler",
+    "interpolate",
+    "midpoint",
+    "noise_and_time",
+    "noise_loss",
+    "samplewise",
+    "velocity_loss",
+]

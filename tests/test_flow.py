@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rlx.flow import brownian_residual, euler, interpolate, midpoint, noise_and_time, noise_loss, velocity_loss
+from rlx.flow import (
+    brownian_residual,
+    euler,
+    interpolate,
+    midpoint,
+    noise_and_time,
+    noise_loss,
+    samplewise,
+    velocity_loss,
+)
 
 SAMPLERS = [euler, midpoint]
 MEAN, STD = 0.7, 0.3
@@ -171,6 +180,21 @@ def test_the_same_key_data_give_the_same_draws_in_any_batch(draws):
     np.testing.assert_array_equal(again[0], noise[::7])
     np.testing.assert_array_equal(again[1], t[::7])
     assert len(np.unique(np.asarray(noise).reshape(500, -1), axis=0)) == 500
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_losses_and_gradients_of_samples_are_those_of_each(backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    noise, t = jax.random.normal(jax.random.key(0), (5, 3, 2)), jax.random.uniform(jax.random.key(1), (5, 3))
+    weight, scale = jnp.array([0.5, -2.0]), jnp.arange(1.0, 6.0)  # of the closure, and one for each element
+    found, slope = jax.value_and_grad(lambda w: samplewise(lambda n, t: scale * t * jnp.tanh(n @ w), noise, t).sum())(
+        weight
+    )
+    n, u, k = np.asarray(noise, np.float64), np.asarray(t, np.float64), np.arange(1.0, 6.0)[:, None]
+    np.testing.assert_allclose(found, (k * u * np.tanh(n @ weight)).sum(), rtol=1e-5)
+    np.testing.assert_allclose(slope, np.einsum("bs,bsa->a", k * u / np.cosh(n @ weight) ** 2, n), rtol=1e-5)
+    each = samplewise(lambda n, t: scale * t * jnp.tanh(n @ weight), noise, t)
+    np.testing.assert_allclose(each, k * u * np.tanh(n @ weight), rtol=1e-5, atol=1e-6)
 
 
 def test_the_brownian_residual_is_the_velocity_plus_the_score():
