@@ -107,11 +107,12 @@ def in_pieces(primitive, cost: Callable, whole: Callable, ctx: mlir.LoweringRule
     """Lowers a primitive over a batch `[..., n, m]`: at once where its cost allows, or as a loop over equal pieces."""
     context = ctx.module_context.axis_context
     devices = context.mesh.size if isinstance(context, SPMDAxisContext) else context.num_devices
-    if devices == 1:
+    first = ctx.avals_in[0]
+    if devices == 1 or not all(is_constant_shape(aval.shape) for aval in ctx.avals_in):
         return whole(ctx, *arrays, **params)
-    batch = ctx.avals_in[0].shape[:-2]
-    cost = cost(*ctx.avals_in) * (3 if np.issubdtype(ctx.avals_in[0].dtype, np.complexfloating) else 1)
-    size = math.ceil(PIECE / max(cost, 1))
+    batch = first.shape[:-2]
+    operations = cost(*ctx.avals_in) * (3 if np.issubdtype(first.dtype, np.complexfloating) else 1)
+    size = math.ceil(PIECE / max(operations, 1))
     if math.prod(batch) <= size:
         return whole(ctx, *arrays, **params)
     size = max(i for i in range(1, size + 1) if math.prod(batch) % i == 0)

@@ -127,3 +127,12 @@ def test_shapes_that_are_not_known_can_be_exported():
     draw = jax.jit(lambda x: x + jax.random.normal(jax.random.key(0), x.shape))
     exported = export.export(draw)(jax.ShapeDtypeStruct((size,), "float32"))
     np.testing.assert_array_equal(exported.call(jnp.zeros(3)), draw(jnp.zeros(3)))
+
+
+def test_factors_of_batches_whose_size_is_not_known_can_be_exported_for_several_devices():
+    (size,) = export.symbolic_shape("size", constraints=["mod(size, 2) == 0"])
+    spread = NamedSharding(jax.make_mesh((2,), ("device",)), PartitionSpec("device"))
+    factor = jax.jit(jnp.linalg.cholesky, in_shardings=spread, out_shardings=spread)
+    exported = export.export(factor)(jax.ShapeDtypeStruct((size, 3, 3), "float32"))
+    matrices = jax.device_put(jnp.eye(3) * jnp.arange(1, 5.0)[:, None, None], spread)
+    np.testing.assert_allclose(jax.jit(exported.call)(matrices), np.linalg.cholesky(matrices), rtol=1e-6)
