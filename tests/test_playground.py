@@ -13,8 +13,11 @@ from rlx.envs import from_playground
 from rlx.envs.contract import ContractError
 
 # Of Playground's own: tasks whose episodes all begin in one state, and tasks that use the key of a start twice.
-FIXED_STARTS = {"BallInCup"}
-REUSED_KEYS = {f"Cartpole{task}" for task in ("Balance", "BalanceSparse", "Swingup", "SwingupSparse")}
+FIXED_STARTS = {"BallInCup", "HumanoidStand", "HumanoidWalk", "HumanoidRun"}
+REUSED_KEYS = {
+    *(f"Cartpole{task}" for task in ("Balance", "BalanceSparse", "Swingup", "SwingupSparse")),
+    *(f"Finger{task}" for task in ("Spin", "TurnEasy", "TurnHard")),
+}
 installed = pytest.mark.skipif(find_spec("mujoco_playground") is None, reason="needs rlx[playground]")
 
 
