@@ -139,7 +139,7 @@ def measure(case: str, turns: int, budget: float) -> dict:
     }
 
 
-def main(task: tuple[str, ...] = (), turns: int = 3, budget: float = 1.0, out: Path = RESULTS / "physics.json") -> None:
+def main(task: tuple[str, ...] = (), turns: int = 7, budget: float = 2.0, out: Path = RESULTS / "physics.json") -> None:
     """Measures every task, and keeps what other runs have measured.
 
     Args:
