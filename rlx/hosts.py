@@ -14,8 +14,9 @@ from typing import NoReturn, TypeVar
 
 import jax
 import numpy as np
-from jax._src import xla_bridge
 from jax.experimental import multihost_utils
+
+from rlx.compiler import in_use
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     Raises:
         ValueError: when something is not known, the others cannot be reached, or jax is in use already.
     """
-    if xla_bridge.backends_are_initialized():
+    if in_use():
         raise ValueError("--distributed: the algorithm's file has used jax before the processes have met: let it not")
     given = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
     # JAX would answer SIGTERM itself; a run answers it with a checkpoint.

@@ -4,14 +4,20 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-# Most of the time of the tests goes to compiling small programs, which these halve. They hold for the processes
-# that tests start, too. `XLA_FLAGS= make test` tests with the defaults of XLA.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("RLX_TEST_FLAGS", os.environ.get("XLA_FLAGS", "fast"))  # before rlx adds a flag of its own
 
 import jax
 import pytest
 
-import rlx.sharding  # before jax is used: it sets a switch of XLA
+import rlx.sharding
+from rlx.compiler import known_flags
+
+# Most of the time of the tests goes to compiling small programs, which these flags halve where XLA knows them. The
+# processes that tests start inherit them. `XLA_FLAGS= make test` tests with the defaults of XLA.
+FAST = ("--xla_backend_optimization_level=1", "--xla_cpu_use_fusion_emitters=false")
+if os.environ["RLX_TEST_FLAGS"] == "fast":
+    os.environ["RLX_TEST_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *known_flags(FAST)]).strip()
+    os.environ["XLA_FLAGS"] = os.environ["RLX_TEST_FLAGS"]
 
 rlx.sharding.use_devices(2)  # lanes are spread over devices here too; in use from now on, so that no test has others
 CHECKOUT = Path(__file__).resolve().parent.parent

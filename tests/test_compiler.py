@@ -1,8 +1,10 @@
 """What rlx asks of XLA, each in a process of its own: the switches are read once."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,10 @@ from jax import export
 from jax.extend.random import threefry2x32_p
 from jax.sharding import NamedSharding, PartitionSpec
 
+from rlx.compiler import FLAG, active, in_use, known_flags
 from rlx.sharding import collectives
+
+CHECKOUT = Path(__file__).resolve().parent.parent
 
 # The sum of squares of the last of 32,769 rows (32768, 0, 0), and the switches.
 SUM = """
@@ -37,12 +42,19 @@ mesh = jax.sharding.Mesh(jax.devices(), ("device",))
 spread = jax.shard_map(each, mesh=mesh, in_specs=P("device"), out_specs=P("device"), check_vma=False)
 print(bool(abs(jax.jit(spread)(factor @ factor.mT, factor, ones) - WANTED[:, :8]).max() < 1e-3))
 """
-SWITCH = "--xla_cpu_experimental_ynn_fusion_type"
+# Programs that did not end, or did not finish compiling, on some version with some change: see TESTED.
+RESET = """
+import rlx, jax
+for name in ("CartPole-v1", "Pendulum-v1"):
+    env = rlx.envs.make(name)
+    reset = jax.jit(lambda key: jax.vmap(env.reset)(jax.random.split(key, 4)))
+    print(bool(jax.numpy.isfinite(reset(jax.random.key(0)).obs).all()))
+"""
 
 
-def output(code, flags):
+def output(code, flags, **variables):
     """What a process prints, and its complaints."""
-    environment = {**os.environ, "XLA_FLAGS": flags}
+    environment = {**os.environ, "XLA_FLAGS": flags, **variables}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip(), done.stderr
@@ -50,17 +62,62 @@ def output(code, flags):
 
 @pytest.mark.parametrize("flags", ["", "--xla_backend_optimization_level=1"])
 def test_sums_of_compiled_programs_are_right(flags):
-    assert output("import rlx" + SUM, flags)[0] == f"True {flags} {SWITCH}=-reduce".replace("  ", " ")
+    added = f" {FLAG}=-reduce" if "keep_reductions_from_ynn" in active() else ""
+    assert output("import rlx" + SUM, flags)[0] == f"True {flags}{added}".replace("  ", " ").strip()
 
 
-def test_a_switch_that_is_set_is_left_alone():
-    assert output("import rlx" + SUM, f"{SWITCH}=")[0] == f"True {SWITCH}="
+def test_a_flag_that_is_set_is_left_alone():
+    assert output("import rlx" + SUM, f"{FLAG}=")[0] == f"True {FLAG}="
 
 
 def test_it_is_said_when_it_is_too_late():
     out, complaint = output("import jax; jax.devices(); import rlx; import os; print(os.environ['XLA_FLAGS'])", "")
     assert out == ""
-    assert "import rlx before JAX computes anything" in complaint
+    needed = "keep_reductions_from_ynn" in active()
+    assert ("import rlx before JAX computes anything" in complaint) == needed
+
+
+def test_nothing_is_changed_where_it_is_switched_off():
+    code = "import rlx, jax, os; print(rlx.compiler.active(), os.environ['XLA_FLAGS'])"
+    lowered = "; print('while' in jax.jit(lambda key: jax.random.bits(key, (8,))).lower(jax.random.key(0)).as_text())"
+    assert output(code + lowered, "", RLX_COMPILER="off")[0] == "[] \nTrue"
+
+
+def test_another_word_for_the_switch_is_refused():
+    environment = {**os.environ, "RLX_COMPILER": "no"}
+    done = subprocess.run([sys.executable, "-c", "import rlx"], env=environment, capture_output=True, text=True)
+    assert "RLX_COMPILER=no: give on, or off" in done.stderr
+
+
+def test_changes_are_made_on_the_listed_versions_only(monkeypatch):
+    monkeypatch.delenv("RLX_COMPILER", raising=False)
+    monkeypatch.setattr("jaxlib.version.__version__", "0.10.3")
+    assert active() == []
+    monkeypatch.setattr("jaxlib.version.__version__", "0.10.2")
+    assert active() == ["keep_reductions_from_ynn", "unroll_threefry", "solve_in_pieces"]
+
+
+def test_keys_that_are_split_inside_of_a_vmap_compile_within_two_minutes():
+    assert output(RESET, "")[0] == "True\nTrue"
+
+
+def test_private_parts_of_jax_are_used_in_one_module():
+    private = re.compile(r"jax\._src|jaxlib\.|\bmlir\b")
+    folders = ("rlx", "envs", "algos", "experiments", "benchmarks")
+    files = [path for folder in folders for path in (CHECKOUT / folder).rglob("*.py")]
+    assert len(files) > 60
+    assert [path.name for path in files if private.search(path.read_text())] == ["compiler.py"]
+
+
+def test_flags_that_xla_does_not_know_are_left_out():
+    flags = ("--xla_backend_optimization_level=1", "--xla_no_flag_of_this_name=1")
+    assert known_flags(flags) == flags[:1]
+
+
+def test_jax_is_in_use_once_it_has_devices():
+    code = "import rlx, jax; used = rlx.compiler.in_use; print(used(), jax.config.jax_num_cpu_devices)"
+    assert output(f"{code}; jax.devices(); print(used())", "")[0] == "False -1\nTrue"
+    assert in_use()
 
 
 @pytest.mark.parametrize(
@@ -80,7 +137,7 @@ def test_random_bits_are_those_of_threefry(words, bits):
 
 def test_random_bits_are_compiled_as_one_expression():
     text = jax.jit(lambda key: jax.random.bits(key, (8,))).lower(jax.random.key(0)).as_text()
-    assert "while" not in text
+    assert ("while" in text) == ("unroll_threefry" not in active())  # of a version that is left as it is
 
 
 def test_random_bits_are_those_of_jax():
@@ -110,7 +167,7 @@ def test_large_batches_of_matrices_are_divided_where_there_are_several_devices(d
     mesh = jax.make_mesh((devices,), ("device",), devices=jax.devices()[:devices])
     spread = NamedSharding(mesh, PartitionSpec("device"))
     program = jax.jit(jnp.linalg.cholesky, in_shardings=spread).lower(jax.ShapeDtypeStruct((number, 14, 14), "float32"))
-    assert ("while" in program.as_text()) == divided
+    assert ("while" in program.as_text()) == (divided and "solve_in_pieces" in active())
 
 
 def test_a_batch_in_pieces_stays_where_it_is():
