@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from rlx import versions
 from rlx.env import Env
 from rlx.envs import drawing
 from rlx.spaces import Box, Discrete, Space
@@ -112,7 +113,9 @@ def make(name: str, **options: Any) -> Env:
 
     Raises:
         ValueError: a space that is neither Box nor Discrete, or data that cannot be downloaded.
+        ImportError: a version of gymnax that rlx was not tested with.
     """
+    versions.check("gymnax")
     with postponed(*DRAWS_WITH):  # it takes longer to import than all else
         import gymnax
 

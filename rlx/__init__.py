@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+import rlx.versions  # noqa: F401 (refuses other versions of JAX, before anything of it is imported)
 from rlx import compiler as compiler  # sets a switch of XLA, before anything is compiled
 from rlx.env import Env, EnvState, Transition
 from rlx.pytree import pytree, replace, stack, static, traced
