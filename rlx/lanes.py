@@ -42,12 +42,39 @@ def spread(lane: Callable) -> Callable:
         mesh = Mesh(np.array(jax.devices()), ("lane",))
         wanted = len(jax.tree.leaves(each)[0])
         order = jnp.arange(math.ceil(wanted / mesh.size) * mesh.size) % wanted
-        specs = {"in_specs": (LANES, *[WHOLE] * len(shared)), "out_specs": LANES, "check_vma": False}
-        mapped = jax.shard_map(jax.vmap(lane, (0, *[None] * len(shared))), mesh=mesh, **specs)
+        mapped = mapped_over(mesh, jax.vmap(lane, (0, *[None] * len(shared))), LANES, *[WHOLE] * len(shared))
         found = mapped(jax.tree.map(lambda x: x[order], each), *shared)
         return jax.tree.map(lambda x: x[:wanted], found)
 
     return lanes
+
+
+def mapped_over(mesh: Mesh, function: Callable, *specs: P) -> Callable:
+    """`jax.shard_map` of a function of trees: of each argument every device has its lanes, or the whole; results `[L]`.
+
+    Arrays without elements, which states of physics have, are not handed over but made anew on each device: jaxlib
+    0.11.2 ends the process where they are.
+    """
+
+    def call(*trees):
+        leaves, structure = jax.tree.flatten(trees)
+        at = [spec for spec, tree in zip(specs, trees, strict=True) for _ in jax.tree.leaves(tree)]
+        full = [i for i, leaf in enumerate(leaves) if leaf.size]
+
+        def local(*arrays):
+            given = dict(zip(full, arrays, strict=True))
+            own = [given[i] if i in given else empty(leaf, at[i]) for i, leaf in enumerate(leaves)]
+            return function(*jax.tree.unflatten(structure, own))
+
+        def empty(leaf, spec):
+            lanes = leaf.shape[0] // mesh.size if spec == LANES else leaf.shape[0]
+            return jnp.zeros((lanes, *leaf.shape[1:]), leaf.dtype)
+
+        # Unchecked: the scans of a lane begin with constants, which do not vary over the devices.
+        specs_of = {"in_specs": tuple(at[i] for i in full), "out_specs": LANES, "check_vma": False}
+        return jax.shard_map(local, mesh=mesh, **specs_of)(*(leaves[i] for i in full))
+
+    return call
 
 
 class Group:
@@ -167,13 +194,7 @@ class Program:
         return jax.tree.map(put, tree)
 
     def _spread(self, function, *specs):
-        return jax.shard_map(
-            jax.vmap(function, [0 if spec == LANES else None for spec in specs]),
-            mesh=self.mesh,
-            in_specs=specs,
-            out_specs=LANES,
-            check_vma=False,  # the scans of a lane begin with constants, which do not vary over the devices
-        )
+        return mapped_over(self.mesh, jax.vmap(function, [0 if spec == LANES else None for spec in specs]), *specs)
 
     def _like(self, tree):
         sharding = NamedSharding(self.mesh, LANES)
