@@ -45,7 +45,7 @@ from rlx.run import (
     short_name,
     write_json,
 )
-from rlx.sharding import num_cores, use_devices
+from rlx.sharding import missing_platform, num_cores, use_devices
 from rlx.train import state_shapes, steps_taken
 
 COMMANDS = {
@@ -653,6 +653,11 @@ def _errors():
         if os.environ.get("RLX_TRACEBACK"):
             raise
         print(f"rlx: {' '.join(str(error).split())}", file=sys.stderr)
+        hosts.leave(2)
+    except (RuntimeError, AssertionError):
+        if not (text := missing_platform()):
+            raise
+        print(f"rlx: {text}", file=sys.stderr)
         hosts.leave(2)
     except KeyboardInterrupt:
         print("rlx: interrupted", file=sys.stderr)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from rlx.modes import ordinary
 from rlx.pytree import pytree, replace, static
 from rlx.spaces import Space
 
@@ -104,6 +105,7 @@ class Env:
         limits = [self.max_steps, *(getattr(self.params, name, None) for name in LIMITS)]
         return min((limit for limit in limits if type(limit) is int), default=None)
 
+    @ordinary
     def reset(self, key: jax.Array) -> EnvState:
         """A fresh start of one episode."""
         obs, state = self.environment.reset(key, self.params)
@@ -111,6 +113,7 @@ class Env:
         obs, state = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), (obs, state))
         return EnvState(state, obs, time=jnp.int32(0), episode_return=jnp.float32(0))
 
+    @ordinary
     def advance(self, key: jax.Array, env_state: EnvState, action: jax.Array) -> tuple[EnvState, Transition]:
         """One step of one environment without a restart: after the end of an episode the state is of no use.
 

@@ -26,8 +26,8 @@ def initialize(key: jax.Array, obs: jax.Array, **networks: tuple) -> dict[str, A
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     names = [[entry.key for entry in path] for path, _ in leaves]
     kernels = [i for i, name in enumerate(names) if name[-1] == "kernel"]
-    values = [leaf for _, leaf in leaves]
-    matrices = orthogonal(key, [values[i].shape for i in kernels])
+    matrices = orthogonal(key, [leaves[i][1].shape for i in kernels])
+    values = [leaf.astype(matrices[0].dtype) for _, leaf in leaves]  # all float64 under jax_enable_x64
     for i, matrix in zip(kernels, matrices, strict=True):
         values[i] = matrix * (networks[names[i][0]][1] if "head" in names[i] else 2**0.5)
     return jax.tree.unflatten(structure, values)

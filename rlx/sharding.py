@@ -54,6 +54,16 @@ def use_devices(num: int | None = None) -> int:
     return jax.device_count()
 
 
+def missing_platform() -> str:
+    """What to say where JAX has no device, since `JAX_PLATFORMS` names a platform that is not here; else nothing."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):  # an assertion of JAX's own where its plugin is there and the device is not
+        named = jax.config.jax_platforms
+        return f"JAX_PLATFORMS={named}: no such device is here; leave it out, or give cpu"
+    return ""
+
+
 def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of these devices, all of them without an argument, for `jax.set_mesh`."""
     devices = jax.devices() if devices is None else devices

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from rlx.env import Env
+from rlx.modes import check_unvarying, ordinary
 from rlx.pytree import pytree
 from rlx.replay import is_replay, rewind
 from rlx.rollout import reset
@@ -32,6 +33,7 @@ def steps_taken(config: Any, num_updates: int) -> int:
     return getattr(config, "init_steps", 0) + num_updates * config.steps_per_update
 
 
+@ordinary
 def state_shapes(algorithm: Any, config: Any, env: Env) -> Any:
     """The State of a run as `jax.ShapeDtypeStruct`s. Raises what `init` has against the config and the environment."""
     # Neither is traced here: checks may look at numbers.
@@ -50,9 +52,13 @@ def train(algorithm: Any, config: Any, env: Env, key: jax.Array, **kwargs: Any) 
 
     Returns the final State and the metrics of every update, leaves `[num_updates]`. Pure, so it can be vmapped over
     config, env and key, differentiated and sharded. Further keywords go to `algorithm.update` and must be pytrees.
+
+    Raises:
+        ValueError: for settings that do not fit the environment, and inside of a `jax.shard_map` with `check_vma`.
     """
     if hasattr(algorithm, "check"):
         algorithm.check(config, env)
+    check_unvarying((config, env, key))
     return _train(algorithm, config, env, key, kwargs)
 
 
@@ -77,15 +83,18 @@ def resume(
                 f"this state has done {int(state.num_updates)} updates and total_steps = {config.total_steps} asks for "
                 f"{total_updates(config)}: raise total_steps, or give num_updates="
             )
+    check_unvarying((config, env, state))
     return _resume(algorithm, config, env, state, num_updates, kwargs)
 
 
 @partial(jax.jit, static_argnames="algorithm")
+@ordinary
 def _train(algorithm, config, env, key, kwargs):
     return _resume(algorithm, config, env, algorithm.init(config, env, key), total_updates(config), kwargs)
 
 
 @partial(jax.jit, static_argnames=("algorithm", "num_updates"))
+@ordinary
 def _resume(algorithm, config, env, state, num_updates, kwargs):
     def update(state, _):
         return algorithm.update(config, env, state, **kwargs)
@@ -93,6 +102,7 @@ def _resume(algorithm, config, env, state, num_updates, kwargs):
     return jax.lax.scan(update, state, length=num_updates)
 
 
+@ordinary
 def advance(
     algorithm: Any, config: Any, env: Env, state: Any, done: jax.Array, num: jax.Array, length: int
 ) -> tuple[Any, Any]:
@@ -144,6 +154,7 @@ class Episodes:
 
 
 @partial(jax.jit, static_argnames=("algorithm", "num_episodes", "deterministic", "max_steps"))
+@ordinary
 def evaluate(
     algorithm: Any,
     config: Any,
