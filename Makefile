@@ -1,24 +1,35 @@
 # All targets need only Python 3.11 or later and make. `make setup` is done by the others as needed.
 PYTHON ?= python3
 BIN := .venv/bin
+# Versions of all packages: those that were tested on Python 3.11, and the newest ones, on Python 3.12 and later.
+CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.version_info < (3, 12) else "constraints-3.13.txt")')
 # A process a core; the tests of a file share compiled programs and stay together.
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist loadfile
 
-.PHONY: setup train test test-slow lint bench bench-full tables clean
+.PHONY: setup train test test-more test-slow lint bench bench-full tables clean
 
 setup: .venv/ready
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rlx needs Python 3.11 or later; set PYTHON=")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	@touch $@
+
+# Every environment suite that is an extra, in an environment of its own.
+.venvs/more/ready: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv .venvs/more
+	.venvs/more/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,playground]'
 	@touch $@
 
 train: setup  ## train PPO on CartPole, evaluate it, draw its curve
 	$(BIN)/python algos/ppo.py --env CartPole-v1
 
-test: setup  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m 'not slow' $(PARALLEL)
+test: setup  ## the tests of every part, in minutes
+	$(BIN)/python -m pytest -m 'not slow and not more' $(PARALLEL)
+
+test-more: .venvs/more/ready  ## the tests that take many seconds each or need an extra
+	.venvs/more/bin/python -m pytest -m 'more and not slow' $(PARALLEL)
 
 test-slow: setup  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

@@ -1,10 +1,11 @@
-"""Writes the tables of the README and of docs/scaling.md from the results of the benchmarks.
+"""Writes the tables of the README, docs/scaling.md and docs/compiler.md from the results of the benchmarks.
 
     python benchmarks/tables.py
     python benchmarks/tables.py --check
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names algorithms, communication, decoding,
-flow, hours, lifetimes, physics, returns, roofline, scaling, shell, shuffling, speed and sweeps; the rest is left alone.
+flow, hours, lifetimes, physics, returns, roofline, scaling, shell, shuffling, speed, sweeps and switches; the rest is
+left alone.
 """
 
 import ast
@@ -19,8 +20,8 @@ from speed import rows
 from rlx.report import fill
 
 NAMES = ("algorithms", "communication", "decoding", "flow", "lifetimes", "physics", "returns", "scaling", "shuffling")
-NAMES += ("speed", "sweeps", "roofline", "shell", "hours")
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "scaling.md")
+NAMES += ("speed", "sweeps", "roofline", "shell", "hours", "switches")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "scaling.md", ROOT / "docs" / "compiler.md")
 
 
 def markdown(header: list[str], body: list[tuple[str, ...]], num_text: int) -> str:
@@ -252,7 +253,12 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     found = {"algorithms": algorithms_table()} | ({"returns": returns_table(returns, peers)} if returns else {})
     single = {"speed": speed_table, "decoding": decoding_table, "flow": flow_table}
     single |= {"roofline": roofline_table, "shell": shell_table, "hours": hours_table}
-    single |= {"lifetimes": lifetimes_table, "physics": physics_table, "communication": communication_table}
+    single |= {
+        "switches": switches_table,
+        "lifetimes": lifetimes_table,
+        "physics": physics_table,
+        "communication": communication_table,
+    }
     for name, table in single.items():
         if (path := results / f"{name}.json").exists():
             found[name] = table(json.loads(path.read_text()))
@@ -263,6 +269,22 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     if all(path.exists() for path in measured):
         found["sweeps"] = sweeps_table(*(json.loads(path.read_text()) for path in measured))
     return found
+
+
+def switches_table(result: dict) -> str:
+    """Of each change of rlx.compiler: the versions it is made on, and what programs come to with it and without it."""
+    body = []
+    for name, found in result["changes"].items():
+        versions = ", ".join(found["versions"])
+        if "on" in found:
+            body.append((f"`{name}`", versions, found["what"], found["on"], found["off"]))
+        for program, ratios in found.get("programs", {}).items():
+            times = "; ".join(
+                f"{what} {r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}] times"
+                for what, r in (("speed", ratios["speed"]), ("time to trace and compile", ratios["compile"]))
+            )
+            body.append((f"`{name}`", versions, program, times, "1"))
+    return markdown(["change", "versions of jaxlib", "program", "with it", "without it"], body, 5)
 
 
 def render(text: str, tables: dict[str, str]) -> str:

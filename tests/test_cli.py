@@ -538,6 +538,7 @@ def test_rows_of_several_runs_are_those_of_each():
         ]
 
 
+@pytest.mark.more
 def test_ctrl_c_leaves_logs_whole_and_says_how_far_it_came(tmp_path):
     command = [sys.executable, "-m", "rlx", "train", "ppo", "--env", "CartPole-v1", "--out", "run"]
     command += ["--total-steps", "1000000000", "--hidden-sizes", "8"]

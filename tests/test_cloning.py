@@ -400,6 +400,7 @@ def runs(tmp_path_factory):
     return where
 
 
+@pytest.mark.more
 def test_what_is_collected_says_where_it_is_from(runs):
     found = load(runs / "d.npz")
     assert len(found.ends) == 8

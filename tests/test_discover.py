@@ -30,6 +30,7 @@ def found(tmp_path_factory):
     return path
 
 
+@pytest.mark.more
 def test_a_directory_has_everything_that_was_found(found):
     rows = read_rows(found / "generations.jsonl")
     assert [row["generation"] for row in rows] == [1, 2, 3, 4]
@@ -153,6 +154,7 @@ def test_a_run_does_not_go_on_with_another_objective_in_the_same_file(found, tmp
     assert "objective is" in capsys.readouterr().err
 
 
+@pytest.mark.more
 def test_a_sweep_does_not_go_on_with_another_objective_in_the_same_file(found, tmp_path, capsys):
     shutil.copy(found / "objective.npz", tmp_path / "mine.npz")
     size = ["--num-envs", "4", "--num-steps", "32", "--total-steps", "256", "--eval-episodes", "2"]

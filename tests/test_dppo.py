@@ -239,6 +239,7 @@ def test_the_actor_waits_while_the_critic_warms_up(config, env):
     assert all((a != b).any() for a, b in itertools.pairwise(critics))
 
 
+@pytest.mark.more
 def test_cloning_adds_the_likelihood_of_what_the_pretrained_policy_does(config, env, state, batch):
     """The chains are those of the pretrained actor, and the term is their mean log-probability under the other."""
     elements, i = batch
@@ -407,6 +408,7 @@ print("the same bits after", state.num_updates)
 """
 
 
+@pytest.mark.more
 def test_resume_is_bitwise():
     """In a process with the optimisations of XLA that users have; with the few of the tests a sum rounds otherwise."""
     plain = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}

@@ -198,6 +198,7 @@ def test_contract_of_probes(name):
     check(rlx.envs.make(name), num_steps=32, random_starts=name not in FIXED_STARTS)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("backend", ["spring", pytest.param("mjx", marks=pytest.mark.slow)])
 def test_contract_of_brax(backend):
     check(brax("inverted_pendulum", backend), num_steps=64)

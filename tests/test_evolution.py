@@ -11,6 +11,8 @@ from rlx.algos import ppo
 from rlx.meta.lifetimes import EPISODES, last_return
 from rlx.objectives import SPO, Clip
 
+pytestmark = pytest.mark.more
+
 SOLUTION = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
 TARGET = {"a": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array([[0.3, 1.0], [-1.0, 2.0]])}
 NAMES = tuple(meta.STRATEGIES)

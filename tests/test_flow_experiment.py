@@ -18,6 +18,8 @@ import rlx
 from rlx.envs.multigoal import goals
 from rlx.presets import preset
 
+pytestmark = pytest.mark.more
+
 FOLDER = Path(__file__).resolve().parents[1] / "experiments" / "flow_policies"
 
 

@@ -100,17 +100,20 @@ def probe(algorithm):
 CONVERGED = 0.02
 
 
+@pytest.mark.more
 def test_the_critic_discounts_what_comes_later(probe):
     value, _, _ = probe(continuous(probes.Discount))
     np.testing.assert_allclose(value(0.0, 1.0), [0.9, 1.0], atol=CONVERGED)
 
 
+@pytest.mark.more
 def test_the_critic_bootstraps_where_a_time_limit_cuts(probe):
     value, _, metrics = probe(continuous(probes.Endless))
     np.testing.assert_allclose(value(0.0), [1 / (1 - 0.9)], atol=10 * CONVERGED)
     np.testing.assert_array_equal(metrics["episode_length"], 5)
 
 
+@pytest.mark.more
 def test_continuous_actions_reach_their_optimum(probe):
     _, act, metrics = probe(rlx.envs.make("probe/ContinuousAction"))
     # The optimum is obs / 2. The first policy is that far from it that it gets -1; one that ignores obs gets 0.75.
@@ -127,6 +130,7 @@ class Spread:
         return jnp.broadcast_to(jnp.abs(jnp.expm1(log_ratio)).max(), log_ratio.shape)
 
 
+@pytest.mark.more
 def test_the_ratio_is_one_on_the_first_minibatch(algorithm, small, init, goals):
     config = replace(small, normalize_obs=True, normalize_reward=True, learning_rate=0.1)
     whole = replace(config, num_epochs=1, num_minibatches=1)
@@ -145,6 +149,7 @@ def test_the_ratio_is_one_on_the_first_minibatch(algorithm, small, init, goals):
         assert later[KL[algorithm]] > 2e-5  # the policy does move
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("algorithm", [fpo, policyflow], indirect=True)  # for DPPO see tests/test_dppo.py
 def test_resume_is_bitwise(algorithm, small, goals, init, trained):
     state, first = rlx.resume(algorithm, small, goals, init(small, goals, jax.random.key(0)), num_updates=2)
@@ -152,6 +157,7 @@ def test_resume_is_bitwise(algorithm, small, goals, init, trained):
     assert_equal((state, jax.tree.map(lambda *x: jnp.concatenate(x), first, rest)), trained)
 
 
+@pytest.mark.more
 def test_a_sweep_is_its_single_runs(algorithm, small, goals, trained):
     configs = stack([small, replace(small, learning_rate=1e-3, clip=0.1)])
     keys = jnp.stack([jax.random.key(0)] * 2)
@@ -166,6 +172,7 @@ def test_a_sweep_is_its_single_runs(algorithm, small, goals, trained):
     assert np.abs(other - lane).max() > 1e-2
 
 
+@pytest.mark.more
 def test_no_key_is_used_twice(algorithm, small, goals):
     with jax.debug_key_reuse(True):
         state, metrics = rlx.train(algorithm, replace(small, max_grad_norm=0.9), goals, jax.random.key(0))
@@ -271,6 +278,7 @@ def trained_params():
     return lambda which, **changes: ravel_pytree(train(which, replace(BASE[which], **changes)))[0]
 
 
+@pytest.mark.more
 @named(TRACED, ids=ids(TRACED))
 def test_every_traced_config_field_changes_the_weights(trained_params, which, name):
     assert getattr(BASE[which], name) != CHANGED[name]
@@ -297,6 +305,7 @@ def unchanged(program):
     return {which: program(which) for which in ALGORITHMS}
 
 
+@pytest.mark.more
 @named(STATIC, ids=ids(STATIC))
 def test_every_static_config_field_changes_the_program(program, unchanged, which, name):
     value = (not getattr(BASE[which], name)) if name == "asymmetric" else CHANGED[name]

@@ -296,6 +296,7 @@ def test_every_static_config_field_changes_the_program(small, program, name):
     assert program(replace(small, **{name: CHANGED[name]})) != program(small)
 
 
+@pytest.mark.more
 def test_a_variant_is_where_the_options_of_the_command_line_start(tmp_path):
     small = ["--num-groups", "2", "--group-size", "2", "--num-steps", "8", "--num-minibatches", "2"]
     short = ["--total-steps", "64", "--eval-episodes", "2", "--env-options", "max_steps=8", "--no-compile-cache"]

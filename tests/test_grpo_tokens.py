@@ -82,6 +82,7 @@ def written(deep, countdown):
     return state, *play(jax.random.key(1))
 
 
+@pytest.mark.more
 def test_writing_with_the_cache_is_writing_without_it(written):
     _, _, (end, traj, alive), (plain_end, plain, plain_alive) = written
     assert alive.any(axis=0).all()
@@ -248,6 +249,7 @@ def variants(small, reverse, init):
     return state, run()
 
 
+@pytest.mark.more
 def test_every_variant_is_another_update(variants):
     state, found = variants
     weights = {name: ravel_pytree(new.params)[0] for name, (new, _) in found.items()}
@@ -271,6 +273,7 @@ def test_the_reference_is_the_first_policy_or_that_of_some_updates_ago(small, re
         jax.tree.map(np.testing.assert_array_equal, states[3].reference, states[of].params)
 
 
+@pytest.mark.more
 def test_tokens_are_counted_with_and_without_those_after_the_end(small, countdown, init):
     _, metrics = jax.jit(grpo_tokens.update)(small, countdown, init(small, countdown, jax.random.key(0)))
     assert small.steps_per_update == 48
@@ -278,6 +281,7 @@ def test_tokens_are_counted_with_and_without_those_after_the_end(small, countdow
     np.testing.assert_allclose(metrics["alive_steps"], metrics["episode_length"] * 12, rtol=1e-6)
 
 
+@pytest.mark.more
 def test_it_learns_what_the_warm_start_did_not_teach():
     env = rlx.envs.make("ModularAddition", max_modulus=5)
     sizes = {"num_groups": 16, "group_size": 16, "num_steps": 1, "width": 16}
@@ -294,6 +298,7 @@ def bits(x):
     return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
+@pytest.mark.more
 def test_resume_is_bitwise(small, reverse, init, trained):
     first_state = init(small, reverse, jax.random.key(0))
     state, first = rlx.resume(grpo_tokens, small, reverse, first_state, num_updates=2)
@@ -302,6 +307,7 @@ def test_resume_is_bitwise(small, reverse, init, trained):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(bits(a), bits(b)), whole, trained)
 
 
+@pytest.mark.more
 def test_a_sweep_is_its_single_runs(small, reverse, trained):
     configs = stack([small, replace(small, learning_rate=1e-3, clip=0.05)])
     states, metrics = jax.vmap(partial(rlx.train, grpo_tokens), (0, None, None))(configs, reverse, jax.random.key(0))
@@ -348,6 +354,7 @@ CHANGED = {
 FIELDS = dataclasses.fields(grpo_tokens.Config)
 
 
+@pytest.mark.more
 def test_every_traced_config_field_changes_the_weights(small, reverse):
     # The reference and what is discounted matter only so.
     base = replace(small, kl_coef=0.5, credit="to_go", warm_start_learning_rate=1e-2, warm_start_steps=100)
@@ -376,6 +383,7 @@ def program():
     return text
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", [f.name for f in FIELDS if is_static(f)])
 def test_every_static_config_field_changes_the_program(small, program, name):
     small = replace(small, num_steps=3)

@@ -39,6 +39,7 @@ def seen():
     )
 
 
+@pytest.mark.more
 def test_a_target_is_a_distribution(learned, seen):
     direction, target = learned(None, seen, 0.0)
     assert direction.shape == (T, N)
@@ -104,6 +105,7 @@ def steps(env, config, state):
     return rollout(env, policy, state.env_state, jax.random.key(2), config.num_steps)[1]
 
 
+@pytest.mark.more
 def test_the_policy_goes_down_what_the_rule_says(agent):
     """`mean(direction grad log pi)`, and nothing of it reaches the predictor, nor the rule's inputs the policy."""
     env, config, state = agent
@@ -156,6 +158,7 @@ def test_continuous_actions_are_refused():
         lpg.init(lpg.Config(), env, jax.random.key(0))
 
 
+@pytest.mark.more
 def test_a_population_of_rules_on_a_population_of_levels_is_a_vmap():
     env = rlx.envs.make("rlx/Levels")
     config = lpg.Config(total_steps=400, num_envs=4, num_steps=10)
@@ -237,6 +240,7 @@ def test_a_start_is_a_free_cell():
             rlx.envs.make("rlx/Levels", **options)
 
 
+@pytest.mark.more
 def test_rules_live_through_trials(agent):
     env, config, _ = agent
     config = rlx.replace(config, total_steps=20 * config.steps_per_update)

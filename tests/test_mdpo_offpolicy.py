@@ -71,6 +71,7 @@ def equation(config, params, target_params, batch, noise):
     return ((log_pi - log_old) / config.step_size + alpha * log_old - q).mean()
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("step_size", [0.1, 1.0, 2.5])
 def test_the_actors_loss_is_its_equation(small, problem, step_size):
     params, target_params, batch, noise = problem
@@ -158,6 +159,7 @@ def test_pi_k_is_renewed_every_num_sgd_steps_and_kept_between(small):
     assert np.abs(renewed - actor).max() > 1e-3
 
 
+@pytest.mark.more
 def test_with_an_infinite_step_size_a_run_is_one_of_sac(small):
     config = replace(small, step_size=float("inf"))
     state, metrics = rlx.train(mdpo_offpolicy, config, env, jax.random.key(0))
@@ -171,6 +173,7 @@ def test_with_an_infinite_step_size_a_run_is_one_of_sac(small):
     assert np.abs(ravel_pytree(short.params["actor"])[0] - ravel_pytree(state.params["actor"])[0]).max() > 1e-2
 
 
+@pytest.mark.more
 def test_resume_is_bitwise_and_no_key_is_used_twice(small):
     with jax.debug_key_reuse(True):
         whole, _ = rlx.train(mdpo_offpolicy, replace(small, gamma=0.98), env, jax.random.key(0))
@@ -207,6 +210,7 @@ def learned():
     return config, [jax.tree.map(lambda x, i=i: x[i], (states, metrics)) for i in range(3)]
 
 
+@pytest.mark.more
 def test_every_step_size_ends_at_the_best_action_and_the_policy_of_sac(learned):
     """64 steps of mirror descent, of which each leaves 1 - alpha t of the way to the fixed point: 0.9^64 < 0.002."""
     config, lanes = learned

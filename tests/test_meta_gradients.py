@@ -14,6 +14,8 @@ from rlx.algos import ppo
 from rlx.meta.gradients import detached, outcome, unrolled
 from rlx.rollout import flatten, rollout
 
+pytestmark = pytest.mark.more
+
 TINY = {"total_steps": 640, "num_envs": 2, "num_steps": 16, "num_epochs": 2, "num_minibatches": 2}
 
 

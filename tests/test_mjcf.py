@@ -40,6 +40,7 @@ def tasks():
     return {name: rlx.envs.make(f"mjx/{name}") for name in mjx_tasks.NAMES}
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "name",
     ["pendulum", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cartpole", "reacher", "hopper", "ant"))],
@@ -48,6 +49,7 @@ def test_a_task_keeps_the_contract(tasks, name):
     assert len(rlx.envs.check(tasks[name])) == 15
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", mjx_tasks.NAMES)
 def test_positions_are_those_of_mujoco_in_c(tasks, name):
     """20 control steps from a start, with contacts; both are given the same positions, velocities and actions."""
@@ -70,6 +72,7 @@ def test_positions_are_those_of_mujoco_in_c(tasks, name):
         np.testing.assert_allclose(ours.qvel[t], data.qvel, atol=5e-2, err_msg=f"step {t}")
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", ["hopper", "ant"])
 def test_feet_rest_on_the_ground(tasks, name):
     """Left alone, a robot settles: its lowest point neither floats nor sinks by more than a centimetre."""

@@ -354,6 +354,7 @@ print(state.num_updates.shape)
 """
 
 
+@pytest.mark.more
 def test_initialisation_vmapped_over_many_seeds_does_not_deadlock():
     # A subprocess, because a deadlock in XLA's thread pool cannot be interrupted; it needs seconds, not minutes.
     result = subprocess.run(

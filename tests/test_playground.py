@@ -1,5 +1,6 @@
 """The adapter for MuJoCo Playground; most of it needs the package, `pip install 'rlx[playground]'`."""
 
+import sys
 from functools import partial
 from importlib.util import find_spec
 
@@ -18,6 +19,7 @@ REUSED_KEYS = {
     *(f"Cartpole{task}" for task in ("Balance", "BalanceSparse", "Swingup", "SwingupSparse")),
     *(f"Finger{task}" for task in ("Spin", "TurnEasy", "TurnHard")),
 }
+pytestmark = pytest.mark.more
 installed = pytest.mark.skipif(find_spec("mujoco_playground") is None, reason="needs rlx[playground]")
 
 
@@ -26,8 +28,8 @@ def cartpole():
     return rlx.envs.make("playground/CartpoleBalance")
 
 
-@pytest.mark.skipif(find_spec("mujoco_playground") is not None, reason="it is installed")
-def test_without_the_package_it_says_what_to_install():
+def test_without_the_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mujoco_playground", None)  # an import of it fails
     with pytest.raises(
         ValueError, match=r"playground/CheetahRun needs another package: pip install 'rlx\[playground\]'"
     ):

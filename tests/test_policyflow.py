@@ -70,6 +70,7 @@ def velocity(env, params, batch, x, t):
     return policyflow.networks(CONFIG, env)[0].apply(params["actor"], batch.obs, x, t)
 
 
+@pytest.mark.more
 def test_the_loss_is_its_equation(env, state, batch, loss):
     config = replace(CONFIG, clip=0.05, value_coef=0.7, entropy_coef=0.3, brownian_coef=0.4)
     reference, params = state.params, moved(state.params)

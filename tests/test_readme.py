@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.more
+
 README = Path(__file__).resolve().parents[1] / "README.md"
 EXAMPLE = re.compile(r"(<!-- run -->\n```(python|console)\n(.*?)```\n\n```text\n)(.*?)(```)", re.DOTALL)
 

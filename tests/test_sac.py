@@ -101,6 +101,7 @@ CONVERGED = 0.1
 UNIT = np.linspace(-0.8, 0.8, 5)  # actions that a policy with a temperature of 0.2 takes often
 
 
+@pytest.mark.more
 def test_critics_discount_what_comes_later_and_its_entropy(learned):
     config, (_, (state, _), _) = learned
     np.testing.assert_allclose(values(config, state, DISCOUNT, 1.0, UNIT), 1.0, atol=CONVERGED)
@@ -179,6 +180,7 @@ def numbers(config, state, batch, noise):
     }
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("initial_alpha", [None, 0.0])
 def test_the_losses_are_their_equations(sac, small, problem, initial_alpha):
     state, batch, noise = problem

@@ -74,6 +74,7 @@ CONVERGED = 0.1
 UNIFORM = np.log(2)
 
 
+@pytest.mark.more
 def test_critics_bootstrap_from_the_true_successor_where_a_time_limit_cuts(learned):
     config, ((state, _), _) = learned
     expected = (1 + 0.9 * 0.2 * UNIFORM) / (1 - 0.9)
@@ -128,6 +129,7 @@ def numbers(config, state, batch):
     }
 
 
+@pytest.mark.more
 def test_the_losses_are_their_equations(sac, small, problem):
     state, batch = problem
     config = replace(small, reward_scale=3.0, gamma=0.8, target_entropy=0.3)

@@ -37,6 +37,7 @@ def two():
         yield NamedSharding(jax.sharding.get_mesh(), P(sharding.AXIS))
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", ["ppo", "sac", "fpo"])
 def test_twenty_updates_on_eight_devices_are_those_on_one_with_the_same_shuffle(eight, name):
     found = eight[name]
@@ -63,6 +64,7 @@ def test_lanes_on_eight_devices_are_those_of_a_vmap_on_one(eight):
     assert eight["sweep"]["difference"] == 0.0
 
 
+@pytest.mark.more
 def test_the_example_of_the_documentation_spreads_its_environments():
     text = (Path(__file__).parent.parent / "docs" / "scaling.md").read_text()
     program = text.partition("```python\n")[2].partition("```")[0]
@@ -139,6 +141,7 @@ def test_a_buffer_on_another_number_of_devices_has_the_same_elements(before, now
     assert held(moved) == {*range(40, 48), *range(50, 58)}
 
 
+@pytest.mark.more
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path, capsys):
     out = ["--out", str(tmp_path / "run")]
     main(["train", *SAC, "--num-envs", "4", "--total-steps", "128", *DEVICES, *out])

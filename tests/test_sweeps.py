@@ -133,6 +133,7 @@ def test_a_sweep_is_repeatable(sweep, swept, tmp_path):
     assert_same_sweep(sweep(tmp_path / "again", {"learning_rate": RATES, "num_envs": [4, 8]}), swept)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     ("options", "moment"),
     [({}, 0), ({}, 2), ({"halving": 2}, 2), ({"pbt": 3}, 1)],
@@ -158,6 +159,7 @@ def test_an_interrupted_sweep_goes_on_bitwise(sweep, tmp_path, monkeypatch, opti
     assert_same_sweep(sweep(tmp_path / "cut", space, **options), whole)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("options", [{}, {"pbt": 3}], ids=["grid", "pbt"])
 def test_a_sweep_goes_on_bitwise_with_another_number_of_devices(sweep, tmp_path, monkeypatch, options):
     space, show = {"learning_rate": [1e-3, 3e-3, 1e-2]}, Display.show
@@ -239,6 +241,7 @@ def test_rungs_of_successive_halving(num, factor, expected):
     assert [keep for _, keep in found] == [keep for _, keep in expected]
 
 
+@pytest.mark.more
 def test_halving_keeps_the_best_and_goes_on_from_where_they_stood(sweep, tmp_path, small, ppo, cartpole):
     config = replace(small, total_steps=4 * 64)
     found = sweep(tmp_path / "halved", {"learning_rate": [1e-2, 3e-3, 1e-3, 1e-4]}, config=config, halving=2)
@@ -384,6 +387,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("damaged", ["newest", "all"])
 def test_a_sweep_with_damaged_checkpoints_goes_on_from_before_them(sweep, tmp_path, monkeypatch, damaged):
     show, shown, output = Display.show, [], io.StringIO()

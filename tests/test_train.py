@@ -58,6 +58,7 @@ def test_train_is_deterministic_given_a_key(ppo, small, cartpole, trained):
     assert not np.array_equal(other["policy_loss"], trained[1]["policy_loss"])
 
 
+@pytest.mark.more
 def test_resume_is_bitwise(ppo, small, cartpole, init, trained):
     state, first = rlx.resume(ppo, small, cartpole, init(small, cartpole, jax.random.key(0)), num_updates=2)
     assert state.num_updates == 2
@@ -213,6 +214,7 @@ def test_resume_of_stacked_or_traced_states_needs_a_number(ppo, cartpole, sweep)
         jax.vmap(lambda c, s: rlx.resume(ppo, c, cartpole, s))(stack(configs), states)
 
 
+@pytest.mark.more
 def test_jit_changes_nothing(ppo, init, update):
     config = ppo.Config(total_steps=2, num_envs=2, num_steps=1, num_epochs=1, num_minibatches=1, hidden_sizes=(2,))
     env = replace(rlx.envs.make("probe/ObservationAction"), num_starts=1)
@@ -245,6 +247,7 @@ def one_update(small):
     return replace(small, total_steps=64)
 
 
+@pytest.mark.more
 def test_an_objective_is_an_argument_whose_parameters_are_traced(ppo, small, cartpole, trained):
     TRACES.clear()
     same, _ = rlx.train(ppo, small, cartpole, jax.random.key(0), objective=Drift())
@@ -257,6 +260,7 @@ def test_an_objective_is_an_argument_whose_parameters_are_traced(ppo, small, car
     assert not np.array_equal(*(jax.tree.leaves(s.params)[0] for s in (same, other)))
 
 
+@pytest.mark.more
 def test_training_can_be_differentiated_through_its_objective(ppo, one_update, cartpole):
     def size_after(bend):
         config = replace(one_update, learning_rate=1.0, adam_epsilon=1.0)  # an Adam that is smooth around 0

@@ -98,6 +98,7 @@ def actor_gradients(small, cartpole, problem):
     return gradients
 
 
+@pytest.mark.more
 def test_at_the_policy_that_acted_all_have_the_policy_gradient(small, cartpole, problem, actor_gradients):
     state, batches = problem
     advantage = np.asarray(batches[ppo].advantage)
@@ -245,6 +246,7 @@ def test_every_traced_config_field_changes_the_weights_and_one_trace_serves_all(
     assert len(traces) == 1
 
 
+@pytest.mark.more
 @both
 def test_every_static_config_field_changes_the_program(algorithm, small):
     env = rlx.envs.make("Breakout-MinAtar")
@@ -267,6 +269,7 @@ def trained(small, cartpole):
         return {algorithm: run(algorithm) for algorithm in (mdpo, trpo)}
 
 
+@pytest.mark.more
 @both
 def test_resume_is_bitwise_and_stays_finite_past_the_end(algorithm, small, cartpole, trained):
     config = config_of(algorithm, small)
@@ -295,6 +298,7 @@ def sweep(algorithm, configs, env, objectives=None):
     assert np.abs(np.diff(jax.tree.leaves(lanes["actor"])[0], axis=0)).max() > 1e-3
 
 
+@pytest.mark.more
 def test_a_sweep_over_the_size_of_the_trust_region_equals_its_single_runs(small, cartpole):
     for algorithm, name, values in ((mdpo, "step_size", [0.01, 1.0, 10.0]), (trpo, "max_kl", [0.001, 0.01, 0.1])):
         config = config_of(algorithm, small)
