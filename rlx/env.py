@@ -113,7 +113,7 @@ class Env:
         if isinstance(space, Space) and getattr(obs, "shape", None) != space.shape:
             seen = f"of shape {obs.shape}" if hasattr(obs, "shape") else f"that is a {type(obs).__name__}"
             raise ValueError(
-                f"reset gives an observation {seen} and observation_space has shape {space.shape}: correct one"
+                f"reset gives an observation {seen} and observation_space has shape {space.shape}; correct one"
             )
         return EnvState(state, obs, time=jnp.int32(0), episode_return=jnp.float32(0))
 

@@ -113,7 +113,7 @@ class Torso(nn.Module):
     def __call__(self, obs: jax.Array, *others: jax.Array) -> jax.Array:
         space, act = self.observation_space, activation(self.activation)
         if isinstance(space, Discrete) and not jnp.issubdtype(obs.dtype, jnp.integer):
-            raise ValueError("categories (Discrete) cannot be normalised: leave normalize_obs off")
+            raise ValueError(f"categories (Discrete) are {obs.dtype}: give integers, and leave normalize_obs off")
         batch_shape = obs.shape[: obs.ndim - len(space.shape)]
         if isinstance(space, Discrete):  # those of an image's channels one after another
             one_hot = jax.nn.one_hot(obs, space.n)

@@ -171,28 +171,28 @@ def check_spaces(env: Any, actions: type | UnionType = Space, bounded: bool = Fa
     _check_space("observation", seen, "join all that is seen into one array in reset and step", "show a constant")
     _check_space("action", taken, "make it one choice or one vector, and take it apart in step", "use Discrete(1)")
     if normalized and isinstance(seen, Discrete):
-        raise ValueError(f"observation space {_name(seen)}: categories cannot be normalised, leave normalize_obs off")
+        raise ValueError(f"observation space {_name(seen)}: categories cannot be normalised; leave normalize_obs off")
     name = f"action space {_name(taken)}"
     if not isinstance(taken, actions):
-        needed, others = ("continuous actions", "sac_discrete") if actions is Box else ("choices", "sac")
-        raise ValueError(f"{name}: this policy needs {needed}: use ppo, mdpo, trpo, grpo or {others}")
+        needed, others = ("continuous actions", "sac_discrete") if actions is Box else ("discrete actions", "sac")
+        raise ValueError(f"{name}: this policy needs {needed}; use ppo, mdpo, trpo, grpo or {others}")
     if isinstance(taken, Discrete):
         if taken.shape:
             raise ValueError(
-                f"{name}: a policy makes one choice a step: number the {taken.n} ** {math.prod(taken.shape)} "
+                f"{name}: a policy makes one choice a step; number the {taken.n} ** {math.prod(taken.shape)} "
                 "combinations as one Discrete, and take them apart in step"
             )
         return
     if not _is_float(taken):
-        raise ValueError(f"{name}, {jnp.dtype(taken.dtype)}: use Discrete, or float32 and round in step")
+        raise ValueError(f"{name} has dtype {jnp.dtype(taken.dtype)}; use Discrete, or float32 and round in step")
     if len(taken.shape) != 1:
-        raise ValueError(f"{name}: give the Box one axis, as rlx.wrappers.chunked(env, 1) does (option chunk=1)")
+        raise ValueError(f"{name}: policies act with vectors; give the Box one axis, as the option chunk=1 does")
     low, high = _known(taken)
     open_ = np.argwhere((low <= -_limit(taken)) | (high >= _limit(taken)))
     if bounded and open_.size:
         i = open_[0][0]
         raise ValueError(
-            f"{name} goes from {low[i]:g} to {high[i]:g} in dimension {i} and this policy acts within bounds: give it "
+            f"{name} goes from {low[i]:g} to {high[i]:g} in dimension {i} and this policy acts within bounds; give it "
             "two with rlx.wrappers.bounded, or use ppo, mdpo, trpo or grpo"
         )
 
@@ -201,10 +201,10 @@ def _check_space(role: str, space: Any, join: str, nothing: str) -> None:
     """Raises ValueError for a space that is neither Box nor Discrete, or is malformed; the last two are advice."""
     if not isinstance(space, Box | Discrete):
         kind = f"{type(space).__module__}.{type(space).__qualname__}".removeprefix("builtins.")
-        raise ValueError(f"{role} space of type {kind}: policies serve one rlx.spaces.Box or Discrete: {join}")
+        raise ValueError(f"{role} space of type {kind}: policies serve one rlx.spaces.Box or Discrete; {join}")
     name, integer = f"{role} space {_name(space)}", int | np.integer
     if not (isinstance(space.shape, tuple) and all(isinstance(n, integer) and n > 0 for n in space.shape)):
-        raise ValueError(f"{name}: give it a shape of integers of at least 1; for want of numbers {nothing}")
+        raise ValueError(f"{name}: a shape has integers of at least 1; where it would be empty, {nothing}")
     try:
         dtype = jax.dtypes.canonicalize_dtype(space.dtype)
     except TypeError:
@@ -212,24 +212,24 @@ def _check_space(role: str, space: Any, join: str, nothing: str) -> None:
     fits = (jnp.integer,) if isinstance(space, Discrete) else (jnp.integer, jnp.floating, jnp.bool_)
     if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in fits):
         needed = "integers" if isinstance(space, Discrete) else "real numbers"
-        raise ValueError(f"{name} has dtype {space.dtype}: give it a dtype of {needed}")
+        raise ValueError(f"{name} has dtype {space.dtype}; give it a dtype of {needed}")
     if isinstance(space, Discrete):
         if not isinstance(space.n, integer) or isinstance(space.n, bool) or space.n < 1:
-            raise ValueError(f"{name}: give it a number of categories, an integer of at least 1")
+            raise ValueError(f"{name} has n = {space.n!r}; give it an integer of at least 1")
         if space.n - 1 > jnp.iinfo(dtype).max:
-            raise ValueError(f"{name}: {dtype} ends at {jnp.iinfo(dtype).max}, give it a wider dtype")
+            raise ValueError(f"{name}: {dtype} ends at {jnp.iinfo(dtype).max}; give it a wider dtype")
         return
     try:
         low, high = _known(space)
     except (TypeError, ValueError) as error:
         shapes = np.shape(space.low), np.shape(space.high)
         raise ValueError(
-            f"{name} has bounds of shapes {shapes[0]} and {shapes[1]}: give it numbers that fit"
+            f"{name} has bounds of shapes {shapes[0]} and {shapes[1]}; give it numbers that fit"
         ) from error
     bad = np.argwhere(~(low <= high) | (low == np.inf) | (high == -np.inf))
     if bad.size:
         where = tuple(map(int, bad[0]))
-        raise ValueError(f"{name} goes from {low[where]} to {high[where]} at index {where}: put the bounds in order")
+        raise ValueError(f"{name} goes from {low[where]} to {high[where]} at index {where}; put the bounds in order")
 
 
 def _name(space: Space) -> str:
