@@ -86,23 +86,19 @@ def refused(algorithm, env, message, **changes):
 def test_what_cannot_be_served_is_refused_before_anything_is_compiled(algorithm, monkeypatch):
     monkeypatch.setattr(sys.modules["rlx.train"], "_train", None)  # the program that is compiled
     choices = Discrete(3) if algorithm in DISCRETE else Box(-1.0, 1.0, (2,))
-    tokens = "the environment is not one of tokens" if algorithm is grpo_tokens else ""
-    refused(algorithm, game({"x": Box(0.0, 1.0, (1,))}, choices), tokens or "observation space of type dict")
-    refused(algorithm, game(Box(0.0, 1.0, (0,)), choices), tokens or r"observation space Box of shape \(0,\)")
-    refused(algorithm, game(None, (Discrete(2), Discrete(2))), tokens or "action space of type tuple")
-    refused(algorithm, game(None, Discrete(3, shape=(2,))), tokens or r"action space Discrete\(3, shape=\(2,\)\)")
-    refused(algorithm, game(None, Box(0, 3, (2,), jnp.int32)), tokens or "action space Box of shape")
-    refused(
-        algorithm, game(None, Box(1.0, 0.0, (2,))), tokens or "action space Box of shape .* put the bounds in order"
-    )
+    tokens = "the environment is not one of tokens|" if algorithm is grpo_tokens else ""
+    refused(algorithm, game({"x": Box(0.0, 1.0, (1,))}, choices), tokens + "observation space of type dict")
+    refused(algorithm, game(Box(0.0, 1.0, (0,)), choices), tokens + r"observation space Box of shape \(0,\)")
+    refused(algorithm, game(None, (Discrete(2), Discrete(2))), tokens + "action space of type tuple")
+    refused(algorithm, game(None, Discrete(3, shape=(2,))), tokens + r"action space Discrete\(3, shape=\(2,\)\)")
+    refused(algorithm, game(None, Box(0, 3, (2,), jnp.int32)), tokens + "action space Box of shape")
+    refused(algorithm, game(None, Box(1.0, 0.0, (2,))), tokens + "action space Box of shape .* put the bounds in order")
     if algorithm in (*CONTINUOUS, *TANH):
         refused(algorithm, game(None, Discrete(3)), "needs continuous actions")
     if algorithm in DISCRETE:
         refused(algorithm, game(None, Box(-1.0, 1.0, (2,))), "needs discrete actions")
     if algorithm in TANH:
-        refused(
-            algorithm, game(None, Box(-np.inf, np.inf, (2,))), "from -inf to inf in dimension 0 .* wrappers.bounded"
-        )
+        refused(algorithm, game(None, Box(-np.inf, np.inf, (2,))), "from -inf to inf in dimension 0 .*wrappers.bounded")
         refused(algorithm, game(None, Box([-1.0, 0.0], [1.0, np.inf], (2,))), "from 0 to inf in dimension 1")
     if "normalize_obs" in {field.name for field in fields(algorithm.Config)}:
         refused(algorithm, game(Discrete(4), choices), "leave normalize_obs off", normalize_obs=True)
