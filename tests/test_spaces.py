@@ -193,10 +193,10 @@ class Spaces:
 
 FULL, INF = np.finfo(np.float32).max, np.inf
 MALFORMED = [
-    ({"x": Box(0.0, 1.0, (1,))}, "space of type dict: policies serve one"),
-    ((Box(0.0, 1.0, (1,)), Discrete(2)), "space of type tuple: policies serve one"),
-    (GymnaxBox(0.0, 1.0, (1,)), r"space of type gymnax\.environments\.spaces\.Box: policies serve one"),
-    (Box, "space of type type: policies serve one"),
+    ({"x": Box(0.0, 1.0, (1,))}, "of type dict: policies serve one"),
+    ((Box(0.0, 1.0, (1,)), Discrete(2)), "of type tuple: policies serve one"),
+    (GymnaxBox(0.0, 1.0, (1,)), r"of type gymnax\.environments\.spaces\.Box: policies serve one"),
+    (Box, "of type type: policies serve one"),
     (Box(0.0, 1.0, (0,)), r"Box of shape \(0,\): a shape has integers of at least 1"),
     (Box(0.0, 1.0, 3), r"Box of shape 3: a shape has integers of at least 1"),
     (Box(1.0, 0.0, (2,)), r"goes from 1.0 to 0.0 at index \(0,\); put the bounds in order"),
