@@ -39,7 +39,7 @@ from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scal
 from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance
 from rlx.pytree import pytree, replace, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
-from rlx.spaces import rescale
+from rlx.spaces import Box, check_spaces, rescale
 from rlx.train import total_updates
 from rlx.wrappers import carried_out
 
@@ -126,7 +126,8 @@ def optimizer(config):
 
 
 def check(config, env):
-    """Raises ValueError for settings that do not fit each other."""
+    """Raises ValueError for settings that do not fit each other or the environment."""
+    check_spaces(env, actions=Box, normalized=config.normalize_obs)
     if config.cloning_coef < 0:
         raise ValueError(f"cloning_coef = {config.cloning_coef}: give 0 or more")
     if config.trained_steps > config.denoising_steps:

@@ -37,7 +37,7 @@ from rlx.normalize import Statistics, normalize, statistics, update_statistics
 from rlx.objectives import approx_kl, clipped_surrogate
 from rlx.pytree import pytree, static, traced
 from rlx.rollout import check_divides, check_horizon, episode_metrics, episodes, gather, minibatches, reset
-from rlx.spaces import rescale
+from rlx.spaces import check_spaces, rescale
 from rlx.train import total_updates
 
 CREDITS = {"to_go": groups.returns_to_go, "outcome": groups.outcomes, "process": groups.standardized_to_go}
@@ -143,6 +143,7 @@ def optimizer(config, learning_rate):
 
 def check(config, env):
     """Raises ValueError for settings that do not fit each other or the environment."""
+    check_spaces(env, normalized=config.normalize_obs)
     check_horizon(env, config.num_steps)
     check_divides(config.num_episodes, config.num_minibatches, "num_groups * group_size")
 

@@ -32,7 +32,7 @@ from rlx.env import EnvState
 from rlx.networks import Actor, Torso, initialize
 from rlx.pytree import pytree, static, traced
 from rlx.rollout import episode_metrics, reset, rollout
-from rlx.spaces import Discrete
+from rlx.spaces import Discrete, check_spaces, rescale
 from rlx.train import total_updates
 
 
@@ -79,8 +79,6 @@ class Seen:
 
 def networks(config, env):
     """Policy and predictor, separate and of the same shape."""
-    if not isinstance(env.action_space, Discrete):
-        raise ValueError(f"lpg needs Discrete actions, the environment has {env.action_space}")
     torso = partial(Torso, env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
     return Actor(env.action_space, torso()), Actor(Discrete(config.num_values), torso())
 
@@ -91,7 +89,13 @@ def optimizer(config):
     return optax.flatten(optax.chain(clip, adam))
 
 
+def check(config, env):
+    """Raises ValueError for an environment that does not fit."""
+    check_spaces(env, actions=Discrete)
+
+
 def init(config, env, key):
+    check(config, env)
     key, params_key, env_key = jax.random.split(key, 3)
     actor, predictor = networks(config, env)
     env_state = reset(env, env_key, config.num_envs)
@@ -103,7 +107,8 @@ def act(config, env, state, obs, key, deterministic=False):
     """The environment's action for obs `[N, O]`; nothing is recorded."""
     actor, _ = networks(config, env)
     pi = actor.apply(state.params["actor"], obs)
-    return pi.mode() if deterministic else pi.sample(key), None
+    action = pi.mode() if deterministic else pi.sample(key)
+    return rescale(env.action_space, action), None
 
 
 def rule(config, seen, progress):

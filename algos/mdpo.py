@@ -38,7 +38,7 @@ from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scal
 from rlx.objectives import approx_kl, clipped_value_loss, explained_variance, importance_weighted
 from rlx.pytree import pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
-from rlx.spaces import rescale
+from rlx.spaces import check_spaces, rescale
 from rlx.train import total_updates
 
 
@@ -114,8 +114,14 @@ def optimizer(config, learning_rate):
     return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
 
 
-def init(config, env, key):
+def check(config, env):
+    """Raises ValueError for settings that do not fit each other or the environment."""
+    check_spaces(env, normalized=config.normalize_obs)
     check_divides(config.steps_per_update, config.num_minibatches)
+
+
+def init(config, env, key):
+    check(config, env)
     key, params_key, env_key = jax.random.split(key, 3)
     actor, critic = networks(config, env)
     env_state = reset(env, env_key, config.num_envs)

@@ -39,7 +39,7 @@ from rlx.normalize import Statistics, normalize, statistics, update_statistics
 from rlx.pytree import pytree, replace, static, traced
 from rlx.replay import Replay, check_ratio, check_replay, insert, replay, sample, take
 from rlx.rollout import episode_metrics, flatten, reset, rollout
-from rlx.spaces import Discrete, rescale, size
+from rlx.spaces import Box, check_spaces, num_free, rescale, size
 
 
 @pytree
@@ -115,8 +115,7 @@ def optimizer(config):
 
 def check(config, env):
     """Raises ValueError for settings that cannot work."""
-    if isinstance(env.action_space, Discrete):
-        raise ValueError(f"mdpo_offpolicy needs continuous actions, these are {env.action_space.n} choices: use mdpo")
+    check_spaces(env, actions=Box, bounded=True, normalized=config.normalize_obs)
     check_replay(config.total_steps, config.init_steps, config.batch_size, config.capacity)
     check_ratio(config.utd_ratio, config.steps_per_update)
 
@@ -201,7 +200,8 @@ def actor_loss(params, target_params, config, env, batch, noise):
 
 def alpha_loss(params, config, env, log_prob):
     """Loss of the temperature, equation 18."""
-    target_entropy = config.target_entropy * size(env.action_space)
+    free = num_free(env.action_space)  # a dimension that is constant may as well be uniform
+    target_entropy = config.target_entropy * free + (size(env.action_space) - free) * jnp.log(2.0)
     return (jnp.exp(params["log_alpha"]) * stop_gradient(-log_prob - target_entropy)).mean()
 
 

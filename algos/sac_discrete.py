@@ -28,7 +28,7 @@ from rlx.normalize import Statistics, normalize, statistics, update_statistics
 from rlx.pytree import pytree, replace, static, traced
 from rlx.replay import Replay, check_ratio, check_replay, insert, replay, sample, take
 from rlx.rollout import episode_metrics, flatten, reset, rollout
-from rlx.spaces import Discrete
+from rlx.spaces import Discrete, check_spaces, rescale
 
 
 @pytree
@@ -102,8 +102,7 @@ def optimizer(config):
 
 def check(config, env):
     """Raises ValueError for settings that cannot work."""
-    if not isinstance(env.action_space, Discrete):
-        raise ValueError("sac_discrete needs a finite choice of actions and these are continuous: use sac")
+    check_spaces(env, actions=Discrete, normalized=config.normalize_obs)
     check_replay(config.total_steps, config.init_steps, config.batch_size, config.capacity)
     check_ratio(config.utd_ratio, config.steps_per_update)
 
@@ -142,14 +141,15 @@ def normalized(config, state, obs):
 
 def explore(env, obs, key):
     """Uniformly random actions, as `act` gives them."""
-    return jax.random.randint(key, obs.shape[:1], 0, env.action_space.n), None
+    return rescale(env.action_space, jax.random.randint(key, obs.shape[:1], 0, env.action_space.n)), None
 
 
 def act(config, env, state, obs, key, deterministic=False):
     """The environment's action for obs `[N, O]`; nothing else is recorded."""
     actor, _ = networks(config, env)
     pi = actor.apply(state.params["actor"], normalized(config, state, obs))
-    return pi.mode() if deterministic else pi.sample(key), None
+    action = pi.mode() if deterministic else pi.sample(key)
+    return rescale(env.action_space, action), None
 
 
 def kept(traj):

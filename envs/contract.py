@@ -23,9 +23,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from rlx.env import Env
 from rlx.pytree import stack
-from rlx.spaces import Box, Discrete
+from rlx.spaces import Box, Discrete, check_spaces, rescale
 
 NUM_EPISODES = 32
+PUSH = 2.0  # standard deviation between policies of the mean of their actions, in unit coordinates
 NUM_ENDS = 8  # fewer episode ends than this say nothing about what an end looks like
 EAGER_OPERATIONS = 400  # without jit each operation compiles alone, so larger programs would take minutes
 LIMITS = ("max_steps", "max_steps_in_episode")
@@ -91,7 +92,8 @@ class Evidence:
 
     @property
     def action(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(self.env.action_space.shape, self.env.action_space.dtype)
+        space = self.env.action_space
+        return jax.ShapeDtypeStruct(space.shape, jax.dtypes.canonicalize_dtype(space.dtype))
 
     @cached_property
     def reset(self) -> Any:
@@ -137,7 +139,11 @@ class Evidence:
 
 @dataclasses.dataclass
 class Episodes:
-    """Episodes of random actions, each from a fresh start; steps after an end are there and mean nothing. `[N, T]`."""
+    """Episodes, each from a fresh start; steps after an end are there and mean nothing. `[N, T]`.
+
+    Every other one is of random actions from the space. In the rest continuous actions are those of a random policy:
+    normal around a push of its own, in unit coordinates, so that many of them lie on the bounds.
+    """
 
     start: Any
     action: np.ndarray
@@ -179,19 +185,26 @@ _single = jax.jit(_one)
 
 @jax.jit(static_argnames="num_steps")
 def _play(env, keys, num_steps):
-    def episode(key):
+    space = env.action_space
+
+    def episode(key, by_policy):
         reset_key, step_keys, action_keys = _keys(key, num_steps)
         start = env.reset(reset_key)
+        push = PUSH * jax.random.normal(jax.random.fold_in(key, 3), space.shape)  # `_keys` has the first three
 
         def step(env_state, keys):
             step_key, action_key = keys
-            stepped, transition = env.advance(step_key, env_state, env.action_space.sample(action_key))
+            action = space.sample(action_key)
+            if isinstance(space, Box):
+                of_policy = rescale(space, push + jax.random.normal(action_key, space.shape))
+                action = jnp.where(by_policy, of_policy, action)
+            stepped, transition = env.advance(step_key, env_state, action)
             names = ("action", "next_obs", "reward", "terminated", "truncated")
             return stepped, {name: getattr(transition, name) for name in names}
 
         return start, jax.lax.scan(step, start, (step_keys, action_keys))[1]
 
-    return jax.vmap(episode)(keys)
+    return jax.vmap(episode)(keys, jnp.arange(len(keys)) % 2 == 1)
 
 
 def _shapes(name, program, *args):
@@ -295,24 +308,11 @@ def _operations(jaxpr: Jaxpr | ClosedJaxpr) -> Iterator[tuple]:
 
 
 def spaces(evidence):
-    """Observation and action space are a Box or a Discrete with sensible bounds."""
-    for role in ("observation_space", "action_space"):
-        space = getattr(evidence.env, role)
-        if not isinstance(space, (Box, Discrete)):
-            raise ContractError(f"{role} is a {type(space).__name__}; return rlx.spaces.Box or rlx.spaces.Discrete")
-        if isinstance(space, Discrete):
-            if space.n < 1:
-                raise ContractError(f"{role} is Discrete({space.n}); give it at least one category")
-            continue
-        try:
-            low, high = (np.broadcast_to(bound, space.shape) for bound in (space.low, space.high))
-        except ValueError as error:
-            shapes = np.shape(space.low), np.shape(space.high)
-            raise ContractError(
-                f"{role} has shape {space.shape} and bounds of shapes {shapes}; make them fit"
-            ) from error
-        if not (low <= high).all():
-            raise ContractError(f"{role} has a lower bound above its upper one (or NaN): {space}; swap them")
+    """Observation and action space are a Box or a Discrete that policies serve."""
+    try:
+        check_spaces(evidence.env)
+    except ValueError as error:
+        raise ContractError(str(error)) from error
 
 
 def structure(evidence):
@@ -340,7 +340,7 @@ def observation(evidence):
     for name, obs in (("reset", evidence.reset[0]), ("step", evidence.step[0])):
         if not hasattr(obs, "shape"):
             raise ContractError(f"{name} gives the observation {obs}; rlx works with single arrays: concatenate it")
-        seen, wanted = (obs.shape, obs.dtype), (tuple(space.shape), jnp.dtype(space.dtype))
+        seen, wanted = (obs.shape, obs.dtype), (tuple(space.shape), jax.dtypes.canonicalize_dtype(space.dtype))
         if seen != wanted:
             raise ContractError(
                 f"{name} gives an observation of shape {seen[0]} and dtype {seen[1]}, observation_space has "
@@ -475,7 +475,9 @@ def values(evidence):
     bounds = (0, space.n - 1) if isinstance(space, Discrete) else (space.low, space.high)
     low, high = (np.asarray(bound, np.float64) for bound in bounds)
     # A cosine that rounds to 1.0000001 is within its bounds.
-    low, high = (bound + sign * 1e-5 * np.maximum(1.0, np.abs(bound)) for bound, sign in ((low, -1), (high, 1)))
+    kind = episodes.next_obs.dtype
+    slack = max(1e-5, float(jnp.finfo(kind).eps)) if jnp.issubdtype(kind, jnp.floating) else 1e-5
+    low, high = (bound + sign * slack * np.maximum(1.0, np.abs(bound)) for bound, sign in ((low, -1), (high, 1)))
     seen = np.concatenate([episodes.start.obs[:, None], episodes.next_obs], axis=1)
     inside = (seen >= low) & (seen <= high)  # False for NaN
     mask = np.concatenate([np.ones_like(episodes.valid[:, :1]), episodes.valid], axis=1)

@@ -85,7 +85,7 @@ def _space(space: Any, role: str) -> Space:
     match type(space).__name__:
         case "Box":
             return Box(space.low, space.high, tuple(space.shape), space.dtype)
-        case "Discrete":
+        case "Discrete" if getattr(space, "start", 0) == 0:
             return Discrete(int(space.n))
     raise ValueError(f"{role} space {space} is not supported; rlx works with Box and Discrete")
 

@@ -21,6 +21,7 @@ from rlx.env import Env
 from rlx.normalize import normalize, statistics, update_statistics
 from rlx.pytree import replace
 from rlx.spaces import Discrete, unit
+from rlx.train import check
 from rlx.wrappers import Chunked
 
 AVERAGE = 0.995  # decay of the average of the weights; Ren et al. 2024
@@ -77,6 +78,7 @@ def clone(
     bound, most = getattr(config, "action_bound", np.inf), np.abs(action).max()
     if most > bound + 1e-3:
         warnings.warn(f"actions go up to {most:.3g} and action_bound = {bound:g} cuts them: raise it", stacklevel=2)
+    check(algorithm, config, env)
     split_key, init_key, train_key, look_key = jax.random.split(key, 4)
     held_out = _held_out(demonstrations, validation_share, split_key)
     state = jax.jit(partial(algorithm.init, config, env))(init_key)
@@ -145,6 +147,8 @@ def examples(env: Env, demonstrations: Demonstrations) -> tuple[np.ndarray, np.n
         if x.shape[1:] != space.shape:
             raise ValueError(f"{name} of the demonstrations has shape {x.shape[1:]}, the environment has {space.shape}")
     space = single.action_space
+    if isinstance(space, Discrete) and (demonstrations.action != np.round(demonstrations.action)).any():
+        raise ValueError(f"there are actions of the demonstrations that are not whole numbers: {space}")
     low, high = (0, space.n - 1) if isinstance(space, Discrete) else (np.asarray(space.low), np.asarray(space.high))
     if (demonstrations.action < low - 1e-3).any() or (demonstrations.action > high + 1e-3).any():
         raise ValueError(f"there are actions of the demonstrations outside of the environment's: {space}")

@@ -111,6 +111,12 @@ class Env:
         obs, state = self.environment.reset(key, self.params)
         # A fixed dtype on every leaf: Python scalars in a start state would make the second call another program.
         obs, state = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), (obs, state))
+        space = self.observation_space
+        if isinstance(space, Space) and getattr(obs, "shape", None) != space.shape:
+            seen = f"of shape {obs.shape}" if hasattr(obs, "shape") else f"that is a {type(obs).__name__}"
+            raise ValueError(
+                f"reset gives an observation {seen} and observation_space has shape {space.shape}; correct one"
+            )
         return EnvState(state, obs, time=jnp.int32(0), episode_return=jnp.float32(0))
 
     @ordinary

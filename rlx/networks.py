@@ -113,14 +113,21 @@ class Torso(nn.Module):
     def __call__(self, obs: jax.Array, *others: jax.Array) -> jax.Array:
         space, act = self.observation_space, activation(self.activation)
         if isinstance(space, Discrete) and not jnp.issubdtype(obs.dtype, jnp.integer):
-            raise ValueError("categories (Discrete) cannot be normalised: leave normalize_obs off")
+            raise ValueError(f"categories (Discrete) are {obs.dtype}: give integers, and leave normalize_obs off")
         batch_shape = obs.shape[: obs.ndim - len(space.shape)]
-        obs = jax.nn.one_hot(obs, space.n) if isinstance(space, Discrete) else obs
+        if isinstance(space, Discrete):  # those of an image's channels one after another
+            one_hot = jax.nn.one_hot(obs, space.n)
+            obs = one_hot.reshape(*obs.shape[:-1], -1) if space.shape else one_hot
         x = obs.astype(jnp.float32)
         if self.conv_features and len(space.shape) != 3:
             raise ValueError(
                 f"conv_features = {self.conv_features} needs observations [height, width, channels], "
                 f"these have shape {space.shape}; leave conv_features empty"
+            )
+        if self.conv_features and min(space.shape[:2]) <= 2 * len(self.conv_features):
+            raise ValueError(
+                f"conv_features = {self.conv_features}: each 3 x 3 convolution takes 2 off height and width, "
+                f"and these observations have shape {space.shape}; give fewer"
             )
         for features in self.conv_features:
             x = act(nn.Conv(features, (3, 3), padding="VALID")(x))

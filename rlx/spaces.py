@@ -1,6 +1,8 @@
-"""Observation and action spaces."""
+"""Observation and action spaces, and which of them a policy can serve."""
 
 import dataclasses
+import math
+from types import UnionType
 from typing import Any
 
 import jax
@@ -10,26 +12,48 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Box:
-    """Arrays of `shape` with `low <= x <= high`; the bounds are scalars or of `shape`, and may be infinite."""
+    """Arrays of `shape` with `low <= x <= high`; the bounds are scalars or of `shape`, and may be infinite.
+
+    A bound counts as infinite where it is the greatest number of the dtype, which some suites write for infinity, or is
+    above a quarter of the greatest float32, with which the map of `rescale` would overflow.
+    """
 
     low: Any
     high: Any
     shape: tuple[int, ...]
     dtype: Any = jnp.float32
 
+    def __post_init__(self):
+        for name in ("low", "high"):
+            if isinstance(bound := getattr(self, name), list | tuple):
+                object.__setattr__(self, name, np.asarray(bound))
+        if isinstance(self.shape, list):
+            object.__setattr__(self, "shape", tuple(self.shape))
+
     def sample(self, key: jax.Array) -> jax.Array:
-        """Uniform over a bounded dimension, standard normal over an unbounded one; shape `self.shape`."""
+        """Uniform between two bounds, standard normal where there is none, half of one where there is one bound.
+
+        Of integers and booleans each of those between the bounds is equally probable. Shape `self.shape`.
+        """
         uniform_key, normal_key = jax.random.split(key)
-        low, high, bounded = _bounds(self)
-        unit = jax.random.uniform(uniform_key, self.shape)
+        low, high, below, above = _bounds(self)
+        uniform = jax.random.uniform(uniform_key, self.shape)
         normal = jax.random.normal(normal_key, self.shape)
-        return jnp.where(bounded, low + (high - low) * unit, jnp.clip(normal, self.low, self.high)).astype(self.dtype)
+        if _is_float(self):
+            between = low + (high - low) * uniform
+        else:
+            between, normal = jnp.floor(low + (high - low + 1.0) * uniform), jnp.round(normal)
+        tail = jnp.where(below, low + jnp.abs(normal), jnp.where(above, high - jnp.abs(normal), normal))
+        return jnp.clip(jnp.where(below & above, between, tail), *_edges(self)).astype(
+            jax.dtypes.canonicalize_dtype(self.dtype)
+        )
 
     def contains(self, x: Any) -> jax.Array:
         """Whether shape and bounds fit, as a boolean scalar."""
         if jnp.shape(x) != self.shape:
             return jnp.array(False)
-        return jnp.all((x >= self.low) & (x <= self.high))
+        low, high = _edges(self)
+        return jnp.all((x >= low) & (x <= high))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,46 +69,179 @@ class Discrete:
         return jax.random.randint(key, self.shape, 0, self.n, self.dtype)
 
     def contains(self, x: Any) -> jax.Array:
-        """Whether shape and range fit, as a boolean scalar."""
+        """Whether shape and range fit and the numbers are whole, as a boolean scalar."""
         if jnp.shape(x) != self.shape:
             return jnp.array(False)
-        return jnp.all((x >= 0) & (x < self.n))
+        return jnp.all((x >= 0) & (x < self.n) & (x == jnp.floor(x)))
 
 
 Space = Box | Discrete
 
 
-def _bounds(box: Box) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Low and high with infinities replaced by -1 and 1, and where both bounds are finite."""
-    bounded = jnp.isfinite(box.low) & jnp.isfinite(box.high)
-    return jnp.where(bounded, box.low, -1.0), jnp.where(bounded, box.high, 1.0), bounded
+def _is_float(box: Box) -> bool:
+    return jnp.issubdtype(box.dtype, jnp.floating)
+
+
+def _limit(box: Box) -> float:
+    """The size from which on a bound counts as infinite."""
+    if not _is_float(box):
+        return math.inf
+    dtype = jax.dtypes.canonicalize_dtype(box.dtype)
+    return min(float(jnp.finfo(dtype).max), float(jnp.finfo(jnp.promote_types(dtype, jnp.float32)).max) / 4)
+
+
+def _edges(box: Box) -> tuple[jax.Array, jax.Array]:
+    """Low and high as numbers of the box's dtype, at least as wide as float32 where that is of floats."""
+    if not _is_float(box):
+        return tuple(x if isinstance(x, jax.Array) else np.asarray(x) for x in (box.low, box.high))
+    dtype = jax.dtypes.canonicalize_dtype(box.dtype)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    with np.errstate(over="ignore"):  # a bound beyond the dtype is infinite
+        return tuple(jnp.asarray(x, dtype).astype(wide) for x in (box.low, box.high))
+
+
+def _bounds(box: Box) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Low and high, -1 and 1 in place of what is infinite, and where there is a lower and an upper bound."""
+    low, high = _edges(box)
+    below, above = low > -_limit(box), high < _limit(box)
+    return jnp.where(below, low, -1.0), jnp.where(above, high, 1.0), below, above
 
 
 def rescale(space: Space, action: jax.Array) -> jax.Array:
-    """The environment's action for a policy's action in unit coordinates.
+    """The environment's action for a policy's action in unit coordinates, of the dtype of the space and in its bounds.
 
-    Box: `low + (high - low) (clip(a, -1, 1) + 1) / 2` in every dimension that is bounded on both sides; other
-    dimensions, and Discrete actions, pass through. Policies see every bounded action space as `[-1, 1]`, so one
-    initial standard deviation fits all. Log-probabilities stay those of the unclipped action.
+    Box, by dimension, with `a` the policy's action:
+
+        two bounds      low + (high - low) (clip(a, -1, 1) + 1) / 2
+        a lower one     low + (max(a, -1) + 1)
+        an upper one    high + (min(a, 1) - 1)
+        none            a
+
+    So policies see every lower bound at -1 and every upper one at 1: one initial standard deviation fits all, and a
+    bound is reached as easily wherever it lies. Where `low = high` it is that number. The gradient is the slope within
+    the bounds and 0 beyond them. Log-probabilities stay those of the unclipped action. Discrete actions keep their
+    value.
     """
+    dtype = jax.dtypes.canonicalize_dtype(space.dtype)
     if isinstance(space, Discrete):
-        return action
-    low, high, bounded = _bounds(space)
-    return jnp.where(bounded, low + (high - low) * (jnp.clip(action, -1.0, 1.0) + 1.0) / 2.0, action)
+        return action.astype(dtype)
+    low, high, below, above = _bounds(space)
+    a = jnp.clip(action, jnp.where(below, -1.0, -jnp.inf), jnp.where(above, 1.0, jnp.inf))
+    between = low + (high - low) * (a + 1.0) / 2.0
+    tail = jnp.where(below, low + (a + 1.0), jnp.where(above, high + (a - 1.0), a))
+    return jnp.clip(jnp.where(below & above, between, tail), *_edges(space)).astype(dtype)
 
 
 def unit(space: Space, action: jax.Array) -> jax.Array:
     """A policy's action in unit coordinates for an environment's action: the inverse of `rescale`.
 
-    Box: `2 (a - low) / (high - low) - 1` in every dimension that is bounded on both sides; what is clipped there cannot
-    be had back.
+    Box, by dimension: `2 (a - low) / (high - low) - 1` with two bounds and 0 where they are equal, `a - low - 1` with a
+    lower one, `a - high + 1` with an upper one, else `a`. What is clipped there cannot be had back.
     """
     if isinstance(space, Discrete):
         return action
-    low, high, bounded = _bounds(space)
-    return jnp.where(bounded, 2.0 * (action - low) / (high - low) - 1.0, action)
+    low, high, below, above = _bounds(space)
+    width = high - low
+    between = jnp.where(width > 0.0, (action - low) / jnp.where(width > 0.0, width, 1.0) * 2.0 - 1.0, 0.0)
+    tail = jnp.where(below, action - low - 1.0, jnp.where(above, action - high + 1.0, action))
+    return jnp.where(below & above, between, tail)
 
 
 def size(space: Space) -> int:
     """Number of inputs that a network needs for the space: elements of a Box, categories of each of a Discrete."""
     return int(np.prod(space.shape, dtype=int)) * (space.n if isinstance(space, Discrete) else 1)
+
+
+def num_free(box: Box) -> jax.Array:
+    """How many dimensions of a Box have room between their bounds, int32."""
+    low, high = _edges(box)
+    return jnp.sum(jnp.broadcast_to(low < high, box.shape))
+
+
+def check_spaces(env: Any, actions: type | UnionType = Space, bounded: bool = False, normalized: bool = False) -> None:
+    """Raises ValueError, with the space and a way out, unless a policy can serve the spaces of an environment exactly.
+
+    Args:
+        env: has an `observation_space` and an `action_space`. Bounds that are traced are not looked at.
+        actions: what the policy has a distribution of: Box, Discrete or either.
+        bounded: its actions are within [-1, 1], so that every dimension needs two bounds.
+        normalized: it sees observations in standard deviations from their mean, which categories do not have.
+    """
+    seen, taken = env.observation_space, env.action_space
+    _check_space("observation", seen, "join all that is seen into one array in reset and step", "show a constant")
+    _check_space("action", taken, "make it one choice or one vector, and take it apart in step", "use Discrete(1)")
+    if normalized and isinstance(seen, Discrete):
+        raise ValueError(f"observation space {_name(seen)}: categories cannot be normalised; leave normalize_obs off")
+    name = f"action space {_name(taken)}"
+    if not isinstance(taken, actions):
+        needed, others = ("continuous actions", "sac_discrete") if actions is Box else ("discrete actions", "sac")
+        raise ValueError(f"{name}: this policy needs {needed}; use ppo, mdpo, trpo, grpo or {others}")
+    if isinstance(taken, Discrete):
+        if taken.shape:
+            raise ValueError(
+                f"{name}: a policy makes one choice a step; number the {taken.n} ** {math.prod(taken.shape)} "
+                "combinations as one Discrete, and take them apart in step"
+            )
+        return
+    if not _is_float(taken):
+        raise ValueError(f"{name} has dtype {jnp.dtype(taken.dtype)}; use Discrete, or float32 and round in step")
+    if len(taken.shape) != 1:
+        raise ValueError(f"{name}: policies act with vectors; give the Box one axis, as the option chunk=1 does")
+    low, high = _known(taken)
+    open_ = np.argwhere((low <= -_limit(taken)) | (high >= _limit(taken)))
+    if bounded and open_.size:
+        i = open_[0][0]
+        raise ValueError(
+            f"{name} goes from {low[i]:g} to {high[i]:g} in dimension {i} and this policy acts within bounds; give it "
+            "two with rlx.wrappers.bounded, or use ppo, mdpo, trpo or grpo"
+        )
+
+
+def _check_space(role: str, space: Any, join: str, nothing: str) -> None:
+    """Raises ValueError for a space that is neither Box nor Discrete, or is malformed; the last two are advice."""
+    if not isinstance(space, Box | Discrete):
+        kind = f"{type(space).__module__}.{type(space).__qualname__}".removeprefix("builtins.")
+        raise ValueError(f"{role} space of type {kind}: policies serve one rlx.spaces.Box or Discrete; {join}")
+    name, integer = f"{role} space {_name(space)}", int | np.integer
+    if not (isinstance(space.shape, tuple) and all(isinstance(n, integer) and n > 0 for n in space.shape)):
+        raise ValueError(f"{name}: a shape has integers of at least 1; where it would be empty, {nothing}")
+    try:
+        dtype = jax.dtypes.canonicalize_dtype(space.dtype)
+    except TypeError:
+        dtype = None
+    fits = (jnp.integer,) if isinstance(space, Discrete) else (jnp.integer, jnp.floating, jnp.bool_)
+    if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in fits):
+        needed = "integers" if isinstance(space, Discrete) else "real numbers"
+        raise ValueError(f"{name} has dtype {space.dtype}; give it a dtype of {needed}")
+    if isinstance(space, Discrete):
+        if not isinstance(space.n, integer) or isinstance(space.n, bool) or space.n < 1:
+            raise ValueError(f"{name} has n = {space.n!r}; give it an integer of at least 1")
+        if space.n - 1 > jnp.iinfo(dtype).max:
+            raise ValueError(f"{name}: {dtype} ends at {jnp.iinfo(dtype).max}; give it a wider dtype")
+        return
+    try:
+        low, high = _known(space)
+    except (TypeError, ValueError) as error:
+        shapes = np.shape(space.low), np.shape(space.high)
+        raise ValueError(
+            f"{name} has bounds of shapes {shapes[0]} and {shapes[1]}; give it numbers that fit"
+        ) from error
+    bad = np.argwhere(~(low <= high) | (low == np.inf) | (high == -np.inf))
+    if bad.size:
+        where = tuple(map(int, bad[0]))
+        raise ValueError(f"{name} goes from {low[where]} to {high[where]} at index {where}; put the bounds in order")
+
+
+def _name(space: Space) -> str:
+    if isinstance(space, Box):
+        return f"Box of shape {space.shape}"
+    return f"Discrete({space.n}, shape={space.shape})" if space.shape else f"Discrete({space.n})"
+
+
+def _known(box: Box) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high, float64 of the box's shape; -1 and 1 for traced ones. Raises ValueError where they do not fit."""
+    bounds = box.low, box.high
+    if any(isinstance(bound, jax.core.Tracer) for bound in bounds):
+        bounds = -1.0, 1.0
+    low, high = (np.broadcast_to(np.asarray(bound, np.float64), box.shape) for bound in bounds)
+    return low, high

@@ -18,6 +18,7 @@ import optax
 
 from rlx.env import Env
 from rlx.pytree import pytree
+from rlx.spaces import Discrete, check_spaces
 
 T = TypeVar("T")
 CHUNK = 10  # gradient steps between two looks at what has been learned
@@ -35,6 +36,7 @@ def check_tokens(env: Env, num_steps: int, taught: bool = False) -> None:
             "this policy writes tokens, and the environment is not one of tokens: use one like rlx/Reverse, or an "
             "algorithm like ppo or grpo"
         )
+    check_spaces(env, actions=Discrete)
     if num_steps > (room := seen.shape[0] - sizes[0]):
         raise ValueError(f"num_steps = {num_steps}: there is room for {room} tokens; use at most num_steps = {room}")
     if taught and not hasattr(env.environment, "solved"):

@@ -19,6 +19,7 @@ from rlx.modes import check_unvarying, ordinary
 from rlx.pytree import pytree
 from rlx.replay import is_replay, rewind
 from rlx.rollout import reset
+from rlx.spaces import check_spaces
 
 EVALUATION = 0x65766C  # names the random stream of `evaluate`
 
@@ -33,10 +34,17 @@ def steps_taken(config: Any, num_updates: int) -> int:
     return getattr(config, "init_steps", 0) + num_updates * config.steps_per_update
 
 
+def check(algorithm: Any, config: Any, env: Env) -> None:
+    """Raises ValueError for spaces that no policy serves exactly, and what the algorithm's own `check` raises."""
+    check_spaces(env)
+    if hasattr(algorithm, "check"):
+        algorithm.check(config, env)
+
+
 @ordinary
 def state_shapes(algorithm: Any, config: Any, env: Env) -> Any:
     """The State of a run as `jax.ShapeDtypeStruct`s. Raises what `init` has against the config and the environment."""
-    # Neither is traced here: checks may look at numbers.
+    check(algorithm, config, env)  # neither is traced here: checks may look at numbers
     return jax.eval_shape(partial(algorithm.init, config, env), jax.random.key(0))
 
 
@@ -56,9 +64,8 @@ def train(algorithm: Any, config: Any, env: Env, key: jax.Array, **kwargs: Any) 
     Raises:
         ValueError: for settings that do not fit the environment, and inside of a `jax.shard_map` with `check_vma`.
     """
-    if hasattr(algorithm, "check"):
-        algorithm.check(config, env)
     check_unvarying((config, env, key))
+    check(algorithm, config, env)
     return _train(algorithm, config, env, key, kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Environments around environments: `randomized`, `chunked`."""
+"""Environments around environments: `randomized`, `chunked`, `bounded`."""
 
 import math
 from dataclasses import replace
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import keystr, tree_map_with_path
 
 from rlx.env import Env, check_names
@@ -146,7 +147,7 @@ class Chunked:
     def action_space(self, params):
         one = params.action_space
         low, high = (jnp.tile(jnp.broadcast_to(x, one.shape).reshape(-1), self.size) for x in (one.low, one.high))
-        return Box(low, high, low.shape)
+        return Box(low, high, low.shape, one.dtype)
 
     @property
     def dt(self):
@@ -188,3 +189,61 @@ def chunked(env: Env, size: int, executed: int | None = None, discount: float = 
 def carried_out(env: Env, x: jax.Array) -> jax.Array:
     """Of arrays over actions `[..., A]` the part that the environment carries out: not the end of a chunk."""
     return x[..., : getattr(env.environment, "carried_out", None)]
+
+
+class Bounded:
+    """Another environment whose actions have bounds; see `bounded`."""
+
+    def __init__(self, environment: Any, low: Any, high: Any):
+        self.environment, self.default_params = environment, environment.default_params
+        self.low, self.high = low, high
+
+    def reset(self, key, params):
+        return self.environment.reset(key, params)
+
+    def step(self, key, state, action, params):
+        return self.environment.step(key, state, action, params)
+
+    def observation_space(self, params):
+        return self.environment.observation_space(params)
+
+    def action_space(self, params):
+        inner = self.environment.action_space(params)
+        low, high = jnp.maximum(self.low, inner.low), jnp.minimum(self.high, inner.high)
+        return Box(low, high, inner.shape, inner.dtype)
+
+    @property
+    def dt(self):
+        return self.environment.dt
+
+    @property
+    def frames(self):
+        """The inner environment's, where it has one."""
+        return self.environment.frames
+
+
+def bounded(env: Env, low: Any, high: Any) -> Env:
+    """The environment with continuous actions between `low` and `high`, and between its own bounds.
+
+    Policies then act in all of that range, and in nothing else: those that need two bounds have them.
+
+    Args:
+        env: of continuous actions.
+        low: the least of each action, a number or an array of the shape of the actions.
+        high: the greatest, likewise.
+
+    Raises:
+        ValueError: for discrete actions, or bounds that are not finite, not in order or not of that shape.
+    """
+    if not isinstance(env.action_space, Box):
+        raise ValueError(f"bounds are of continuous actions; the environment has {env.action_space}")
+    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    shape = np.broadcast_shapes(low.shape, high.shape)
+    if not (
+        shape in ((), env.action_space.shape) and np.isfinite([*low.flat, *high.flat]).all() and (low < high).all()
+    ):
+        raise ValueError(
+            f"bounds {low} and {high} of actions of shape {env.action_space.shape}: give finite numbers of that shape, "
+            "the lower ones first"
+        )
+    return replace(env, environment=Bounded(env.environment, low, high))

@@ -74,6 +74,16 @@ class BoundsOfOtherShape(Walk):
         return Box(-2 * jnp.ones(3), 2 * jnp.ones(3), (2,))
 
 
+class ArrayOfChoices(Walk):
+    def action_space(self, params):
+        return Discrete(2, shape=(2,))
+
+
+class IntegerActions(Walk):
+    def action_space(self, params):
+        return Box(0, 1, (2,), jnp.int32)
+
+
 class FiveValues(Walk):
     def step(self, *args):
         return super().step(*args)[:5]
@@ -219,6 +229,25 @@ class NanObservation(Walk):
         return jnp.sqrt(super().obs(state))
 
 
+class LeavesAtTheBound(Walk):
+    """Right for every action that the space draws, and wrong on its bound, where policies clip."""
+
+    def action_space(self, params):
+        return Box(-1.0, 1.0, (1,))
+
+    def move(self, key, x, action, params):
+        return jnp.where(action[0] >= 1.0, 5.0, super().move(key, x, action[0] > 0.0, params))
+
+
+class InfiniteAtTheOneBound(Walk):
+    def action_space(self, params):
+        return Box(0.0, jnp.inf, (1,))
+
+    def step(self, key, state, action, params):
+        obs, state, _, *rest = super().step(key, state, action[0] > 0.7, params)
+        return obs, state, jnp.log(action[0]), *rest
+
+
 class InfiniteReward(Walk):
     def step(self, *args):
         obs, state, reward, terminated, *rest = super().step(*args)
@@ -282,7 +311,7 @@ class RestartsAtTruncation(Walk):
 
 
 BROKEN = {
-    "spaces": (TupleSpace, SwappedBounds, BoundsOfOtherShape),
+    "spaces": (TupleSpace, SwappedBounds, BoundsOfOtherShape, ArrayOfChoices, IntegerActions),
     "structure": (FiveValues, NoDefaultParams, Unhashable, PythonBranch),
     "observation": (WrongShape, WrongDtype),
     "reward and ends": (IntReward, FloatTerminated),
@@ -292,7 +321,7 @@ BROKEN = {
     "keys": (ReusesKey,),
     "determinism": (NumpyNoise, NumpyNoiseArray, CountsCalls, HostNoise),
     "starts": (FixedStart,),
-    "values": (TightBounds, NanObservation, InfiniteReward),
+    "values": (TightBounds, NanObservation, LeavesAtTheBound, InfiniteAtTheOneBound, InfiniteReward),
     "jit": (AsksForTracer,),
     "vmap": (MixesBatch,),
     "time limit": (LimitTerminates, LimitIgnored, LimitOffByOne),

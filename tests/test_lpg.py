@@ -154,7 +154,7 @@ def test_the_rule_of_the_file_learns(agent):
 
 def test_continuous_actions_are_refused():
     env = rlx.envs.make("Pendulum-v1")
-    with pytest.raises(ValueError, match="lpg needs Discrete actions"):
+    with pytest.raises(ValueError, match="this policy needs discrete actions"):
         lpg.init(lpg.Config(), env, jax.random.key(0))
 
 

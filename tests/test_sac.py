@@ -557,7 +557,7 @@ class Choices(Wide):
 
 def test_bad_input_is_refused_before_anything_is_compiled(sac, small):
     bad = {
-        r"these are 3 choices: use sac_discrete": (small, Env(Choices(1), 1.0)),
+        r"Discrete\(3\): this policy needs continuous actions; use .* or sac_discrete": (small, Env(Choices(1), 1.0)),
         r"batch_size = 65 .* must fit the buffer: raise capacity = 64": (replace(small, batch_size=65), env),
         r"warmup_steps = 68 must fit the buffer": (replace(small, warmup_steps=68, total_steps=500), env),
         r"warmup_steps = 128 leave nothing of total_steps = 128": (replace(small, warmup_steps=128), env),

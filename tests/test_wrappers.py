@@ -11,7 +11,7 @@ import rlx
 from rlx.pytree import pytree
 from rlx.rollout import rollout
 from rlx.spaces import Box
-from rlx.wrappers import carried_out, chunked, randomized
+from rlx.wrappers import bounded, carried_out, chunked, randomized
 
 
 @pytree
@@ -250,3 +250,22 @@ def test_chunks_keep_the_contract_and_are_an_option_of_make():
 def test_bad_chunks_are_refused(name, size, message):
     with pytest.raises(ValueError, match=message):
         chunked(rlx.envs.make(name), *size)
+
+
+def test_bounds_are_those_given_within_the_own_ones_and_actions_pass():
+    env = bounded(counter(), [0.0, -9.0], 2.5)  # its own are -1 to 2 and -1 to 3
+    np.testing.assert_array_equal(env.action_space.low, [0, -1])
+    np.testing.assert_array_equal(env.action_space.high, [2, 2.5])
+    start = env.reset(jax.random.key(0))
+    actions = jnp.array([2.0, 0.5])
+    for one, other in zip(*(e.advance(jax.random.key(0), start, actions)[1:] for e in (env, counter())), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert bounded(rlx.envs.make("Pendulum-v1", max_steps=7), -1.0, 1.0).horizon == 7
+
+
+@pytest.mark.parametrize("bounds", [(1.0, -1.0), (0.0, np.inf), (np.nan, 1.0), (np.zeros(3), 1.0)])
+def test_bounds_that_are_none_are_refused(bounds):
+    with pytest.raises(ValueError, match="give finite numbers of that shape, the lower ones first"):
+        bounded(counter(), *bounds)
+    with pytest.raises(ValueError, match="bounds are of continuous actions"):
+        bounded(rlx.envs.make("CartPole-v1"), -1.0, 1.0)

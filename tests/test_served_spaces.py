@@ -1,0 +1,162 @@
+"""Every algorithm serves a space exactly, in dtype, bounds and shape, or refuses it in words before it is compiled."""
+
+import sys
+from dataclasses import fields
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rlx
+from rlx.algos import (
+    dppo,
+    fpo,
+    grpo,
+    grpo_tokens,
+    lpg,
+    mdpo,
+    mdpo_offpolicy,
+    policyflow,
+    ppo,
+    sac,
+    sac_discrete,
+    trpo,
+)
+from rlx.env import Env
+from rlx.spaces import Box, Discrete
+from rlx.train import check, state_shapes
+from rlx.wrappers import bounded, chunked
+
+ANY = (ppo, mdpo, trpo, grpo)
+CONTINUOUS = (fpo, dppo, policyflow)
+TANH = (sac, mdpo_offpolicy)
+DISCRETE = (sac_discrete, lpg)
+NAMES = {"ids": lambda x: getattr(x, "__name__", "").rpartition(".")[2] or None}
+SMALL = {"num_envs": 2, "num_steps": 4, "hidden_sizes": (8,), "num_groups": 2, "group_size": 2, "warmup_steps": 8}
+SMALL |= {"batch_size": 4, "capacity": 64, "utd_ratio": 0.25, "total_steps": 64}
+
+
+def small(algorithm, **changes):
+    has = {field.name for field in fields(algorithm.Config)}
+    return algorithm.Config(**{name: x for name, x in (SMALL | changes).items() if name in has})
+
+
+class Game:
+    """Anything is seen, and every action is checked to be of the space's shape and dtype."""
+
+    default_params = None
+
+    def __init__(self, seen, taken):
+        self.seen, self.taken = seen, taken
+
+    def observation_space(self, params):
+        return self.seen
+
+    def action_space(self, params):
+        return self.taken
+
+    def reset(self, key, params):
+        if not isinstance(self.seen, Box | Discrete):
+            return {"x": jnp.zeros(1)}, jnp.float32(0)
+        return jax.vmap(self.seen.sample)(jax.random.split(key, 1))[0], jnp.float32(0)
+
+    def step(self, key, state, action, params):
+        assert (action.shape, action.dtype) == (self.taken.shape, self.taken.dtype)
+        obs, _ = self.reset(key, params)
+        inside = self.taken.contains(action)
+        return obs, state, jnp.where(inside, 1.0, -1.0), jnp.array(False), jnp.array(False), {}
+
+
+def game(seen=None, taken=None):
+    seen = Box(-1.0, 1.0, (3,)) if seen is None else seen
+    return Env(Game(seen, Box(-1.0, 1.0, (2,)) if taken is None else taken), None, max_steps=4)
+
+
+def refused(algorithm, env, message, **changes):
+    config = small(algorithm, **changes)
+    for program in (rlx.train, lambda *args: state_shapes(*args[:3]), lambda algorithm, *args: algorithm.init(*args)):
+        with pytest.raises(ValueError, match=message) as caught:
+            program(algorithm, config, env, jax.random.key(0))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("algorithm", [*ANY, *CONTINUOUS, *TANH, *DISCRETE, grpo_tokens], **NAMES)
+def test_what_cannot_be_served_is_refused_before_anything_is_compiled(algorithm, monkeypatch):
+    monkeypatch.setattr(sys.modules["rlx.train"], "_train", None)  # the program that is compiled
+    choices = Discrete(3) if algorithm in DISCRETE else Box(-1.0, 1.0, (2,))
+    tokens = "the environment is not one of tokens|" if algorithm is grpo_tokens else ""
+    refused(algorithm, game({"x": Box(0.0, 1.0, (1,))}, choices), tokens + "observation space of type dict")
+    refused(algorithm, game(Box(0.0, 1.0, (0,)), choices), tokens + r"observation space Box of shape \(0,\)")
+    refused(algorithm, game(None, (Discrete(2), Discrete(2))), tokens + "action space of type tuple")
+    refused(algorithm, game(None, Discrete(3, shape=(2,))), tokens + r"action space Discrete\(3, shape=\(2,\)\)")
+    refused(algorithm, game(None, Box(0, 3, (2,), jnp.int32)), tokens + "action space Box of shape")
+    refused(algorithm, game(None, Box(1.0, 0.0, (2,))), tokens + "action space Box of shape .* put the bounds in order")
+    if algorithm in (*CONTINUOUS, *TANH):
+        refused(algorithm, game(None, Discrete(3)), "needs continuous actions")
+    if algorithm in DISCRETE:
+        refused(algorithm, game(None, Box(-1.0, 1.0, (2,))), "needs discrete actions")
+    if algorithm in TANH:
+        refused(algorithm, game(None, Box(-np.inf, np.inf, (2,))), "from -inf to inf in dimension 0 .*wrappers.bounded")
+        refused(algorithm, game(None, Box([-1.0, 0.0], [1.0, np.inf], (2,))), "from 0 to inf in dimension 1")
+    if "normalize_obs" in {field.name for field in fields(algorithm.Config)}:
+        refused(algorithm, game(Discrete(4), choices), "leave normalize_obs off", normalize_obs=True)
+
+
+@pytest.mark.parametrize("algorithm", [*ANY, *CONTINUOUS, *TANH, *DISCRETE], **NAMES)
+def test_actions_reach_the_environment_in_the_shape_and_dtype_of_their_space(algorithm):
+    mixed = Box([-1.0, 0.0, -np.inf, 0.5], [1.0, np.inf, np.inf, 0.5], (4,), jnp.float16)
+    taken = [] if algorithm in DISCRETE else [Box(-0.1, 0.3, (2,), jnp.float16) if algorithm in TANH else mixed]
+    taken += [Discrete(5, jnp.uint8)] if algorithm in (*ANY, *DISCRETE) else []
+    observed = [Box(0, 255, (4, 4, 2), jnp.uint8), Discrete(3, shape=(2,))]
+    for seen, space in zip(observed, [*taken, taken[0]], strict=False):
+        env, config = game(seen, space), small(algorithm, normalize_obs=isinstance(seen, Box))
+        state = state_shapes(algorithm, config, env)
+        jax.eval_shape(partial(algorithm.update, config, env), state)  # `Game` checks what it is given
+        obs = jax.ShapeDtypeStruct((7, *seen.shape), seen.dtype)
+        action, _ = jax.eval_shape(partial(algorithm.act, config, env), state, obs, jax.random.key(0))
+        assert (action.shape, action.dtype) == ((7, *space.shape), space.dtype)
+
+
+def test_training_keeps_every_kind_of_bound():
+    low, high = [-1.0, 0.0, -np.inf, 0.3, -1e37], [3.0, np.inf, 2.0, 0.3, 1e37]
+    env = game(Box(False, True, (), jnp.bool_), Box(low, high, (5,)))
+    state, metrics = rlx.train(ppo, small(ppo, learning_rate=0.1, normalize_obs=True), env, jax.random.key(0))
+    assert (metrics["episode_return"] == 4.0).all()  # `Game` pays 1 for an action in its space, else -1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, metrics)))
+
+
+@pytest.mark.parametrize("algorithm", TANH, **NAMES)
+def test_a_constant_dimension_asks_for_the_entropy_of_a_uniform_one(algorithm):
+    env = game(None, Box([-1.0, 0.3, -2.0], [1.0, 0.3, 5.0], (3,)))
+    config, params = small(algorithm, target_entropy=-0.7), {"log_alpha": jnp.log(0.5)}
+    log_prob = jnp.array([0.4, -1.0])
+    expected = 0.5 * (0.3 - (2 * -0.7 + np.log(2.0)))
+    np.testing.assert_allclose(algorithm.alpha_loss(params, config, env, log_prob), expected, rtol=1e-6)
+
+
+def test_bounds_and_chunks_are_the_ways_out_that_messages_name():
+    far = game(None, Box(-np.inf, np.inf, (2,)))
+    check(sac, small(sac), bounded(far, -5.0, [5.0, 7.0]))
+    check(sac, small(sac), bounded(chunked(game(None, Box(0.0, np.inf, (2, 3))), 1), 0.0, 1.0))
+
+
+def test_an_observation_of_another_shape_than_its_space_is_refused():
+    class Longer(Game):
+        def reset(self, key, params):
+            return jnp.zeros(4), jnp.float32(0)
+
+    env = Env(Longer(Box(-1.0, 1.0, (3,)), Box(-1.0, 1.0, (2,))), None)
+    with pytest.raises(ValueError, match=r"observation of shape \(4,\) and observation_space has shape \(3,\)"):
+        rlx.train(ppo, small(ppo), env, jax.random.key(0))
+
+
+def test_an_image_of_categories_has_their_one_hots_as_channels():
+    from rlx.networks import Torso
+
+    torso = Torso(Discrete(3, shape=(4, 4, 2)), (), "tanh", conv_features=(5,))
+    params = torso.init(jax.random.key(0), jnp.zeros((4, 4, 2), jnp.int32))
+    assert params["params"]["Conv_0"]["kernel"].shape == (3, 3, 2 * 3, 5)
+    with pytest.raises(ValueError, match=r"conv_features = \(5, 5\): .* \(4, 4, 2\); give fewer"):
+        torso.clone(conv_features=(5, 5)).init(jax.random.key(0), jnp.zeros((4, 4, 2), jnp.int32))
