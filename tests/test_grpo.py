@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 import rlx
 from rlx import cli, groups, replace, stack
-from rlx.algos import grpo
+from rlx.algos import grpo, grpo_tokens
 from rlx.pytree import is_static
 from rlx.rollout import episodes
 from rlx.run import read_rows
@@ -179,6 +179,28 @@ def test_groups_without_a_difference_have_no_gradient_and_can_be_left_out(small,
     np.testing.assert_allclose(weight.sum(), 1, rtol=1e-5)
     _, _, weight = grpo.advantages(replace(config, drop_degenerate=True), 0 * reward, alive)
     np.testing.assert_array_equal(weight, 0)
+
+
+@pytest.mark.parametrize("algorithm", [grpo, grpo_tokens], ids=["grpo", "grpo_tokens"])
+@pytest.mark.parametrize("weights", ["trajectory", "step", "constant"])
+def test_groups_that_are_left_out_weigh_as_if_they_had_not_been_played(algorithm, weights):
+    rng = np.random.default_rng(1)
+    length = np.stack([rng.integers(18, 25, 4), rng.integers(1, 6, 4), rng.integers(6, 18, 4), rng.integers(1, 25, 4)])
+    alive = np.arange(24) < length[..., None]
+    reward = np.zeros((4, 4, 24), np.float32)
+    for n, i in np.ndindex(4, 4):  # paid at the end; the longest group and another one agree
+        reward[n, i, length[n, i] - 1] = 1.0 if n in (0, 2) else i % 2
+    config = algorithm.Config(
+        num_groups=4, group_size=4, num_steps=24, gamma=1.0, drop_degenerate=True, credit="outcome", weights=weights
+    )
+    _, degenerate, weight = algorithm.advantages(config, reward, alive)
+    np.testing.assert_array_equal(degenerate, [True, False, True, False])
+    expected, kept = np.zeros((4, 4, 24)), [1, 3]
+    for n, i in ((n, i) for n in kept for i in range(4)):
+        tokens = sum(length[n].sum() for n in kept)  # the denominator of DAPO, equation 8
+        share = {"trajectory": 1 / (8 * length[n, i]), "step": 1 / tokens, "constant": 1 / (8 * 24)}[weights]
+        expected[n, i, : length[n, i]] = share
+    np.testing.assert_allclose(weight, expected, rtol=1e-6)
 
 
 def test_the_reference_is_the_policy_of_some_updates_ago(small, cartpole, init):
