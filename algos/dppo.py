@@ -12,7 +12,8 @@ Every element of a minibatch is one denoising step of one step of the environmen
 in the last denoising step and almost none before it, but begin at noise: they differ from one key to the next.
 
 Deviations from the paper and its code, beside those of ppo.py from its own:
-- Time limits bootstrap from the value of their true successor, where the code takes them for ends.
+- Time limits bootstrap from the value of their true successor. The code takes them for ends in its Gym tasks; in those
+  of Robomimic and D3IL it cuts nothing there, and bootstraps from the observation after the reset.
 - Observations and rewards may be normalised by running statistics in place of those of a dataset.
 - The trunk is plain layers with orthogonal kernels, the last of gain 0.01, where the code has a residual block.
 - A single trained step has the clip of the last one, where the code has NaN.

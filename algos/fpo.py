@@ -2,8 +2,8 @@
 
     python algos/fpo.py --env MultiGoal
 
-Reference: McAllister et al. 2025, Flow Matching Policy Gradients, arXiv:2507.21053. FPO++, Yi et al. 2026,
-arXiv:2602.02481, is sample_ratios, asymmetric, no noise_loss, eval_noise 0, loss_scale sqrt(A) and loss_clamp 20.
+Reference: McAllister et al. 2025, Flow Matching Policy Gradients, arXiv:2507.21053; FPO++, Yi et al. 2026,
+arXiv:2602.02481. Both are settings of Config, see `VARIANTS`.
 
 Axes: T time, N environments, B minibatch, S samples of noise and time, O observation, A action.
 
@@ -11,6 +11,14 @@ Deviations from the papers, beside those of ppo.py from its own:
 - Kernels are orthogonal, actions are clipped and not squashed, and time runs from noise, 0, to the action, 1.
 - Advantages are those of GAE; the code of FPO has a variant of it, computed anew in every minibatch.
 - FPO++ here has the times of the sampler's steps as FPO has, and neither weight decay nor an average of its weights.
+
+Differences to the published code:
+- Log-ratios are clamped from above (`log_ratio_clamp`) and keep their gradient. FPO's code clamps those of samples to
+  [-3, 3], without a gradient beyond, and those of averaged losses not at all.
+- FPO's code has no noise on the flow's actions; that of FPO++ adds 0.02 (`action_noise`), acts with 64 steps of the
+  flow and compares 16 samples an action (32 for some robots). It draws times from [0.005, 0.995] in place of a grid.
+- FPO++'s code standardises advantages over the whole rollout, not in minibatches, and keeps the learning rate constant.
+- The value loss has a factor 1/2, which the code of both has not: a `value_coef` of 2 is their 1.
 """
 
 from collections.abc import Callable
@@ -32,6 +40,19 @@ from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibat
 from rlx.spaces import Box, check_spaces, rescale
 from rlx.train import total_updates
 
+VARIANTS = {
+    "fpo": {
+        **{"num_samples": 8, "flow_steps": 10, "noise_loss": True, "sample_ratios": False, "asymmetric": False},
+        **{"loss_scale": 1.0, "root_scale": False, "loss_clamp": float("inf"), "clip": 0.05},
+        **{"action_noise": 0.0, "eval_noise": 1.0},
+    },
+    "fpo_plus_plus": {
+        **{"num_samples": 16, "flow_steps": 64, "noise_loss": False, "sample_ratios": True, "asymmetric": True},
+        **{"loss_scale": 1.0, "root_scale": True, "loss_clamp": 20.0, "log_ratio_clamp": 10.0, "clip": 0.05},
+        **{"action_noise": 0.02, "eval_noise": 0.0, "value_clip": float("inf"), "max_grad_norm": 1.0},
+    },
+}
+
 
 @pytree
 class Config:
@@ -48,6 +69,7 @@ class Config:
     num_samples: int = static(8)  # S
     noise_loss: bool = static(True)  # flow matching of the noise, not of the velocity
     loss_scale: float = traced(1.0, above=0)  # of the flow-matching loss: how fast ratios move
+    root_scale: bool = static(False)  # times sqrt(A), for which the loss is the sum over A divided by sqrt(A)
     loss_clamp: float = traced(float("inf"), above=0)  # of that loss; no gradient above
     log_ratio_clamp: float = traced(10.0, at_least=0)  # from above, its gradient stays
     sample_ratios: bool = False  # a ratio for each sample, not for their mean
@@ -162,7 +184,8 @@ def matching_loss(config, velocity, obs, action, draws):
         return noise_loss(v, noise, x, t) if config.noise_loss else velocity_loss(v, noise, action)
 
     noise, t = noise_and_time(draws, config.num_samples, action.shape[-1], config.flow_steps)
-    return jnp.minimum(config.loss_scale * samplewise(loss, noise, t), config.loss_clamp)
+    scale = config.loss_scale * (action.shape[-1] ** 0.5 if config.root_scale else 1.0)
+    return jnp.minimum(scale * samplewise(loss, noise, t), config.loss_clamp)
 
 
 def cloning_loss(config, env, params, obs, action, key):

@@ -213,11 +213,9 @@ def advantages(config, reward, alive):
     credit = CREDITS[config.credit](reward, alive, config.gamma)
     scale = SCALES[config.scale](groups.outcomes(reward, alive, config.gamma)[..., 0])
     advantage = (credit - BASELINES[config.baseline](credit, alive.sum(axis=-1))) / scale[..., None]
-    degenerate, weight = groups.agree(credit), WEIGHTS[config.weights](alive)
-    if config.drop_degenerate:
-        tells = ~degenerate[:, None, None]
-        weight *= tells * config.num_groups / jnp.maximum(tells.sum(), 1)
-    return jnp.where(alive, advantage, 0.0), degenerate, weight
+    degenerate = groups.agree(credit)
+    counts = alive & ~degenerate[:, None, None] if config.drop_degenerate else alive
+    return jnp.where(alive, advantage, 0.0), degenerate, WEIGHTS[config.weights](counts)
 
 
 def update(config, env, state, *, objective: Callable = objective):

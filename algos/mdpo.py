@@ -13,6 +13,9 @@ another entropy in the place of the KL.
 
 Deviations from the paper:
 - Actor and critic are separate networks under one optimiser, which clips the global norm of their joint gradient.
+- The step size falls from 1 to 1/n in n updates (times `step_size`); the code's from 1 + 1/n to 2/n.
+- The value loss has a factor 1/2 and shares its minibatches with the policy's; the code's has none, and is minimised on
+  its own, after the policy's, in 5 epochs of minibatches of 128.
 - Gradient steps are on minibatches; one minibatch is the paper's full batch, and `num_epochs` then its number of steps.
 - Advantages are standardised in each minibatch, and there is an entropy bonus (`entropy_coef`; 0 turns it off).
 - The value loss is clipped around the old value (`value_clip`; infinity turns it off).

@@ -10,7 +10,13 @@ Axes: T time, N environments, B minibatch, O observation, A action.
 Deviations from the paper and its code, beside those of ppo.py from its own:
 - The Brownian term is a mean over A (the paper has a sum), with the reference's velocity where algorithm 1 has it.
 - Kernels are orthogonal, the flow's last ones of gain 0.01; paths are straight; no weight decay.
-- Deterministic actions begin at noise 0, where the code draws it.
+- Deterministic actions begin at noise 0 and have no Gaussian noise, where the code draws the first in evaluation too.
+- The value loss is the larger of the clipped and the plain error; the code has the clipped one alone, without a
+  gradient once the value has moved by `value_clip`. The code's loss has no factor 1/2: a `value_coef` of 2 is its 1.
+- The code clamps log_std to [-20, 4] (later to [-5, 2]); here it is free.
+- The KL that adapts the learning rate is that of an epoch; the code's is the mean over all epochs so far.
+- Advantages are standardised in each minibatch, the code's once, over the whole rollout.
+- Time limits bootstrap from the value of the true successor, the code's from that of the state before it.
 
 Beware: what shifts the velocity is taken to shift the action by as much. Where one action is best whatever the noise,
 the velocity falls ever more steeply towards it, and once its slope exceeds twice flow_steps the midpoint rule spreads

@@ -2,7 +2,8 @@
 
 Every clause is one function of the evidence. It returns None where it is proven and a reason where it cannot be judged
 on this environment, and raises `ContractError` where it is broken. What can be seen in a trace is judged in a trace;
-only two programs are compiled, one step of one environment and random-action episodes of many.
+only two programs are compiled, one step of one environment and random-action episodes of many, and for an environment
+that says that it is differentiable two more, three steps and their gradient.
 
 Axes: N episodes, T steps.
 """
@@ -21,15 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from rlx.env import Env
+from rlx.env import LIMITS, Env, own_limits
 from rlx.pytree import stack
 from rlx.spaces import Box, Discrete, check_spaces, rescale
 
 NUM_EPISODES = 32
 PUSH = 2.0  # standard deviation between policies of the mean of their actions, in unit coordinates
 NUM_ENDS = 8  # fewer episode ends than this say nothing about what an end looks like
+NUM_DIFFERENTIATED = 3  # steps of the episodes whose gradients are taken
+LITTLE = 1e-2  # of the half width of an action, or of a parameter: what finite differences move them by
 EAGER_OPERATIONS = 400  # without jit each operation compiles alone, so larger programs would take minutes
-LIMITS = ("max_steps", "max_steps_in_episode")
 
 # Programs that differ only in how XLA fuses them round differently in the last bits, and one step of contact physics
 # (an iterative solver) amplifies that by some orders of magnitude. A wrong batch axis is off by the value itself.
@@ -274,7 +276,7 @@ def _read(params, name):
 
 def _limits(env: Env) -> dict[str, Any]:
     found = {} if env.max_steps is None else {"env.max_steps": env.max_steps}
-    return found | {f"params.{name}": _read(env.params, name) for name in LIMITS if _read(env.params, name) is not None}
+    return found | {f"params.{name}": limit for name, limit in own_limits(env.params).items()}
 
 
 def _limit(env: Env, limits: dict[str, int]) -> Env:
@@ -580,7 +582,86 @@ def successor(evidence):
     return "; ".join(reasons) if len(reasons) == 2 else None
 
 
+def gradients(evidence):
+    """Gradients through steps, in actions and params, are those of finite differences, where the environment has them.
+
+    An environment says so with the attribute `differentiable`. What is differentiated is a random sum of the rewards
+    and observations of a reset and three steps, in all actions at once and in each floating-point leaf of the params.
+    An episode may pass an edge (of contact, of a limit), where the two differ: most of the episodes have to agree.
+    """
+    env = evidence.env
+    said = getattr(env.environment, "differentiable", None)
+    if not said:
+        return (
+            f"the environment {'does not say whether it is' if said is None else 'says that it is not'} differentiable"
+        )
+    keys = jax.random.split(evidence.key, NUM_EPISODES)
+    leaves, structure = jax.tree.flatten(env.params)
+    places = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(env.params)]
+    inputs = {f"params{names[i]}": jnp.broadcast_to(leaves[i], (NUM_EPISODES, *jnp.shape(leaves[i]))) for i in places}
+    units = {name: jnp.abs(x) for name, x in inputs.items()}
+    actions, unit = _inner_actions(env.action_space, evidence.key)
+    if isinstance(env.action_space, Box):
+        inputs["the actions"], units["the actions"] = actions, unit
+
+    if not inputs:
+        return "there are no floating-point numbers to differentiate in"
+
+    def episode(inputs, actions, key):
+        """The random sum of one episode, and that of its absolute values, which says how large rounding may be."""
+        reset_key, weight_key, step_key = jax.random.split(key, 3)
+        given = [inputs.get(f"params{name}", leaf) for name, leaf in zip(names, leaves, strict=True)]
+        moved = replace(env, params=jax.tree.unflatten(structure, given))
+
+        def step(env_state, x):
+            key, action = x
+            env_state, transition = moved.advance(key, env_state, action)
+            return env_state, jnp.append(transition.next_obs.astype(jnp.float32), transition.reward)
+
+        actions = inputs.get("the actions", actions)
+        xs = jax.random.split(step_key, NUM_DIFFERENTIATED), actions
+        parts = jax.lax.scan(step, moved.reset(reset_key), xs)[1]
+        parts *= jax.random.uniform(weight_key, parts.shape, minval=0.5, maxval=1.5)
+        return parts.sum(), jnp.abs(parts).sum()
+
+    try:
+        grads, size = jax.jit(jax.vmap(jax.grad(episode, has_aux=True)))(inputs, actions, keys)
+    except Exception as error:
+        raise ContractError(
+            f"differentiable is True, and a gradient in actions and params raises {type(error).__name__}: "
+            f"{_first_line(error)}; set it to False, or make the step differentiable in reverse"
+        ) from error
+    value = jax.jit(jax.vmap(lambda inputs, *rest: episode(inputs, *rest)[0]))
+    for i, (name, x) in enumerate(inputs.items()):
+        along = units[name] * jax.random.rademacher(jax.random.fold_in(evidence.key, i), x.shape, x.dtype)
+        above, below = (value(inputs | {name: x + sign * LITTLE * along}, actions, keys) for sign in (1, -1))
+        true = np.asarray((above - below) / (2 * LITTLE))
+        found = np.asarray((grads[name] * along).reshape(NUM_EPISODES, -1).sum(axis=1))
+        slack = 0.05 * np.maximum(np.abs(found), np.abs(true)) + 1e-6 / LITTLE * np.asarray(size)
+        wrong = ~(np.abs(found - true) <= slack)
+        if wrong.mean() > 0.5:
+            n = np.argwhere(wrong)[0, 0]
+            raise ContractError(
+                f"differentiable is True, and the gradient in {name} is {found[n]:.4g} along a direction in which "
+                f"finite differences give {true[n]:.4g} (wrong in {wrong.sum()} of {NUM_EPISODES} episodes); take out "
+                "what stops gradients or makes them NaN, or set it to False"
+            )
+    return None
+
+
+def _inner_actions(space, key):
+    """Actions `[N, 3, ...]`, of a Box not near its bounds, and a unit of each."""
+    shape = (NUM_EPISODES, NUM_DIFFERENTIATED, *space.shape)
+    if isinstance(space, Discrete):
+        return jax.vmap(jax.vmap(space.sample))(jax.random.split(key, shape[:2])), None
+    low, high = (jnp.broadcast_to(bound, space.shape) for bound in (space.low, space.high))
+    bounded = jnp.isfinite(low) & jnp.isfinite(high)
+    middle, half = jnp.where(bounded, (low + high) / 2, 0.0), jnp.where(bounded, (high - low) / 2, 1.0)
+    return middle + half * jax.random.uniform(key, shape, minval=-0.5, maxval=0.5), jnp.broadcast_to(half, shape)
+
+
 CLAUSES = (
     *(spaces, structure, observation, reward_and_ends, carry, params, tracers, keys, determinism),
-    *(starts, values, jit, vmap, time_limit, successor),
+    *(starts, values, jit, vmap, time_limit, successor, gradients),
 )

@@ -9,6 +9,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from rlx import versions
@@ -39,6 +40,9 @@ class Gymnax:
 
     Observations and rewards are float32 (or int32 for a Discrete observation), whatever number type the environment
     computes them in. Where the declared bounds are wrong, the observation space has none.
+
+    gymnax detaches observations and states from the gradient, but for the environments that can be asked to keep it.
+    In those `differentiable` is True; a gradient through the steps of another one raises ValueError.
     """
 
     environment: Any
@@ -52,7 +56,13 @@ class Gymnax:
         obs, state = self.environment.reset_env(key, params)
         return self._cast(obs, params), state
 
+    @property
+    def differentiable(self):
+        return getattr(self.environment, "transition_gradients_enabled", False)
+
     def step(self, key, state, action, params):
+        if not self.differentiable:
+            state, action, params = _refusing_gradients(self.environment.name, (state, action, params))
         obs, state, reward, terminated, info = self.environment.step_env(key, state, action, params)
         truncated = self.environment.is_truncated(state, params)
         return self._cast(obs, params), state, jnp.asarray(reward, jnp.float32), terminated, truncated, info
@@ -79,6 +89,30 @@ class Gymnax:
 
     def _cast(self, obs, params):
         return obs.astype(self.observation_space(params).dtype)
+
+
+def _refusing_gradients(name: str, tree: Any) -> Any:
+    """The same; a derivative in any floating-point number of it that is traced raises ValueError."""
+
+    @jax.custom_jvp
+    def same(*numbers):
+        return numbers
+
+    @same.defjvp
+    def _(primals, tangents):
+        raise ValueError(
+            f"gymnax/{name} has no gradients: gymnax detaches its observations and states, and what came out would be "
+            "finite and wrong; use jax.lax.stop_gradient on the actions and params that it is given, or an environment "
+            "whose `environment.differentiable` is True"
+        )
+
+    leaves, structure = jax.tree.flatten(tree)
+    traced = [
+        i for i, x in enumerate(leaves) if isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.floating)
+    ]
+    for i, x in zip(traced, same(*(leaves[i] for i in traced)) if traced else (), strict=True):
+        leaves[i] = x
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _space(space: Any, role: str) -> Space:
@@ -120,9 +154,12 @@ def make(name: str, **options: Any) -> Env:
         import gymnax
 
     try:
-        environment = Gymnax(gymnax.make(name, **options)[0], bounded=name not in WRONG_BOUNDS)
+        environment = gymnax.make(name, **options)[0]
     except OSError as error:
         raise ValueError(f"gymnax/{name} downloads its data when it is first made, and that failed: {error}") from error
+    if getattr(environment, "supports_transition_gradients", False):
+        environment = environment.with_transition_gradients()
+    environment = Gymnax(environment, bounded=name not in WRONG_BOUNDS)
     params = environment.default_params
     environment.observation_space(params), environment.action_space(params)  # refuse early, not within a trace
     return Env(environment, params)

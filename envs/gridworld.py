@@ -58,6 +58,7 @@ class GridWorld:
     """
 
     default_params: ClassVar = Params(LAYOUTS["two_walls"])
+    differentiable = False
     frames = drawing.drawn_by(drawing.grid)
 
     def observation_space(self, params):

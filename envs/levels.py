@@ -44,6 +44,7 @@ class Levels:
     The agent moves by at most one cell along each axis, unless there is a wall. Whatever is there it collects.
     """
 
+    differentiable = False
     frames = drawing.drawn_by(drawing.level)
 
     @property

@@ -64,6 +64,8 @@ class Mjcf:
     Physics that diverges ends the episode in the last state that was finite, and `info["diverged"]` says so.
     """
 
+    differentiable = False  # the solver of contacts and limits iterates until it converges: JAX has no reverse of that
+
     def __init__(self, params: Params, model: MjModel, observe, reward, terminated, start, substeps: int):
         self.default_params, self.model, self.substeps = params, model, substeps
         self.observe, self.reward, self.terminated, self.start = observe, reward, terminated, start

@@ -51,6 +51,7 @@ class MultiGoal:
     """
 
     default_params: ClassVar = Params()
+    differentiable = True
     frames = drawing.drawn_by(drawing.goals)
 
     def observation_space(self, params):

@@ -30,6 +30,7 @@ class Probe:
     """One step, observation 0, reward 1, whatever the action."""
 
     default_params: ClassVar = Params()
+    differentiable = True
 
     def observation_space(self, params):
         return Box(-1.0, 1.0, (1,))

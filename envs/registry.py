@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from rlx.env import LIMITS, Env
+from rlx.env import Env, own_limits
 from rlx.wrappers import chunked, randomized
 
 # namespace -> module with NAMES and `make(name, **options) -> Env`; it imports its suite inside `make`
@@ -123,6 +123,8 @@ def _limited(env: Env, max_steps: int) -> Env:
     if type(max_steps) is not int or max_steps < 1:
         raise ValueError(f"max_steps = {max_steps!r}: give an integer of at least 1")
     # A limit that the suite keeps in its params would go on cutting episodes at its own number of steps.
-    own = [field for field in LIMITS if hasattr(env.params, field)]
-    params = replace(env.params, **dict.fromkeys(own, max_steps)) if own else env.params
+    own = dict.fromkeys(own_limits(env.params), max_steps)
+    if isinstance(env.params, dict):
+        return replace(env, params=env.params | own, max_steps=max_steps)
+    params = replace(env.params, **own) if own else env.params
     return replace(env, params=params, max_steps=max_steps)

@@ -61,6 +61,7 @@ class State:
 class Sequences:
     """A task, by `problem(key, params) -> prompt [P], answer [A]` and `grade(prompt, given [A], answer, params)`."""
 
+    differentiable = False
     default_params: Any
     problem: Callable = static()
     grade: Callable = static()

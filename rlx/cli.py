@@ -28,7 +28,8 @@ import rlx.envs
 from rlx import hosts, objectives
 from rlx.env import Env, with_params
 from rlx.envs.registry import full_name
-from rlx.presets import configure, published, settings, variant
+from rlx.presets import configure, of_episode, origin, settings, variant
+from rlx.presets import defaults as defaults_of
 from rlx.replay import without_replay
 from rlx.run import (
     CHECKPOINT_SECONDS,
@@ -348,11 +349,16 @@ def _train_algorithm(
     own = start if start and start["env"] == env_name else {"env_options": {}, "env_params": {}}
     env_options = own["env_options"] | _assignments("--env-options", options.env_options)
     env_params = own["env_params"] | _assignments("--env-params", options.env_params)
+    env = make(env_name, env_options, env_params)
+    if saved is None and (of_kind := _tuned(algorithm, env_name, sources, env)) != tuned:
+        tuned = of_kind
+        defaults["config"] = configure(algorithm.Config, tuned | (shaped if start is not None else {}))
+        options = _parse_train(algorithm, prog, arguments, vars(sources) | defaults)
     job = Job(
         algorithm,
         algorithm_name,
         options.config,
-        env=make(env_name, env_options, env_params),
+        env=env,
         env_name=env_name,
         env_options=env_options,
         env_params=env_params,
@@ -380,13 +386,17 @@ def _train_algorithm(
     chosen = {name: value for name, value in vars(job.config).items() if value != vars(defaults["config"])[name]}
     kind = f"{f'{devices} x ' if devices > 1 else ''}{jax.devices()[0].device_kind}"
     console.print(f"{short_name(algorithm_name)} on {env_name}, seed {job.seed}, {kind}")
-    source = published(_preset_file(algorithm), env_name) if tuned else ""
-    origin = f"published settings, not tried here ({source})" if source else "tuned settings"
-    for title, values in ((origin, tuned), ("your settings", chosen), ("environment", env_params)):
+    for title, values in (
+        (_origin(algorithm, env_name, job.env), tuned),
+        ("your settings", chosen),
+        ("environment", env_params),
+    ):
         if values:
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
     if saved is None and sources.preset and (others := _tuned_elsewhere(algorithm, env_name)):
         console.print(f"no tuned settings: there is no {short_name(algorithm_name)}.toml; {env_name} is in {others}")
+    elif saved is None and sources.preset and not tuned:
+        console.print(f"no tuned settings for {env_name}: the defaults of the Config")
     if options.dry_run:
         console.print(plan(job))
         return
@@ -554,9 +564,19 @@ def saved_config(algorithm: ModuleType, saved: dict[str, Any]) -> Any:
     return configure(algorithm.Config, values)
 
 
-def _tuned(algorithm: ModuleType, env_name: str, sources: Sources) -> dict[str, Any]:
-    """What the options start from: the tuned settings for the environment, and those of the variant asked for."""
-    tuned = settings(_preset_file(algorithm), env_name) if env_name and sources.preset else {}
+def _origin(algorithm: ModuleType, env_name: str, env: Any) -> str:
+    """What is said of the settings that the options start from."""
+    file = _preset_file(algorithm)
+    found = settings(file, env_name)
+    return origin(file, env_name) if found else f"default settings for {defaults_of(file, env)[1]}"
+
+
+def _tuned(algorithm: ModuleType, env_name: str, sources: Sources, env: Any = None) -> dict[str, Any]:
+    """What the options start from: settings for the environment or its kind, and those of the variant asked for."""
+    file = _preset_file(algorithm)
+    tuned = settings(file, env_name) if env_name and sources.preset else {}
+    if env is not None and sources.preset:
+        tuned = (tuned or defaults_of(file, env)[0]) | of_episode(file, env)
     return tuned | (variant(algorithm, sources.variant) if sources.variant else {})
 
 

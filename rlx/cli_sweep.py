@@ -211,9 +211,9 @@ def _new_job(algorithm: ModuleType, algorithm_name: str, options: SweepOptions, 
     if options.halving and options.pbt:
         raise ValueError("--halving and --pbt are two ways to search: give one of them")
     env_name = full_name(options.env)
-    tuned = _tuned(algorithm, env_name, options)
-    config = configure(algorithm.Config, tuned)
     env_options = _assignments("--env-options", options.env_options)
+    tuned = _tuned(algorithm, env_name, options, make(env_name, env_options, {}) if options.preset else None)
+    config = configure(algorithm.Config, tuned)
     space = {name: _values(config, name, text, prog) for name, text in _flags(given, prog).items()}
     for text in options.env_params:
         name, equals, values = text.partition("=")

@@ -1,6 +1,7 @@
 """The environment contract, and `Env`: auto-reset, time limits, true successors, episode statistics, parameters."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -21,6 +22,9 @@ class Environment(Protocol):
 
     `params` is a pytree of everything that may vary without a new program (masses, rewards, limits).
     `rlx.envs.check(env)` tests an implementation against this contract.
+
+    It may have two more names. `differentiable` says whether gradients through its steps, in actions and params, are
+    those of finite differences (True), or are not (False). `horizon(params)` is the most steps of an episode, or None.
     """
 
     default_params: Any
@@ -101,9 +105,14 @@ class Env:
 
     @property
     def horizon(self) -> int | None:
-        """The most steps that an episode takes; None where that is not known, as inside of a trace."""
-        limits = [self.max_steps, *(getattr(self.params, name, None) for name in LIMITS)]
-        return min((limit for limit in limits if type(limit) is int), default=None)
+        """The most steps that an episode takes; None where that is not known, as inside of a trace.
+
+        The least of `max_steps`, the time limit that the suite keeps in its params, and `environment.horizon(params)`,
+        which an environment may have, and one around another has to have. Of stacked limits it is the largest.
+        """
+        own = getattr(self.environment, "horizon", lambda params: None)
+        limits = [self.max_steps, *own_limits(self.params).values(), own(self.params)]
+        return min((most for limit in limits if (most := _most(limit)) is not None), default=None)
 
     @ordinary
     def reset(self, key: jax.Array) -> EnvState:
@@ -187,6 +196,25 @@ def check_names(params: Any, names: Iterable[str]) -> dict[str, Any]:
             f"the environment has no parameter {unknown[0]!r}: {hint}there are {', '.join(found) or 'none'}"
         )
     return found
+
+
+def own_limits(params: Any) -> dict[str, Any]:
+    """The time limits that a suite keeps in `params`, by their names; params may be a dictionary.
+
+    Those of an `Env`, which a chunked environment has as params, are in other steps and not among them.
+    """
+    if isinstance(params, Env):
+        return {}
+    fields = params if isinstance(params, dict) else {n: getattr(params, n) for n in LIMITS if hasattr(params, n)}
+    return {name: fields[name] for name in LIMITS if fields.get(name) is not None}
+
+
+def _most(limit: Any) -> int | None:
+    """The largest of a number or an array of them, rounded up; None where it is traced or no finite number."""
+    if limit is None or isinstance(limit, jax.core.Tracer):
+        return None
+    most = np.max(np.asarray(limit, np.float64), initial=-np.inf)
+    return math.ceil(most) if np.isfinite(most) else None
 
 
 def _cast(name: str, value: Any, leaf: Any) -> Any:

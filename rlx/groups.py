@@ -173,25 +173,29 @@ def pass_at_k(correct: jax.Array, k: int) -> jax.Array:
 
 
 def per_trajectory(alive: jax.Array) -> jax.Array:
-    """Weights `1 / (L_i N G)` of the steps `[N, G, T]`: every episode counts the same, and its steps share that."""
+    """Weights `1 / (L_i E)` of the steps `[N, G, T]`: every episode counts the same, and its steps share that.
+
+    E is the number of episodes with steps: N G, less those of groups that are left out.
+    """
     length = alive.sum(axis=-1, keepdims=True)
-    return alive / jnp.maximum(length, 1) / (alive.shape[0] * alive.shape[1])
+    return alive / jnp.maximum(length, 1) / jnp.maximum((length > 0).sum(), 1)
 
 
 def per_step(alive: jax.Array) -> jax.Array:
     """Weights `1 / sum_i L_i` of the steps `[N, G, T]`: every step counts the same.
 
-    Source: Yu et al. 2025, DAPO, arXiv:2503.14476, section 3.3.
+    The sum is over the groups that are not left out. Source: Yu et al. 2025, DAPO, arXiv:2503.14476, equation 8.
     """
     return alive / jnp.maximum(alive.sum(), 1)
 
 
 def constant(alive: jax.Array) -> jax.Array:
-    """Weights `1 / (N G T)` of the steps `[N, G, T]`: every step counts the same, however many there are.
+    """Weights `1 / (E T)` of the steps `[N, G, T]`: every step counts the same, however many there are.
 
-    Source: Liu et al. 2025, Dr. GRPO, arXiv:2503.20783, section 3.2.
+    E is the number of episodes with steps, as in `per_trajectory`. Source: Liu et al. 2025, Dr. GRPO, arXiv:2503.20783,
+    section 3.2.
     """
-    return alive / alive.size
+    return alive / jnp.maximum(alive.any(axis=-1).sum() * alive.shape[-1], 1)
 
 
 def of_step(log_ratio: jax.Array, alive: jax.Array) -> jax.Array:

@@ -3,7 +3,12 @@
 Every table is named by an environment or a pattern, `["brax/*"]`, and holds Config fields. All tables that match apply,
 in the order of the file, later ones over earlier ones; fields that none sets keep the Config's defaults. A table may be
 for several patterns, with spaces between them. One with `published = "SOURCE"` has the settings of that source, as near
-as the Config comes to them, with which nothing was trained here.
+as the Config comes to them, with which nothing was trained here. `tuned_on = "NAMES"` says on which environments those
+of a pattern were tuned.
+
+Where no table matches, `[defaults.continuous]` or `[defaults.discrete]` applies, by the action space, and where
+observations are images `[defaults.image]`, if the file has it. `[defaults.episode]` names fields that are given the
+most steps of an episode, where these are known.
 """
 
 import tomllib
@@ -12,6 +17,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from rlx.env import Env
+from rlx.spaces import Box
 
 
 def settings(algorithm: ModuleType | Path, env_name: str) -> dict[str, Any]:
@@ -23,7 +31,38 @@ def settings(algorithm: ModuleType | Path, env_name: str) -> dict[str, Any]:
         ValueError: when the file names a field that the Config does not have.
     """
     found = {name: value for table in _tables(algorithm, env_name) for name, value in table.items()}
-    return {n: tuple(v) if isinstance(v, list) else v for n, v in found.items() if n != "published"}
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in found.items() if n not in ("published", "tuned_on")}
+
+
+def origin(algorithm: ModuleType | Path, env_name: str) -> str:
+    """What is said of these settings: tuned, tuned on other environments, or published and not tried."""
+    if source := published(algorithm, env_name):
+        return f"published settings, not tried here ({source})"
+    tables = _tables(algorithm, env_name)
+    tuned_on = next((table["tuned_on"] for table in reversed(tables) if "tuned_on" in table), "")
+    exact = any(env_name in patterns.split() for patterns in _file(algorithm))
+    return (
+        "tuned settings" if exact or not tuned_on or env_name in tuned_on.split() else f"settings tuned on {tuned_on}"
+    )
+
+
+def defaults(algorithm: ModuleType | Path, env: Env) -> tuple[dict[str, Any], str]:
+    """The Config fields for an environment that no table is for, and what kind of environment they are for.
+
+    Empty where the file has none for the kind.
+    """
+    kind = "continuous" if isinstance(env.action_space, Box) else "discrete"
+    tables = _file(algorithm).get("defaults", {})
+    if len(getattr(env.observation_space, "shape", ())) == 3 and "image" in tables:
+        kind = "image"
+    title = "image observations" if kind == "image" else f"{kind} actions"
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in tables.get(kind, {}).items()}, title
+
+
+def of_episode(algorithm: ModuleType | Path, env: Env) -> dict[str, int]:
+    """The Config fields that are the most steps of an episode; empty where these are not known, or no field is."""
+    fields = _file(algorithm).get("defaults", {}).get("episode", {}).get("fields", ())
+    return {} if env.horizon is None else dict.fromkeys(fields, env.horizon)
 
 
 def published(algorithm: ModuleType | Path, env_name: str) -> str:
@@ -32,9 +71,13 @@ def published(algorithm: ModuleType | Path, env_name: str) -> str:
 
 
 def _tables(algorithm: ModuleType | Path, env_name: str) -> list[dict[str, Any]]:
+    tables = _file(algorithm).items()
+    return [table for patterns, table in tables if any(fnmatchcase(env_name, p) for p in patterns.split())]
+
+
+def _file(algorithm: ModuleType | Path) -> dict[str, Any]:
     path = algorithm if isinstance(algorithm, Path) else Path(algorithm.__file__).with_suffix(".toml")
-    tables = tomllib.loads(path.read_text()) if path.exists() else {}
-    return [table for patterns, table in tables.items() if any(fnmatchcase(env_name, p) for p in patterns.split())]
+    return tomllib.loads(path.read_text()) if path.exists() else {}
 
 
 def preset(algorithm: ModuleType, env_name: str, **overrides: Any) -> Any:

@@ -109,9 +109,10 @@ def episodes(
 def check_horizon(env: Env, num_steps: int) -> None:
     """Raises ValueError where it is known that `num_steps` do not hold a whole episode."""
     if env.horizon is not None and num_steps < env.horizon:
+        max_steps = num_steps * getattr(env.environment, "executed", 1)  # of a chunk, whose limit is in single actions
         raise ValueError(
             f"num_steps = {num_steps}: an episode of this environment may take {env.horizon} steps and has to fit; "
-            f"raise num_steps, or make the environment with max_steps={num_steps}"
+            f"raise num_steps, or make the environment with max_steps={max_steps}"
         )
 
 

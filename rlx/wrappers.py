@@ -62,6 +62,13 @@ class Randomized:
     def action_space(self, params):
         return self.environment.action_space(params.params)
 
+    def horizon(self, params):
+        return Env(self.environment, params.params).horizon
+
+    @property
+    def differentiable(self):
+        return self.environment.differentiable
+
     @property
     def dt(self):
         return self.environment.dt
@@ -148,6 +155,14 @@ class Chunked:
         one = params.action_space
         low, high = (jnp.tile(jnp.broadcast_to(x, one.shape).reshape(-1), self.size) for x in (one.low, one.high))
         return Box(low, high, low.shape, one.dtype)
+
+    def horizon(self, params):
+        """In chunks; the last one of an episode may be cut."""
+        return None if params.horizon is None else -(-params.horizon // self.executed)
+
+    @property
+    def differentiable(self):
+        return self.default_params.environment.differentiable
 
     @property
     def dt(self):

@@ -26,6 +26,7 @@ class Walk:
     """A correct environment: a noisy walk that starts near 0 and terminates beyond 1."""
 
     default_params = Params()
+    differentiable = True
 
     def observation_space(self, params):
         return Box(-2.0, 2.0, (2,))
@@ -310,6 +311,37 @@ class RestartsAtTruncation(Walk):
         return obs, state, reward, terminated, truncated, info
 
 
+class DetachedState(Walk):
+    """Its gradients are finite and wrong, from the second step on."""
+
+    def move(self, key, x, action, params):
+        return super().move(key, jax.lax.stop_gradient(x), action, params)
+
+
+class DetachedParams(Walk):
+    def move(self, key, x, action, params):
+        return super().move(key, x, action, replace(params, stride=jax.lax.stop_gradient(params.stride)))
+
+
+class DetachedActions(Walk):
+    def action_space(self, params):
+        return Box(0.0, 1.0, (1,))
+
+    def move(self, key, x, action, params):
+        return super().move(key, x, jax.lax.stop_gradient(action[0]), params)
+
+
+class GradientOfNan(Walk):
+    def move(self, key, x, action, params):
+        return super().move(key, x, action, params) + 0.0 * jnp.sqrt(0.0 * params.stride)
+
+
+class NotInReverse(Walk):
+    def move(self, key, x, action, params):
+        moved = super().move(key, x, action, params)
+        return jax.lax.while_loop(lambda x: jnp.abs(x) > 2.0, lambda x: x / 2, moved)
+
+
 BROKEN = {
     "spaces": (TupleSpace, SwappedBounds, BoundsOfOtherShape, ArrayOfChoices, IntegerActions),
     "structure": (FiveValues, NoDefaultParams, Unhashable, PythonBranch),
@@ -326,6 +358,7 @@ BROKEN = {
     "vmap": (MixesBatch,),
     "time limit": (LimitTerminates, LimitIgnored, LimitOffByOne),
     "successor": (RestartsAtTermination, RestartsAtTruncation),
+    "gradients": [DetachedState, DetachedParams, DetachedActions, GradientOfNan, NotInReverse],
 }
 
 
@@ -373,7 +406,7 @@ def test_what_cannot_be_told_is_not_judged():
             return self.obs(state), state, jnp.float32(1.0), jnp.array(True), jnp.array(False), {}
 
     not_judged = [name for name, yes in judged(check(env_of(OneStep()))).items() if not yes]
-    assert not_judged == ["params", "time limit", "successor"]
+    assert not_judged == ["params", "time limit", "successor", "gradients"]
 
 
 def test_a_program_too_large_to_run_without_jit_is_not_judged_there():

@@ -405,3 +405,46 @@ def test_the_reward_parameter_scales_every_reward(name):
     twice = replace(env, params=replace(env.params, reward=2.0))
     one, two = jax.vmap(lambda env: first_steps(env, 3).reward)(stack([env, twice]))
     np.testing.assert_array_equal(two, 2.0 * one)
+
+
+DIFFERENTIABLE = ("Pendulum-v1", "MountainCarContinuous-v0", "PointRobot-misc", "Reacher-misc", "Swimmer-misc")
+
+
+def two_steps(env, params, actions):
+    """The return of two steps from one start."""
+    env, total = rlx.replace(env, params=params), 0.0
+    env_state = env.reset(jax.random.key(0))
+    for action in actions:
+        env_state, transition = env.advance(jax.random.key(1), env_state, action)
+        total += transition.reward
+    return total
+
+
+def test_gymnax_keeps_gradients_where_it_can():
+    for name in from_gymnax.NAMES:
+        if "MNIST" not in name:  # it downloads its data
+            assert rlx.envs.make(f"gymnax/{name}").environment.differentiable == (name in DIFFERENTIABLE)
+    env = rlx.envs.make("gymnax/Pendulum-v1")
+    grad = jax.grad(lambda first: two_steps(env, env.params, [jnp.full(1, first), jnp.full(1, 0.5)]))
+    above, below = (two_steps(env, env.params, [jnp.full(1, x), jnp.full(1, 0.5)]) for x in (0.51, 0.49))
+    np.testing.assert_allclose(grad(0.5), (above - below) / 0.02, rtol=1e-2)
+
+
+def test_gradients_of_gymnax_that_would_be_wrong_are_refused():
+    env = rlx.envs.make("gymnax/CartPole-v1")
+    swing = lambda gravity: two_steps(env, env.params.replace(gravity=gravity), [0, 1])
+    assert np.isfinite(jax.jit(swing)(9.8))
+    for of in (jax.grad(swing), jax.jit(jax.grad(swing)), lambda x: jax.jvp(swing, (x,), (1.0,))):
+        with pytest.raises(ValueError, match="gymnax/CartPole-v1 has no gradients: gymnax detaches"):
+            of(9.8)
+    assert jax.grad(lambda x: swing(jax.lax.stop_gradient(x)) + x)(9.8) == 1.0
+
+
+def test_environments_around_gymnax_say_what_it_says():
+    pendulum, cartpole = (
+        rlx.envs.make("Pendulum-v1", randomize={"g": (0.5, 2.0)}, chunk=2),
+        rlx.envs.make("CartPole-v1"),
+    )
+    assert pendulum.environment.differentiable
+    assert not rlx.wrappers.randomized(cartpole, {"gravity": (0.5, 2.0)}).environment.differentiable
+    assert not hasattr(rlx.envs.make("PointMaze-medium", chunk=2).environment, "differentiable")

@@ -238,6 +238,7 @@ CHANGED = {
     "noise_loss": False,
     "loss_scale": 3.0,
     "loss_clamp": 0.5,
+    "root_scale": True,
     "log_ratio_clamp": 0.0,
     "sample_ratios": True,
     "asymmetric": True,

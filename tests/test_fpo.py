@@ -265,3 +265,27 @@ def test_what_is_recorded_is_the_unclipped_action_with_its_noise_and_its_losses(
     # Four standard errors of a zero correlation.
     assert abs(np.corrcoef(np.ravel(noise[:, 0]), np.ravel(action))[0, 1]) < 4 / np.sqrt(8000)
     assert len(np.unique(recorded.draws, axis=0)) == 4000
+
+
+def test_fpo_plus_plus_is_a_variant_and_fpo_another(env, batches, gradient, state):
+    """The flow-matching loss is the sum over A divided by sqrt(A), whatever the A; for MultiGoal that is sqrt(2)."""
+    small = {"flow_steps": PUBLISHED.flow_steps, "num_samples": PUBLISHED.num_samples}
+    plus = replace(PUBLISHED, **fpo.VARIANTS["fpo_plus_plus"] | small)
+    same = replace(PLUS_PLUS, value_clip=float("inf"), max_grad_norm=1.0, action_noise=0.02)
+    batch = batches["plus_plus"]
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
+        gradient(plus, state.params, batch),
+        gradient(same, state.params, batch),
+    )
+    assert fpo.VARIANTS["fpo_plus_plus"]["eval_noise"] == PLUS_PLUS.eval_noise
+    for action_dims in (1, 3):
+        action, obs = jnp.ones((4, action_dims)), jnp.ones((4, 2))
+        draws = jax.random.key_data(jax.random.split(jax.random.key(0), 4))
+        velocity = lambda obs, x, t: 0.0 * x
+        found, mean = (
+            fpo.matching_loss(replace(plus, loss_clamp=float("inf"), root_scale=root), velocity, obs, action, draws)
+            for root in (True, False)
+        )
+        np.testing.assert_allclose(found, mean * action_dims**0.5, rtol=1e-6)
+    assert replace(plus, **fpo.VARIANTS["fpo"] | small, value_clip=0.2, max_grad_norm=0.5) == PUBLISHED

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 import rlx
 from rlx import cli, groups, replace, stack
-from rlx.algos import grpo
+from rlx.algos import grpo, grpo_tokens
 from rlx.pytree import is_static
 from rlx.rollout import episodes
 from rlx.run import read_rows
@@ -181,6 +181,28 @@ def test_groups_without_a_difference_have_no_gradient_and_can_be_left_out(small,
     np.testing.assert_array_equal(weight, 0)
 
 
+@pytest.mark.parametrize("algorithm", [grpo, grpo_tokens], ids=["grpo", "grpo_tokens"])
+@pytest.mark.parametrize("weights", ["trajectory", "step", "constant"])
+def test_groups_that_are_left_out_weigh_as_if_they_had_not_been_played(algorithm, weights):
+    rng = np.random.default_rng(1)
+    length = np.stack([rng.integers(18, 25, 4), rng.integers(1, 6, 4), rng.integers(6, 18, 4), rng.integers(1, 25, 4)])
+    alive = np.arange(24) < length[..., None]
+    reward = np.zeros((4, 4, 24), np.float32)
+    for n, i in np.ndindex(4, 4):  # paid at the end; the longest group and another one agree
+        reward[n, i, length[n, i] - 1] = 1.0 if n in (0, 2) else i % 2
+    config = algorithm.Config(
+        num_groups=4, group_size=4, num_steps=24, gamma=1.0, drop_degenerate=True, credit="outcome", weights=weights
+    )
+    _, degenerate, weight = algorithm.advantages(config, reward, alive)
+    np.testing.assert_array_equal(degenerate, [True, False, True, False])
+    expected, kept = np.zeros((4, 4, 24)), [1, 3]
+    for n, i in ((n, i) for n in kept for i in range(4)):
+        tokens = sum(length[n].sum() for n in kept)  # the denominator of DAPO, equation 8
+        share = {"trajectory": 1 / (8 * length[n, i]), "step": 1 / tokens, "constant": 1 / (8 * 24)}[weights]
+        expected[n, i, : length[n, i]] = share
+    np.testing.assert_allclose(weight, expected, rtol=1e-6)
+
+
 def test_the_reference_is_the_policy_of_some_updates_ago(small, cartpole, init):
     update, config = jax.jit(grpo.update), replace(small, reference_interval=2)
     states = [init(config, cartpole, jax.random.key(0))]
@@ -304,7 +326,7 @@ def test_a_variant_is_where_the_options_of_the_command_line_start(tmp_path):
     cli.main(["train", *command, "--baseline", "length", "--out", str(tmp_path / "run")])
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (saved["config"]["ratio"], saved["config"]["baseline"]) == ("product", "length")
-    assert saved["preset"] == grpo.VARIANTS["rloo"]
+    assert saved["preset"] == {"num_steps": saved["preset"]["num_steps"]} | grpo.VARIANTS["rloo"]
     cli.main(["sweep", *command, "--clip", "0.1,0.2", "--out", str(tmp_path / "sweep")])
     assert [row["config"]["ratio"] for row in read_rows(tmp_path / "sweep" / "lanes.jsonl")] == ["product"] * 2
 

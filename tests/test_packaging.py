@@ -158,3 +158,20 @@ def test_the_library_imports_neither_algorithms_nor_environments(path):
 @pytest.mark.parametrize("path", files("envs"), ids=lambda path: path.name)
 def test_environments_do_not_import_algorithms(path):
     assert imports_of(path, "rlx.algos", "algos", "envs", "experiments", "benchmarks") == set()
+
+
+def test_a_script_beside_a_checkout_called_rlx_imports_the_package_and_not_a_namespace(tmp_path):
+    root = Path(__file__).parent.parent
+    (tmp_path / "rlx").mkdir()
+    for name in ("__init__.py", "rlx", "algos", "envs"):
+        (tmp_path / "rlx" / name).symlink_to(root / name)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import rlx, rlx.compiler\nfrom rlx.algos import ppo\n"
+        "print(rlx.__file__, rlx.envs.make('probe/Action').action_space.n, ppo.__name__)"
+    )
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert run.returncode == 0, run.stderr
+    file, *rest = run.stdout.split()
+    assert Path(file).parts[-2:] == ("rlx", "__init__.py")
+    assert rest == ["2", "rlx.algos.ppo"]

@@ -11,7 +11,7 @@ import pytest
 
 import rlx
 from rlx import cli
-from rlx.presets import preset, published, settings
+from rlx.presets import defaults, of_episode, origin, preset, published, settings
 
 FILES = sorted(Path(rlx.algos.__path__[0]).glob("*.toml"))
 MEASURED = sorted((Path(__file__).parent.parent / "benchmarks" / "results" / "returns").glob("*.json"))
@@ -22,7 +22,7 @@ NAMES = [name for space in SPACES for name in rlx.envs.names(space)]
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_shipped_settings_fit_the_config_and_are_for_environments_that_exist(path):
     algorithm = import_module(f"rlx.algos.{path.stem}")
-    for patterns in tomllib.loads(path.read_text()):
+    for patterns in set(tomllib.loads(path.read_text())) - {"defaults"}:
         for pattern in patterns.split():  # a name that is misspelled would be for nothing, in silence
             assert any(fnmatchcase(name, pattern) for name in NAMES), pattern
     for name in NAMES:
@@ -68,3 +68,38 @@ def test_whoever_trains_with_published_settings_is_told(capsys):
     assert "published settings, not tried here (Brax, notebooks/training.ipynb): total_steps=50000000" in out
     cli.main([*arguments[:3], "gymnax/Pendulum-v1", *arguments[4:]])
     assert "tuned settings: total_steps=1000000" in capsys.readouterr().out
+
+
+def test_settings_of_a_pattern_say_on_what_they_were_tuned(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('["a/*"]\ntuned_on = "a/x"\nclip = 0.1\n["a/z"]\nclip = 0.2\n')
+    found = {name: origin(path, name) for name in ("a/x", "a/y", "a/z")}
+    assert found == {"a/x": "tuned settings", "a/y": "settings tuned on a/x", "a/z": "tuned settings"}
+    assert settings(path, "a/y") == {"clip": 0.1}
+    assert settings(rlx.algos.__path__[0] / Path("sac.toml"), "brax/reacher").get("reward_scale") is None
+
+
+def test_where_no_table_fits_defaults_are_chosen_by_the_spaces_and_the_horizon(tmp_path, capsys):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "[defaults.continuous]\nclip = 0.1\n[defaults.discrete]\nclip = 0.2\n[defaults.image]\nclip = 0.3\n"
+        '[defaults.episode]\nfields = ["num_steps"]\n'
+    )
+
+    def of(name, **options):
+        env = rlx.envs.make(name, **options)
+        return *defaults(path, env), of_episode(path, env)
+
+    assert of("Pendulum-v1", chunk=4) == ({"clip": 0.1}, "continuous actions", {"num_steps": 50})
+    assert of("CartPole-v1", max_steps=20) == ({"clip": 0.2}, "discrete actions", {"num_steps": 20})
+    assert of("Breakout-MinAtar")[:2] == ({"clip": 0.3}, "image observations")
+    assert defaults(tmp_path / "none.toml", rlx.envs.make("CartPole-v1")) == ({}, "discrete actions")
+    arguments = ["train", "ppo", "--env", "gymnax/Reacher-misc", "--num-envs", "8", "--dry-run"]
+    cli.main(arguments)
+    out = capsys.readouterr().out
+    assert "default settings for continuous actions: total_steps=1000000" in out
+    assert "your settings: num_envs=8" in out
+    cli.main([*arguments[:3], "gymnax/CartPole-v1", "--dry-run"])
+    assert "no tuned settings for gymnax/CartPole-v1" in capsys.readouterr().out
+    cli.main(["train", "grpo", "--env", "Pendulum-v1", "--env-options", "max_steps=10", "--dry-run"])
+    assert "num_steps=10" in capsys.readouterr().out

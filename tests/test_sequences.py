@@ -33,7 +33,7 @@ def solved():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name):
-    assert len(rlx.envs.check(rlx.envs.make(name))) == 15
+    assert len(rlx.envs.check(rlx.envs.make(name))) == 16
 
 
 @pytest.mark.parametrize(("name", "order"), [("Reverse", lambda x: x[::-1]), ("Sort", sorted)])

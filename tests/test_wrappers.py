@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import rlx
+from rlx.envs.contract import CLAUSES
+from rlx.meta import detached
 from rlx.pytree import pytree
-from rlx.rollout import rollout
+from rlx.rollout import check_horizon, rollout
 from rlx.spaces import Box
 from rlx.wrappers import bounded, carried_out, chunked, randomized
 
@@ -105,7 +107,7 @@ def test_bounds_are_traced(meter):
 
 
 def test_it_keeps_the_contract(meter):
-    assert len(rlx.envs.check(randomized(rlx.envs.make("Pendulum-v1"), {"g m": (0.5, 2.0)}))) == 15
+    assert len(rlx.envs.check(randomized(rlx.envs.make("Pendulum-v1"), {"g m": (0.5, 2.0)}))) == len(CLAUSES)
 
 
 def test_it_is_an_option_of_make():
@@ -235,8 +237,42 @@ def test_chunks_of_one_are_the_environment():
         np.testing.assert_allclose(*(getattr(traj, name) for traj in trajs), rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    ("env", "horizon"),
+    [
+        (lambda make: make("Pendulum-v1", randomize={"g": (0.5, 2.0)}), 200),
+        (lambda make: make("Pendulum-v1", chunk=(5, 3)), 67),  # ceil(200 / 3)
+        (lambda make: make("Pendulum-v1", max_steps=30, randomize={"g": (0.5, 2.0)}, chunk=4), 8),
+        (lambda make: randomized(make("Pendulum-v1", chunk=4), {"params.g": (0.5, 2.0)}), 50),
+        (lambda make: chunked(make("Pendulum-v1", chunk=4), 3), 17),  # ceil(50 / 3)
+        (lambda make: replace(make("Pendulum-v1", chunk=4), max_steps=7), 7),
+        (lambda make: make("rlx/PointMaze-medium", chunk=4), 38),
+        (lambda make: detached(make("Pendulum-v1", chunk=4)), 50),
+        (lambda make: replace(make("Pendulum-v1"), max_steps=jnp.array([30, 70])), 70),
+        (lambda make: replace(make("Pendulum-v1"), max_steps=np.int64(30)), 30),
+        (lambda make: chunked(counter(), 3), None),
+        (lambda make: chunked(replace(counter(), params={"max_steps": 10}), 4), 3),
+    ],
+)
+def test_the_time_limit_is_known_through_environments_around_environments(env, horizon):
+    assert env(rlx.envs.make).horizon == horizon
+
+
+def test_cut_episodes_of_chunks_are_refused_with_a_limit_in_single_actions():
+    env = rlx.envs.make("Pendulum-v1", chunk=4)
+    with pytest.raises(ValueError, match=r"may take 50 steps and has to fit; .* with max_steps=40$"):
+        check_horizon(env, 10)
+    check_horizon(rlx.envs.make("Pendulum-v1", max_steps=40, chunk=4), 10)
+
+
+def test_a_limit_in_params_that_are_a_dictionary_is_moved_too():
+    rlx.envs.register("wrapped/Dictionary", lambda: replace(counter(), params={"max_steps": 10}))
+    assert rlx.envs.make("wrapped/Dictionary").horizon == 10
+    assert rlx.envs.make("wrapped/Dictionary", max_steps=20).horizon == 20
+
+
 def test_chunks_keep_the_contract_and_are_an_option_of_make():
-    assert len(rlx.envs.check(rlx.envs.make("Pendulum-v1", chunk=4))) == 15
+    assert len(rlx.envs.check(rlx.envs.make("Pendulum-v1", chunk=4, max_steps=40))) == len(CLAUSES)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from rlx.train import total_updates
 class Detached:
     """Another environment that gradients do not go through: what happens in it counts as given."""
 
+    differentiable = False
+
     def __init__(self, environment: Any):
         self.environment = environment
         self.default_params = environment.default_params
@@ -32,6 +34,9 @@ class Detached:
 
     def action_space(self, params):
         return self.environment.action_space(params)
+
+    def horizon(self, params):
+        return Env(self.environment, params).horizon
 
 
 def detached(env: Env) -> Env:
