@@ -145,6 +145,7 @@ class Episodes:
     reward: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
+    diverged: np.ndarray
 
     @property
     def obs(self) -> np.ndarray:
@@ -186,7 +187,7 @@ def _play(env, keys, num_steps):
         def step(env_state, keys):
             step_key, action_key = keys
             stepped, transition = env.advance(step_key, env_state, env.action_space.sample(action_key))
-            names = ("action", "next_obs", "reward", "terminated", "truncated")
+            names = ("action", "next_obs", "reward", "terminated", "truncated", "diverged")
             return stepped, {name: getattr(transition, name) for name in names}
 
         return start, jax.lax.scan(step, start, (step_keys, action_keys))[1]
@@ -477,7 +478,7 @@ def values(evidence):
     # A cosine that rounds to 1.0000001 is within its bounds.
     low, high = (bound + sign * 1e-5 * np.maximum(1.0, np.abs(bound)) for bound, sign in ((low, -1), (high, 1)))
     seen = np.concatenate([episodes.start.obs[:, None], episodes.next_obs], axis=1)
-    inside = (seen >= low) & (seen <= high)  # False for NaN
+    inside = (seen >= low) & (seen <= high) & np.isfinite(seen)
     mask = np.concatenate([np.ones_like(episodes.valid[:, :1]), episodes.valid], axis=1)
     bad = np.argwhere(~inside & mask.reshape(mask.shape + (1,) * (inside.ndim - 2)))
     if bad.size:
@@ -487,9 +488,13 @@ def values(evidence):
             f"the observation after step {where[1]} is {seen[where]} at index {tuple(map(int, where[2:]))}, "
             f"observation_space allows {bounds}; widen the space, or correct the observation"
         )
-    bad = np.argwhere(~np.isfinite(episodes.reward) & episodes.valid)
-    if bad.size:
-        raise ContractError(f"the reward of step {bad[0][1] + 1} is {episodes.reward[tuple(bad[0])]}; make it finite")
+    info = evidence.step[5]
+    bad = np.argwhere(episodes.diverged & episodes.valid)
+    if bad.size and not (isinstance(info, dict) and "diverged" in info):
+        raise ContractError(
+            f"the observation or the reward of step {bad[0][1] + 1} is not finite; make it finite, or end the episode "
+            'with finite ones and report info["diverged"]'
+        )
 
 
 def jit(evidence):
