@@ -30,9 +30,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from rlx.advantages import gae, standardize
+from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.diffusion import add_noise, ddpm, denoise, denoised_mean, mean_log_prob, step_clips
 from rlx.env import EnvState
 from rlx.networks import Critic, Denoiser, Torso, action_size, initialize
@@ -122,7 +122,8 @@ def networks(config, env):
 
 def optimizer(config):
     """Of steps of size 1, to be scaled for actor and critic."""
-    clip, adam = optax.clip_by_global_norm(config.max_grad_norm), optax.adam(1.0, eps=config.adam_epsilon)
+    clip = clip_by_global_norm(config.max_grad_norm)
+    adam = optax.adam(1.0, eps=config.adam_epsilon, eps_root=1e-20)  # to be differentiable at gradients of 0
     return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
 
 
@@ -273,7 +274,7 @@ def update(config, env, state, *, objective: Callable = objective):
         (params, opt_state), (element, i) = carry, jnp.divmod(order, config.trained_steps)
         batch = gather(elements, element)
         grads, parts = jax.grad(loss, has_aux=True)(params, config, env, batch, i, progress, objective)
-        parts["grad_norm"] = jnp.linalg.norm(ravel_pytree(grads)[0])
+        parts["grad_norm"] = global_norm(grads)
         updates, opt_state = optimizer(config).update(grads, opt_state)
         updates = {name: jax.tree.map(lambda x, name=name: rates[name] * x, updates[name]) for name in rates}
         return (optax.apply_updates(params, updates), opt_state), parts

@@ -29,9 +29,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from rlx import groups
+from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.networks import Actor, Torso, initialize
 from rlx.normalize import Statistics, normalize, statistics, update_statistics
 from rlx.objectives import approx_kl, clipped_surrogate
@@ -137,7 +137,8 @@ def networks(config, env):
 
 
 def optimizer(config, learning_rate):
-    clip, adam = optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate, eps=config.adam_epsilon)
+    clip = clip_by_global_norm(config.max_grad_norm)
+    adam = optax.adam(learning_rate, eps=config.adam_epsilon, eps_root=1e-20)  # to be differentiable at gradients of 0
     return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
 
 
@@ -237,7 +238,7 @@ def update(config, env, state, *, objective: Callable = objective):
     def step(carry, batch):
         params, opt_state = carry
         grads, parts = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
-        parts["grad_norm"] = jnp.linalg.norm(ravel_pytree(grads)[0])
+        parts["grad_norm"] = global_norm(grads)
         updates, opt_state = optimizer(config, learning_rate).update(grads, opt_state)
         return (optax.apply_updates(params, updates), opt_state), parts
 

@@ -25,9 +25,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from rlx.advantages import gae
+from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.env import EnvState
 from rlx.networks import Actor, Torso, initialize
 from rlx.pytree import pytree, static, traced
@@ -84,7 +84,7 @@ def networks(config, env):
 
 
 def optimizer(config):
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    clip = clip_by_global_norm(config.max_grad_norm)
     adam = optax.adam(config.learning_rate, eps=config.adam_epsilon, eps_root=1e-20)  # differentiable at gradients of 0
     return optax.flatten(optax.chain(clip, adam))
 
@@ -153,7 +153,7 @@ def update(config, env, state, *, rule: Callable = rule):
     grads, parts = jax.grad(loss, has_aux=True)(state.params, config, env, traj, direction, target)
     updates, opt_state = optimizer(config).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
-    parts["grad_norm"] = jnp.linalg.norm(ravel_pytree(grads)[0])
+    parts["grad_norm"] = global_norm(grads)
     return State(params, opt_state, env_state, state.num_updates + 1, key), {**episode_metrics(traj), **parts}
 
 

@@ -108,7 +108,8 @@ def networks(config, env):
 
 
 def optimizer(config):
-    adam = lambda learning_rate: optax.flatten(optax.adam(learning_rate))
+    # The root's epsilon makes it differentiable at gradients of 0.
+    adam = lambda learning_rate: optax.flatten(optax.adam(learning_rate, eps_root=1e-20))
     rates = {"networks": adam(config.learning_rate), "temperature": adam(config.alpha_learning_rate)}
     return optax.partition(rates, {"actor": "networks", "critic": "networks", "log_alpha": "temperature"})
 

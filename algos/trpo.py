@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from rlx.advantages import gae, standardize
+from rlx.clipping import clip_by_global_norm
 from rlx.env import EnvState
 from rlx.networks import Actor, Critic, Torso, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
@@ -108,7 +109,8 @@ def networks(config, env):
 
 
 def optimizer(config, learning_rate):
-    clip, adam = optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate, eps=config.adam_epsilon)
+    clip = clip_by_global_norm(config.max_grad_norm)
+    adam = optax.adam(learning_rate, eps=config.adam_epsilon, eps_root=1e-20)  # to be differentiable at gradients of 0
     return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
 
 

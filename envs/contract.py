@@ -153,6 +153,7 @@ class Episodes:
     reward: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
+    diverged: np.ndarray
 
     @property
     def obs(self) -> np.ndarray:
@@ -201,7 +202,7 @@ def _play(env, keys, num_steps):
                 of_policy = rescale(space, push + jax.random.normal(action_key, space.shape))
                 action = jnp.where(by_policy, of_policy, action)
             stepped, transition = env.advance(step_key, env_state, action)
-            names = ("action", "next_obs", "reward", "terminated", "truncated")
+            names = ("action", "next_obs", "reward", "terminated", "truncated", "diverged")
             return stepped, {name: getattr(transition, name) for name in names}
 
         return start, jax.lax.scan(step, start, (step_keys, action_keys))[1]
@@ -481,7 +482,7 @@ def values(evidence):
     slack = max(1e-5, float(jnp.finfo(kind).eps)) if jnp.issubdtype(kind, jnp.floating) else 1e-5
     low, high = (bound + sign * slack * np.maximum(1.0, np.abs(bound)) for bound, sign in ((low, -1), (high, 1)))
     seen = np.concatenate([episodes.start.obs[:, None], episodes.next_obs], axis=1)
-    inside = (seen >= low) & (seen <= high)  # False for NaN
+    inside = (seen >= low) & (seen <= high) & np.isfinite(seen)
     mask = np.concatenate([np.ones_like(episodes.valid[:, :1]), episodes.valid], axis=1)
     bad = np.argwhere(~inside & mask.reshape(mask.shape + (1,) * (inside.ndim - 2)))
     if bad.size:
@@ -491,9 +492,13 @@ def values(evidence):
             f"the observation after step {where[1]} is {seen[where]} at index {tuple(map(int, where[2:]))}, "
             f"observation_space allows {bounds}; widen the space, or correct the observation"
         )
-    bad = np.argwhere(~np.isfinite(episodes.reward) & episodes.valid)
-    if bad.size:
-        raise ContractError(f"the reward of step {bad[0][1] + 1} is {episodes.reward[tuple(bad[0])]}; make it finite")
+    info = evidence.step[5]
+    bad = np.argwhere(episodes.diverged & episodes.valid)
+    if bad.size and not (isinstance(info, dict) and "diverged" in info):
+        raise ContractError(
+            f"the observation or the reward of step {bad[0][1] + 1} is not finite; make it finite, or end the episode "
+            'with finite ones and report info["diverged"]'
+        )
 
 
 def jit(evidence):

@@ -51,7 +51,7 @@ class Playground:
     environment object; every call works on a shallow copy that holds the one passed in. Actions are in [-1, 1]. An
     action is repeated as often as the task's configuration says, and the rewards are added up. Of observations with
     several entries, the one called "state" is what is seen, by policy and critic. Where physics diverges the episode
-    ends, with the last observation that was finite and without a reward.
+    ends, with the last observation that was finite and without a reward, and `info["diverged"]` says so.
     """
 
     def __init__(self, environment: Any):
@@ -107,7 +107,7 @@ class Playground:
         obs = self._seen(stepped.obs)
         finite = jnp.isfinite(obs).all() & jnp.isfinite(reward)
         obs, reward = jnp.where(finite, obs, self._seen(state.obs)), jnp.where(finite, reward, 0.0)
-        return obs, stepped, reward, ended | ~finite, jnp.array(False), stepped.metrics
+        return obs, stepped, reward, ended | ~finite, jnp.array(False), stepped.metrics | {"diverged": ~finite}
 
     def observation_space(self, params):
         return Box(-jnp.inf, jnp.inf, self._obs_shape)

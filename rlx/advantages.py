@@ -45,5 +45,16 @@ def gae(
 
 
 def standardize(x: jax.Array, epsilon: float = 1e-8) -> jax.Array:
-    """`(x - mean) / (std + epsilon)` over all elements, with the population standard deviation."""
-    return (x - x.mean()) / (x.std() + epsilon)
+    """`(x - mean) / (std + epsilon)` over all elements, with the population standard deviation.
+
+    A single element has no spread to be measured by, and is returned as it is.
+    """
+    if x.size == 1:
+        return x
+    return (x - x.mean()) / (std(x) + epsilon)
+
+
+def std(x: jax.Array, axis: int | tuple[int, ...] | None = None, ddof: int = 0, keepdims: bool = False) -> jax.Array:
+    """The standard deviation, as `jnp.std` has it; where it is 0, so is its gradient, which there is NaN."""
+    variance = x.var(axis=axis, ddof=ddof, keepdims=keepdims)
+    return jnp.where(variance == 0, 0.0, jnp.sqrt(jnp.where(variance == 0, 1.0, variance)))

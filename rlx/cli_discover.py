@@ -196,8 +196,9 @@ def _evolve(options, strategy, generation, lifetimes, look_key, rows, directory,
     first, parts = len(rows), {}
 
     def fitness(candidates, key):
-        parts["returns"] = measure(candidates, key)
-        return meta.fitness(lifetimes, parts["returns"])
+        returns = measure(candidates, key)
+        parts["returns"] = np.where(np.isfinite(returns), returns, np.nan)
+        return meta.fitness(lifetimes, returns)
 
     def save(generation):
         write_rows(directory / "generations.jsonl", rows)
@@ -245,7 +246,7 @@ def _evaluate(options, names, lifetimes, found, key, rows, directory, console):
             known = returns[np.isfinite(returns)]
             mean = interval([known]) if len(known) else None
             result = {"env": env, "held_out": env not in lifetimes, "objective": name, "mean": mean}
-            results.append(result | {"returns": [None if np.isnan(x) else float(x) for x in returns]})
+            results.append(result | {"returns": [float(x) if np.isfinite(x) else None for x in returns]})
             if env in lifetimes:
                 means.setdefault(name, []).append(meta.fitness([lifetimes[env]], returns[None, None])[0])
         shown = results[-len(objectives) :]

@@ -152,8 +152,11 @@ def sweep(arguments: list[str]) -> None:
     if found is None:
         sys.exit(status)
     _print_report(ReportOptions((job.directory,), limit=10), console)
-    best = found.lanes[found.best]
-    console.print(f"best lane {best['lane']}, mean return {best['return_mean']:.1f}: {job.directory / 'best'}")
+    if found.best is None:
+        console.print("every lane died or has a return that is not finite: there is no best one")
+    else:
+        best = found.lanes[found.best]
+        console.print(f"best lane {best['lane']}, mean return {best['return_mean']:.1f}: {job.directory / 'best'}")
     for picture in sorted(job.directory.glob("*.png")):
         console.print(f"picture: {picture}")
 

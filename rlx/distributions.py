@@ -99,7 +99,7 @@ class Normal:
         c = q - 1.0
         k = jnp.exp(2.0 * (self.log_std - other.log_std))
         z = (self.mean - other.mean) * jnp.exp(-other.log_std)
-        spread = jnp.where(c == 0.0, k, jnp.log1p(c * k) / jnp.where(c == 0.0, 1.0, c))
+        spread = jnp.where(c == 0.0, k - 0.5 * c * k**2, jnp.log1p(c * k) / jnp.where(c == 0.0, 1.0, c))
         return log_tsallis(jnp.sum(-0.5 * (LOG_2PI + spread + z**2 / (1.0 + c * k)) - other.log_std, axis=-1), q)
 
 
@@ -190,7 +190,8 @@ class TanhNormal:
 def log_tsallis(log_x: jax.Array, q: jax.Array) -> jax.Array:
     """`log_q x = (x^(q-1) - 1) / (q - 1)` from `log x`, elementwise; `log x` at q = 1."""
     c = q - 1.0
-    return jnp.where(c == 0.0, log_x, jnp.expm1(c * log_x) / jnp.where(c == 0.0, 1.0, c))
+    # The second term is for the gradient in q, at q = 1.
+    return jnp.where(c == 0.0, log_x + 0.5 * c * log_x**2, jnp.expm1(c * log_x) / jnp.where(c == 0.0, 1.0, c))
 
 
 def tanh_log_det(u: jax.Array) -> jax.Array:

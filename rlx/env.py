@@ -65,6 +65,7 @@ class Transition:
     episode_return: jax.Array  # of the episode up to and with this step; whole where done
     episode_length: jax.Array  # int32, likewise
     info: Any  # whatever the environment reports
+    diverged: jax.Array  # bool: the step led to numbers that are not finite, see `Env.advance`
     recorded: Any = None  # what the policy kept for the loss
 
     @property
@@ -133,6 +134,10 @@ class Env:
         """One step of one environment without a restart: after the end of an episode the state is of no use.
 
         A step that both terminates and reaches the time limit counts as terminated.
+
+        A step whose observation or reward is not finite has diverged, and ends its episode alone. It has no successor
+        that could be valued, so it is terminated; its reward is 0, and its `next_obs` is the observation before it. The
+        environment's own state is not looked at. One that ends diverged episodes itself reports `info["diverged"]`.
         """
         next_obs, state, reward, terminated, truncated, info = self.environment.step(
             key, env_state.state, action, self.params
@@ -140,6 +145,10 @@ class Env:
         reward = jnp.asarray(reward, jnp.float32)
         terminated = jnp.asarray(terminated, bool)
         truncated = jnp.asarray(truncated, bool)
+        finite = _finite((next_obs, reward))
+        next_obs = jax.tree.map(lambda new, old: jnp.where(finite, new, old), next_obs, env_state.obs)
+        reward, terminated = jnp.where(finite, reward, 0.0), terminated | ~finite
+        reported = jnp.any(info["diverged"]) if isinstance(info, dict) and "diverged" in info else False
         time = env_state.time + 1
         if self.max_steps is not None:
             truncated |= time >= self.max_steps
@@ -154,6 +163,7 @@ class Env:
             episode_return=stepped.episode_return,
             episode_length=time,
             info=info,
+            diverged=~finite | reported,
         )
 
     def step(
@@ -165,6 +175,12 @@ class Env:
         """
         stepped, transition = self.advance(key, env_state, action)
         return jax.tree.map(lambda a, b: jnp.where(transition.done, a, b), start, stepped), transition
+
+
+def _finite(tree: Any) -> jax.Array:
+    """Whether no floating-point number of the tree is NaN or infinite."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in floats]))
 
 
 def with_params(env: Env, values: dict[str, Any]) -> Env:

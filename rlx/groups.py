@@ -11,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from rlx.advantages import std
 from rlx.env import Env, EnvState
 from rlx.rollout import episodes
 from rlx.sharding import split
@@ -97,7 +98,9 @@ def standardize_rewards(reward: jax.Array, alive: jax.Array, epsilon: float = 1e
     num = alive.sum((1, 2), keepdims=True)
     mean = jnp.where(alive, reward, 0.0).sum((1, 2), keepdims=True) / num
     deviation = jnp.where(alive, reward - mean, 0.0)
-    return deviation / (jnp.sqrt((deviation**2).sum((1, 2), keepdims=True) / num) + epsilon)
+    variance = (deviation**2).sum((1, 2), keepdims=True) / num
+    constant = variance == 0  # where a root has no gradient
+    return deviation / (jnp.where(constant, 0.0, jnp.sqrt(jnp.where(constant, 1.0, variance))) + epsilon)
 
 
 def no_baseline(credit: jax.Array, length: jax.Array) -> jax.Array:
@@ -137,12 +140,12 @@ def group_std(outcome: jax.Array, epsilon: float = 1e-4) -> jax.Array:
 
     Dividing by it gives groups whose outcomes hardly differ as much weight as those that differ most.
     """
-    return outcome.std(axis=1, ddof=1, keepdims=True) + epsilon
+    return std(outcome, axis=1, ddof=1, keepdims=True) + epsilon
 
 
 def batch_std(outcome: jax.Array, epsilon: float = 1e-4) -> jax.Array:
     """`std R + epsilon` over all outcomes `[N, G]`, `[1, 1]`, with Bessel's correction."""
-    return outcome.std(ddof=1, keepdims=True) + epsilon
+    return std(outcome, ddof=1, keepdims=True) + epsilon
 
 
 def no_scale(outcome: jax.Array) -> jax.Array:

@@ -216,14 +216,16 @@ class Program:
         returns = jnp.where(episodes > 0, metrics["episode_return"] * episodes, 0)
         carry = carry | {"tally": carry["tally"] + jnp.stack([returns.sum(1), episodes.sum(1)], 1)}
         due = (done % self.interval == 0) & (done < self.group.updates)
-        carry = jax.lax.cond(due, self._evolve, lambda carry: carry, carry)
+        carry = jax.lax.cond(due, self._evolve, lambda carry, done: carry, carry, done)
         sharding = NamedSharding(self.mesh, LANES)
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), carry)
 
-    def _evolve(self, carry):
+    def _evolve(self, carry, done):
         exploit_key, explore_key, lane_key, key = jax.random.split(carry["key"][0], 4)
         everyone = jnp.arange(self.num_lanes)
-        scores = carry["tally"][:, 0] / carry["tally"][:, 1]  # NaN where no episode ended
+        returns, num_episodes = carry["tally"].T
+        known = (num_episodes > 0) & (carry["state"].num_updates == done)  # it died elsewhere
+        scores = jnp.where(known, returns / jnp.maximum(num_episodes, 1), -jnp.inf)
         parent = everyone.at[: self.population].set(exploit(exploit_key, scores[: self.population]))
         copied = parent != everyone
         values, state = jax.tree.map(lambda x: x[parent], (carry["values"], carry["state"]))

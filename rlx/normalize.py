@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from rlx.pytree import pytree
 
+LARGEST = 1e38  # that a return of rewards to be scaled counts with
+
 
 @pytree
 class Statistics:
@@ -32,6 +34,9 @@ def update_statistics(stats: Statistics, batch: jax.Array, where: jax.Array | No
 
     Source: Chan, Golub, LeVeque 1979, Updating formulae and a pairwise algorithm for computing sample variances.
     The count is float32: past 2^24 batches it stops growing, when a batch weighs less than 1e-7.
+
+    Features whose squares overflow are computed in other units, so that means are right up to the largest number; a
+    variance above that number is given as that number.
     """
     chex.assert_shape(batch, (..., *stats.mean.shape))
     batch = batch.astype(jnp.float32)
@@ -39,13 +44,17 @@ def update_statistics(stats: Statistics, batch: jax.Array, where: jax.Array | No
     num = math.prod(batch.shape[axis] for axis in leading)
     if where is not None:
         num, where = where.sum(), where.reshape(*where.shape, *[1] * stats.mean.ndim)
+    largest = jnp.maximum(jnp.abs(batch).max(leading, where=where, initial=0), jnp.abs(stats.mean))
+    unit = jnp.where(largest > 1e15, 2.0**-78, 1.0)  # a power of 2: multiplying by it does not round
+    batch, old_mean, old_variance = batch * unit, stats.mean * unit, stats.variance * unit * unit
     mean, variance = batch.mean(leading, where=where), batch.var(leading, where=where)
     count = stats.count + num
-    delta = mean - stats.mean
+    delta = mean - old_mean
     weight = num / count
+    variance = (1 - weight) * old_variance + weight * variance + delta**2 * weight * (1 - weight)
     return Statistics(
-        mean=stats.mean + delta * weight,
-        variance=(1 - weight) * stats.variance + weight * variance + delta**2 * weight * (1 - weight),
+        mean=(old_mean + delta * weight) / unit,
+        variance=jnp.minimum(variance / unit / unit, jnp.finfo(jnp.float32).max),
         count=count,
     )
 
@@ -83,7 +92,7 @@ def scale_rewards(
 
     def step(discounted, x):
         reward, done = x
-        discounted = reward + gamma * discounted
+        discounted = jnp.clip(reward + gamma * discounted, -LARGEST, LARGEST)
         return jnp.where(done, 0.0, discounted), discounted
 
     discounted, returns = jax.lax.scan(step, scale.discounted, (reward, done))

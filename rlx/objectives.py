@@ -189,9 +189,9 @@ def kl_adapted(learning_rate: jax.Array, kl: jax.Array, target: jax.Array) -> ja
 
 
 def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
-    """`1 - Var(target - value) / Var(target)`: 1 for a perfect critic, 0 for a constant one, NaN without variance."""
+    """`1 - Var(target - value) / Var(target)`: 1 for a perfect critic, 0 for a constant one and without variance."""
     variance = jnp.var(target)
-    return jnp.where(variance > 0, 1.0 - jnp.var(target - value) / variance, jnp.nan)
+    return jnp.where(variance > 0, 1.0 - jnp.var(target - value) / jnp.where(variance > 0, variance, 1.0), 0.0)
 
 
 @pytree

@@ -288,7 +288,7 @@ def population(rows: Sequence[dict[str, Any]], path: Path) -> None:
     names = [name for name in rows[0] if name.startswith("varied.")]
     series = {"training return": "episode_return"} | {name.removeprefix("varied."): name for name in names}
     values = {label: np.array([row[name] for row in rows], float) for label, name in series.items()}
-    last = np.nan_to_num(values["training return"][-1], nan=-np.inf)
+    last = np.where(np.isfinite(values["training return"][-1]), values["training return"][-1], -np.inf)
     figure, panels = _panels(len(series), 3.6, 3.0)
     for axes, (label, columns) in zip(panels, values.items(), strict=True):
         for member in np.argsort(last):

@@ -11,7 +11,7 @@ def exploit(key: jax.Array, scores: jax.Array, fraction: float = 0.2) -> jax.Arr
     """Truncation selection: whom every member continues from, int32 `[L]`; most of them from themselves.
 
     The lowest `fraction` of the members (at least one) each copy a random one of the highest `fraction`, where that one
-    scored strictly better. NaN counts as the lowest score of all.
+    scored strictly better. A score that is not finite counts as the lowest of all.
 
     Args:
         key: of the random choice among the highest.
@@ -25,7 +25,7 @@ def exploit(key: jax.Array, scores: jax.Array, fraction: float = 0.2) -> jax.Arr
     if num < 2 or not 0 < fraction <= 0.5:
         raise ValueError(f"{num} members and fraction = {fraction}: give at least 2 members and a fraction in (0, 0.5]")
     cut = max(1, int(fraction * num))
-    scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+    scores = jnp.where(jnp.isfinite(scores), scores, -jnp.inf)
     order = jnp.argsort(scores)
     lowest, highest = order[:cut], order[-cut:]
     chosen = highest[jax.random.randint(key, (cut,), 0, cut)]

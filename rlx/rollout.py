@@ -97,6 +97,7 @@ def episodes(
             reward=jnp.where(alive, transition.reward, 0.0),
             terminated=transition.terminated & alive,
             truncated=transition.truncated & alive,
+            diverged=transition.diverged & alive,
         )
         return (env_state, alive & ~transition.done, *memory), (transition, alive)
 
@@ -191,17 +192,20 @@ def check_divides(num_elements: int, num_minibatches: int, what: str = "num_envs
 
 
 def episode_metrics(traj: Transition) -> dict[str, jax.Array]:
-    """Mean return and length of the episodes that ended within `traj` `[T, N]`, and how many did.
+    """Mean return and length of the whole episodes that ended within `traj` `[T, N]`, and how many did.
 
-    The means are NaN where none ended. Returns are sums of raw rewards over whole episodes.
+    The means are 0 where none ended: they mean something only where `num_episodes` is above 0, and means over updates
+    are weighted by it. Returns are sums of raw rewards. Episodes that diverged have no return: they are counted in
+    `num_diverged` and nowhere else.
     """
-    done = traj.done
-    num_episodes = done.sum()
-    mean = lambda x: jnp.where(done, x, 0).sum() / num_episodes.astype(jnp.float32)  # 0 / 0 is the NaN
+    whole = traj.done & ~traj.diverged
+    num_episodes = whole.sum()
+    mean = lambda x: jnp.where(whole, x, 0).sum() / jnp.maximum(num_episodes, 1).astype(jnp.float32)
     return {
         "episode_return": mean(traj.episode_return),
         "episode_length": mean(traj.episode_length),
         "num_episodes": num_episodes,
+        "num_diverged": traj.diverged.sum(),
     }
 
 

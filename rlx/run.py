@@ -285,7 +285,7 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
         )
     if (top := best(evaluations))["update"] != done:
         console.print(
-            f"best evaluation: mean return {top['mean']:.1f} after {top['step']:,} steps; "
+            f"best evaluation: mean return {float(top['mean']):.1f} after {top['step']:,} steps; "
             f"rlx eval {directory} --best plays other episodes with it"
         )
     console.print(f"curve: {directory / 'curve.png'}")
@@ -327,9 +327,13 @@ def evaluate_run(
     episodes = fetch(evaluate(job.algorithm, job.config, job.env, state, key, num_episodes, deterministic))
     result = evaluation(episodes, int(state.num_updates), job.config, deterministic)
     console.print(
-        f"evaluation after {result['step']:,} steps: mean return {result['mean']:.1f}, "
-        f"standard deviation {result['std']:.1f}, {num_episodes} episodes"
+        f"evaluation after {result['step']:,} steps: mean return {float(result['mean']):.1f}, "
+        f"standard deviation {float(result['std']):.1f}, {num_episodes} episodes"
     )
+    if result["diverged"]:
+        console.print(
+            f"{result['diverged']} episodes ended in an observation or a reward that is not finite and count in no mean"
+        )
     if result["unfinished"]:
         console.print(
             f"{result['unfinished']} episodes did not end within the evaluation's step limit and count in part"
@@ -349,14 +353,20 @@ def _render(job: Job, state: Any, key: jax.Array, step: int, console: Console) -
 
 
 def evaluation(episodes: Episodes, num_updates: int, config: Any, deterministic: bool = True) -> dict[str, Any]:
-    """What is kept of an evaluation after `num_updates` updates, as strict JSON."""
-    returns = np.asarray(episodes.returns, np.float64)
+    """What is kept of an evaluation after `num_updates` updates, as strict JSON.
+
+    Episodes that diverged have no return: they are counted, and mean and deviation are of the others, NaN without any.
+    """
+    diverged = np.asarray(episodes.diverged)
+    returns = np.where(diverged, np.nan, np.asarray(episodes.returns, np.float64))
+    whole = returns[~diverged]
     found = {
-        "mean": float(returns.mean()),
-        "std": float(returns.std()),
+        "mean": float(whole.mean()) if len(whole) else math.nan,
+        "std": float(whole.std()) if len(whole) and np.isfinite(whole).all() else math.nan,
         "num_episodes": len(returns),
         "mean_length": float(np.mean(episodes.lengths)),
         "unfinished": int((~np.asarray(episodes.finished)).sum()),
+        "diverged": int(diverged.sum()),
         "deterministic": deterministic,
         "update": num_updates,
         "step": steps_taken(config, num_updates),
@@ -366,8 +376,8 @@ def evaluation(episodes: Episodes, num_updates: int, config: Any, deterministic:
 
 
 def best(evaluations: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The evaluation with the highest mean return, of equal ones the last; None where there is none."""
-    rank = lambda row: (float(row["mean"]) if row["mean"] != "nan" else -math.inf, row["update"])
+    """The evaluation with the highest finite mean return, of equal ones the last; None where there is none at all."""
+    rank = lambda row: (mean if math.isfinite(mean := float(row["mean"])) else -math.inf, row["update"])
     return max(evaluations, key=rank, default=None)
 
 
@@ -523,8 +533,8 @@ class Logger:
         row = {"update": num_updates, "step": steps_taken(self.config, num_updates), "seconds": self._seconds()}
         episodes = self.sums["num_episodes"]
         for name, total in self.sums.items():
-            if name == "num_episodes":
-                row[name] = episodes.astype(int).tolist()
+            if name in ("num_episodes", "num_diverged"):
+                row[name] = total.astype(int).tolist()
             else:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     row[name] = _numbers((total / (episodes if name.startswith("episode_") else self.count)).tolist())

@@ -2,7 +2,7 @@
 
 A sweep directory holds `sweep.json` (what was asked for, on what), `batches/` (log, checkpoints and evaluation of every
 batch of lanes), and at the end `lanes.jsonl` (a row a lane with its full config), `results.csv`, `ranking.json`,
-pictures, and `best/`: the best lane as an ordinary run directory.
+pictures, and `best/`: the best lane as an ordinary run directory, where one has a return.
 """
 
 import csv
@@ -114,11 +114,11 @@ class Sweep:
         return sorted(returns, key=lambda c: -iqm(np.array(returns[c])))
 
     @property
-    def best(self) -> int:
-        """The best lane of the best configuration."""
+    def best(self) -> int | None:
+        """The best lane of the best configuration; None where every lane died or has no finite return."""
         best = self.ranking()[0]
-        own = [row for row in self.lanes if row["configuration"] == best]
-        return max(own, key=_score)["lane"]
+        own = max((row for row in self.lanes if row["configuration"] == best), key=_score)
+        return own["lane"] if _score(own) > -math.inf else None
 
     def settings(self, lane: int) -> tuple[Any, Env]:
         """Config and environment of a lane; of a population's member, those that it ended with."""
@@ -406,7 +406,8 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
             before = time.perf_counter()
             taken = min(size, end - done, program.interval - done % program.interval if program.interval else size)
             state, metrics = program.step(state, program.shared, jnp.int32(done), jnp.int32(taken))
-            logger.add(done, {name: np.asarray(x)[:num, :taken] for name, x in metrics.items()}, members)
+            ran = np.asarray(state["state"].num_updates)[:num] - done
+            logger.add(done, {name: _until(np.asarray(x)[:num, :taken], ran) for name, x in metrics.items()}, members)
             done, members = done + taken, _members(program, state, num)
             known = [x for x in logger.episode_return or [] if x is not None]
             display.show(display.done + taken * steps, max(known, default=None))
@@ -451,6 +452,13 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
     run.write_json(batch / "result.json", rows)
 
 
+def _until(metric: np.ndarray, ran: np.ndarray) -> np.ndarray:
+    """A metric `[L, num]` of lanes of which the first `ran` updates were made: NaN after them, where it can be."""
+    if not np.issubdtype(metric.dtype, np.floating):
+        return metric
+    return np.where(np.arange(metric.shape[1]) < ran[:, None], metric, np.nan)
+
+
 def _members(program: Program, state: dict[str, Any], num: int) -> dict[str, list]:
     """What the members of a population train with now, and whom each copied last; nothing for independent lanes."""
     if not program.interval:
@@ -480,17 +488,22 @@ def _states(job: Job, group: Group, rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def _returns(rows: Iterable[dict[str, Any]]) -> dict[int, list[float]]:
-    """The scores of the lanes of every configuration."""
-    returns: dict[int, list[float]] = {}
+    """The scores of the lanes of every configuration, best ranked by their means; -inf for all where none has one.
+
+    A lane without a score counts as the lowest of all lanes, so that it lowers its configuration and no other.
+    """
+    scores: dict[int, list[float]] = {}
     for row in rows:
-        returns.setdefault(row["configuration"], []).append(_score(row))
-    return returns
+        scores.setdefault(row["configuration"], []).append(_score(row))
+    lowest = min((x for own in scores.values() for x in own if x > -math.inf), default=-math.inf)
+    known = {c: max(own) > -math.inf for c, own in scores.items()}
+    return {c: [max(x, lowest) if known[c] else x for x in own] for c, own in scores.items()}
 
 
 def _score(row: dict[str, Any]) -> float:
-    """A lane's mean return; NaN is the worst of all."""
+    """A lane's mean return; -inf for one that died, or whose return is not finite: it is worse than any other."""
     value = float(row["return_mean"])
-    return -math.inf if math.isnan(value) else value
+    return value if math.isfinite(value) and row["died_at"] is None else -math.inf
 
 
 def _label(job: Job, group: Group) -> str:
@@ -567,10 +580,11 @@ def _write_results(sweep: Sweep, programs: list[Group], seconds: float) -> None:
     ranking = []
     for configuration in sweep.ranking():
         own = [row for row in sweep.lanes if row["configuration"] == configuration]
-        returns = np.array([float(row["return_mean"]) for row in own])
+        returns = np.array([score for row in own if (score := _score(row)) > -math.inf])
         died = sum(row["died_at"] is not None for row in own)
         head = {"configuration": configuration, "varied": job.points[configuration], "lanes": len(own), "died": died}
-        ranking.append(head | {"mean": float(returns.mean()), "iqm": interval([returns], iqm)})
+        known = {"mean": float(returns.mean()), "iqm": interval([returns], iqm)} if len(returns) else {}
+        ranking.append(head | {"scored": len(returns), "mean": None, "iqm": None} | known)
     run.write_json(directory / "ranking.json", ranking)
 
     plans = [json.loads(path.read_text()) for path in sorted((directory / "batches").glob("*.json"))]
@@ -591,7 +605,8 @@ def _write_results(sweep: Sweep, programs: list[Group], seconds: float) -> None:
         "best": sweep.best,
     }
     shutil.rmtree(directory / "best", ignore_errors=True)  # of a process that was killed while it wrote
-    sweep.export(sweep.best, directory / "best")
+    if sweep.best is not None:
+        sweep.export(sweep.best, directory / "best")
     _draw(job, names)
     run.write_json(directory / "summary.json", summary)  # the last: it says that the others are whole
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlx.env import Env
+from rlx.env import Env, EnvState
 from rlx.modes import check_unvarying, ordinary
 from rlx.pytree import pytree
 from rlx.replay import is_replay, rewind
@@ -60,6 +60,7 @@ def train(algorithm: Any, config: Any, env: Env, key: jax.Array, **kwargs: Any) 
 
     Returns the final State and the metrics of every update, leaves `[num_updates]`. Pure, so it can be vmapped over
     config, env and key, differentiated and sharded. Further keywords go to `algorithm.update` and must be pytrees.
+    Statistics of episodes mean something only where `metrics["num_episodes"]` is above 0; they are 0 elsewhere.
 
     Raises:
         ValueError: for settings that do not fit the environment, and inside of a `jax.shard_map` with `check_vma`.
@@ -118,20 +119,19 @@ def advance(
     Returns the State and the metrics `[length]`, of which the first `num <= length` are filled; `done` and `num` are
     traced, so one program serves any. A run is frozen by the first update that turns a finite number of its State into
     NaN or infinity: that update is undone and later ones change nothing, so `state.num_updates < done + num` tells
-    which runs died and after how many updates. Metrics are NaN (0 episodes) from there on. A `Replay` is rewound, which
-    takes back as many elements as it has `spare` rows.
+    which runs died and after how many updates. Metrics are 0 from there on. What environments hold as their own state
+    may be anything. A `Replay` is rewound, which takes back as many elements as it has `spare` rows.
     """
     update = partial(jax.jit(algorithm.update, inline=True), config, env)  # is traced once for its two uses
     shapes = jax.eval_shape(update, state)[1]
-    blank = lambda x: jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)
-    metrics = jax.tree.map(lambda x: jnp.broadcast_to(blank(x), (length, *x.shape)), shapes)
+    metrics = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
 
     def body(i, carry):
         state, alive, metrics = carry
         new, new_metrics = update(state)
         alive &= _sound(state, new)
         state = jax.tree.map(partial(_keep, alive), new, state, is_leaf=is_replay)
-        metrics = jax.tree.map(lambda all_, x: all_.at[i].set(jnp.where(alive, x, blank(x))), metrics, new_metrics)
+        metrics = jax.tree.map(lambda all_, x: all_.at[i].set(jnp.where(alive, x, 0)), metrics, new_metrics)
         return state, alive, metrics
 
     state, _, metrics = jax.lax.fori_loop(0, num, body, (state, state.num_updates == done, metrics))
@@ -139,11 +139,20 @@ def advance(
 
 
 def _sound(old: Any, new: Any) -> jax.Array:
-    """Whether no number that was finite has become NaN or infinite; what a `Replay` holds is not read."""
-    pairs = zip(*(jax.tree.leaves(tree, is_leaf=is_replay) for tree in (old, new)), strict=True)
-    floats = ((a, b) for a, b in pairs if not is_replay(a) and jnp.issubdtype(a.dtype, jnp.floating))
+    """Whether no number that was finite has become NaN or infinite.
+
+    Of environments only the observations are looked at, and what a `Replay` holds is not read.
+    """
+    pairs = zip(*(jax.tree.leaves(_judged(tree)) for tree in (old, new)), strict=True)
+    floats = ((a, b) for a, b in pairs if jnp.issubdtype(a.dtype, jnp.floating))
     worse = [jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)) for a, b in floats]
     return ~jnp.any(jnp.array(worse)) if worse else jnp.bool_(True)
+
+
+def _judged(tree: Any) -> Any:
+    """What a run owns of its State: not what environments hold, nor the elements of a `Replay`."""
+    own = lambda x: None if is_replay(x) else x.obs if isinstance(x, EnvState) else x
+    return jax.tree.map(own, tree, is_leaf=lambda x: is_replay(x) or isinstance(x, EnvState))
 
 
 def _keep(alive: jax.Array, new: Any, old: Any) -> Any:
@@ -158,6 +167,7 @@ class Episodes:
     returns: jax.Array  # float32 [E], undiscounted sums of raw rewards
     lengths: jax.Array  # int32 [E]
     finished: jax.Array  # bool [E]; False where max_steps was reached first
+    diverged: jax.Array  # bool [E]; True where it ended with numbers that are not finite: the return is of no use
 
 
 @partial(jax.jit, static_argnames=("algorithm", "num_episodes", "deterministic", "max_steps"))
@@ -176,6 +186,7 @@ def evaluate(
 
     Every environment contributes its first episode and nothing else, so long episodes count as much as short ones.
     Rewards are raw. `max_steps` bounds an environment that never ends an episode; `finished` says where it did.
+    `diverged` says where an episode ended because a number was not finite: its return is the sum before that.
     Training state is not touched.
     """
     # A stream of its own: handed the key that training splits next, evaluation would otherwise replay it.
@@ -185,6 +196,7 @@ def evaluate(
         returns=jnp.zeros(num_episodes),
         lengths=jnp.zeros(num_episodes, jnp.int32),
         finished=jnp.zeros(num_episodes, bool),
+        diverged=jnp.zeros(num_episodes, bool),
     )
 
     def running(carry):
@@ -200,6 +212,7 @@ def evaluate(
             returns=jnp.where(episodes.finished, episodes.returns, transition.episode_return),
             lengths=jnp.where(episodes.finished, episodes.lengths, transition.episode_length),
             finished=episodes.finished | transition.done,
+            diverged=jnp.where(episodes.finished, episodes.diverged, transition.diverged),
         )
         return env_state, episodes, time + 1
 

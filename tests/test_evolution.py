@@ -164,7 +164,7 @@ def test_the_last_return_is_that_of_the_episodes_at_the_end():
     metrics = {"num_episodes": jnp.array([9, 1, 0, 3]), "episode_return": jnp.array([1.0, 5.0, jnp.nan, 9.0])}
     assert float(last_return(metrics, 0.75)) == (5.0 + 27.0) / 4
     assert float(last_return(metrics)) == 9.0
-    assert np.isnan(last_return({"num_episodes": jnp.zeros(4, int), "episode_return": jnp.full(4, jnp.nan)}))
+    assert -np.inf == float(last_return({"num_episodes": jnp.zeros(4, int), "episode_return": jnp.full(4, jnp.nan)}))
 
 
 def test_a_lane_is_the_lifetime_on_its_own_and_chunks_change_nothing(cartpole, stacked):

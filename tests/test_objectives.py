@@ -151,7 +151,7 @@ def test_explained_variance_of_a_perfect_and_a_constant_critic_and_a_constant_ta
     target = jnp.array([1.0, 2.0, 4.0])
     assert explained_variance(target, target) == 1
     assert explained_variance(jnp.full(3, 7.0), target) == 0
-    assert np.isnan(explained_variance(target, jnp.ones(3)))
+    assert explained_variance(target, jnp.ones(3)) == 0  # a number: a NaN would stop a program under debug_nans
 
 
 def test_losses_refuse_a_column_against_a_vector():

@@ -258,12 +258,13 @@ def test_minibatches_that_divide_are_accepted(num_minibatches):
     assert check_divides(1024, num_minibatches) is None
 
 
-def transitions(seed, ends):
+def transitions(seed, ends, diverged=False):
     rng = np.random.default_rng(seed)
     terminated = (rng.random((T, N)) < 0.2) & ends
     truncated = (rng.random((T, N)) < 0.2) & ends & ~terminated
     returns, lengths = rng.normal(size=(T, N)).astype(np.float32), rng.integers(1, 9, size=(T, N))
-    return Transition(0, 0, 0, 0, *map(jnp.asarray, (terminated, truncated, returns, lengths)), {})
+    diverged = terminated & (rng.random((T, N)) < 0.5) & diverged
+    return Transition(0, 0, 0, 0, *map(jnp.asarray, (terminated, truncated, returns, lengths)), {}, jnp.array(diverged))
 
 
 def test_episode_metrics_are_means_over_the_episodes_that_ended():
@@ -275,8 +276,16 @@ def test_episode_metrics_are_means_over_the_episodes_that_ended():
     np.testing.assert_allclose(metrics["episode_length"], np.asarray(traj.episode_length)[done].mean(), rtol=1e-5)
 
 
-def test_episode_metrics_are_nan_when_no_episode_ended():
+def test_episode_metrics_leave_out_and_count_episodes_that_diverged():
+    traj = transitions(0, ends=True, diverged=True)
+    whole = (np.asarray(traj.terminated) | np.asarray(traj.truncated)) & ~np.asarray(traj.diverged)
+    metrics = episode_metrics(traj)
+    assert (metrics["num_episodes"], metrics["num_diverged"]) == (whole.sum(), traj.diverged.sum())
+    assert 0 < whole.sum() < np.asarray(traj.done).sum()
+    np.testing.assert_allclose(metrics["episode_return"], np.asarray(traj.episode_return)[whole].mean(), rtol=1e-5)
+
+
+def test_episode_metrics_are_0_when_no_episode_ended():
     metrics = episode_metrics(transitions(0, ends=False))
     assert metrics["num_episodes"] == 0
-    assert np.isnan(metrics["episode_return"])
-    assert np.isnan(metrics["episode_length"])
+    assert metrics["episode_return"] == metrics["episode_length"] == 0

@@ -62,12 +62,12 @@ def choose(buffer: Buffer, key: jax.Array, num: int, replay: float = 0.5) -> jax
 def record(
     buffer: Buffer, rows: jax.Array, score: jax.Array, key: jax.Array, draw: Callable[[jax.Array], Any]
 ) -> Buffer:
-    """The buffer after the levels in `rows` were lived through, with these scores; NaN counts as the lowest.
+    """The buffer after the levels in `rows` were lived through, with these scores; what is not finite counts as lowest.
 
     Of the levels that are old now, as many as there are rows, those of the lowest scores, are replaced by new ones, as
     long as less than half of the buffer is new.
     """
-    score = jnp.nan_to_num(score, nan=LEAST)
+    score = jnp.where(jnp.isfinite(score), score, LEAST)
     scores, new = buffer.score.at[rows].set(score), buffer.new.at[rows].set(False)
     size, num = len(new), len(rows)
     lowest = jnp.argsort(jnp.where(new, jnp.inf, scores))[:num]

@@ -94,7 +94,8 @@ def evolve(
     """Goes on to generation `until`.
 
     Args:
-        fitness: `(candidates, key) -> [P]` of candidates with leaves `[P, ...]`, higher is better; NaN counts as worst.
+        fitness: `(candidates, key) -> [P]` of candidates with leaves `[P, ...]`, higher is better; NaN and infinities
+            count as worst.
         after: called with each generation and the fitness of its candidates.
     """
     algorithm, params = strategy
@@ -102,7 +103,8 @@ def evolve(
         ask_key, fitness_key, tell_key = jax.random.split(jax.random.fold_in(generation.key, number), 3)
         candidates, state = algorithm.ask(ask_key, generation.strategy, params)
         scores = fitness(candidates, fitness_key)
-        state, _ = algorithm.tell(tell_key, candidates, -jnp.asarray(scores), state, params)
+        known = jnp.where(jnp.isfinite(jnp.asarray(scores)), scores, -jnp.inf)
+        state, _ = algorithm.tell(tell_key, candidates, -known, state, params)
         generation = replace(generation, strategy=state, number=jnp.int32(number + 1))
         after(generation, scores)
     return generation

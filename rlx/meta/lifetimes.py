@@ -29,19 +29,20 @@ class Lifetime:
 
 
 def last_return(metrics: dict[str, jax.Array], share: float = 0.25) -> jax.Array:
-    """Mean return of the episodes that ended in the last `share` of the updates `[U]` of a run; NaN where none did."""
+    """Mean return of the episodes that ended in the last `share` of the updates `[U]` of a run; -inf where none did."""
     num = len(metrics["num_episodes"])
     last = slice(num - max(1, round(share * num)), None)
     episodes = metrics["num_episodes"][last]
     total = jnp.sum(jnp.where(episodes > 0, metrics["episode_return"][last] * episodes, 0.0))
-    return jnp.where(episodes.sum() > 0, total / episodes.sum(), jnp.nan)
+    return jnp.where(episodes.sum() > 0, total / jnp.maximum(episodes.sum(), 1), -jnp.inf)
 
 
 def lived(algorithm: Any, keyword: str = "objective") -> Callable:
     """A jitted `returns(each, config, env)`: what the policies at the end of lifetimes return, `[L]`.
 
     Each plays `EPISODES` whole episodes, acting as in training: those that end within training are rather the short
-    ones. `each` is `(objectives, keys)` with leaves `[L, ...]`. The lanes are spread over all devices.
+    ones. It is -inf where an episode diverged. `each` is `(objectives, keys)` with leaves `[L, ...]`. The lanes are
+    spread over all devices.
 
     Args:
         keyword: as what `update` takes an objective; `rule` of `rlx.algos.lpg`.
@@ -51,7 +52,8 @@ def lived(algorithm: Any, keyword: str = "objective") -> Callable:
         objective, key = each
         train_key, play_key = jax.random.split(key)
         state, _ = train(algorithm, config, env, train_key, **{keyword: objective})
-        return evaluate(algorithm, config, env, state, play_key, EPISODES, deterministic=False).returns.mean()
+        episodes = evaluate(algorithm, config, env, state, play_key, EPISODES, deterministic=False)
+        return jnp.where(episodes.diverged, -jnp.inf, episodes.returns).mean()
 
     return spread(life)
 
@@ -97,10 +99,10 @@ def trial(
 def fitness(lifetimes: Sequence[Lifetime], returns: np.ndarray) -> np.ndarray:
     """`(return - low) / (high - low)`, mean over lifetimes and seeds: `[P]` of `returns [lifetimes, P, seeds]`.
 
-    NaN, and so the least of all, where a return is.
+    NaN, and so the least of all, where a return is not finite.
     """
     low, high = (np.array([getattr(x, name) for x in lifetimes])[:, None, None] for name in ("low", "high"))
-    return ((returns - low) / (high - low)).mean(axis=(0, 2))
+    return ((np.where(np.isfinite(returns), returns, np.nan) - low) / (high - low)).mean(axis=(0, 2))
 
 
 def alone(objective: Any) -> Any:
