@@ -544,7 +544,7 @@ def _eval(options: EvalOptions) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     result = evaluate_run(job, state, key, options.num_episodes, console, deterministic=not options.stochastic)
     how = "-stochastic" * options.stochastic
-    name = f"evaluations/update-{result['update']}-seed-{options.seed}-episodes-{options.num_episodes}{how}.json"
+    name = f"evaluations/update-{int(state.num_updates)}-seed-{options.seed}-episodes-{options.num_episodes}{how}.json"
     output = options.output or storage.beside(options.run, name, console.print)
     with storage.naming(output, lambda: f"{options.run} is as it was; --output says where else"):
         output.parent.mkdir(parents=True, exist_ok=True)

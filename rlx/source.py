@@ -36,8 +36,8 @@ def hashes(name: str, kept: dict[str, bytes]) -> dict[str, str]:
     """SHA-256 of each of the algorithm's files by its name; of one that ships that of its module."""
     found = {file: _hash(content) for file, content in kept.items()}
     base = parts(name)[0]
-    if base.startswith("rlx.algos."):
-        found[f"{base.removeprefix('rlx.algos.')}.py"] = _hash(Path(find_spec(base).origin).read_bytes())
+    if base.startswith("rlx.algos.") and (spec := find_spec(base)) is not None:
+        found[f"{base.removeprefix('rlx.algos.')}.py"] = _hash(Path(spec.origin).read_bytes())
     return found
 
 

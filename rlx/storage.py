@@ -9,11 +9,13 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rlx.hosts import agree, first
+from rlx.source import FOLDER
 
 STORAGE = {
     errno.ENOSPC: "no space left on the device",
@@ -94,13 +96,10 @@ def reserved(path: Path) -> Iterator[None]:
 
 
 def check_empty(directory: Path) -> None:
-    """Raises ValueError where something would be overwritten.
-
-    A file under a temporary name is what a process left that was killed before it had written anything.
-    """
+    """Raises ValueError where something would be overwritten."""
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file: give another --out")
-    if directory.exists() and any(path.suffix != ".tmp" for path in directory.iterdir()):
+    if directory.exists() and not _unwritten(directory):
         begun = any((directory / name).exists() for name in ("config.json", "sweep.json", "discovery.json"))
         hint = f"go on with it by --resume {directory}, or " if begun else ""
         raise ValueError(f"{directory} is not empty: {hint}give another --out")
@@ -144,6 +143,11 @@ def naming(directory: Path, safe: Callable[[], str]) -> Iterator[None]:
         if isinstance(error, Full) or (why := reason(error)) is None:
             raise
         raise Full(f"{directory} cannot be written: {why}; {safe()}") from error
+
+
+def _unwritten(directory: Path) -> bool:
+    """Whether a directory holds only what a process leaves that was killed as it began: temporary files and copies."""
+    return all(path.suffix == ".tmp" or path.name == FOLDER for path in directory.iterdir())
 
 
 def _made(directory: Path, numbered: bool) -> tuple[Path, list[Path]]:
@@ -211,10 +215,10 @@ def _release(lock: int | None, path: Path, made: list[Path]) -> None:
     """Lets go of a directory, and removes what was made for it where nothing was put there."""
     if lock == -1:
         (path / CLAIM).unlink(missing_ok=True)
-    if made and path.exists() and all(left.suffix == ".tmp" for left in path.iterdir()):
+    if made and path.exists() and _unwritten(path):
         with contextlib.suppress(OSError):  # of a parent that others use
             for left in path.iterdir():
-                left.unlink()
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             for directory in reversed(made):
                 directory.rmdir()
     if lock is not None and lock >= 0:
