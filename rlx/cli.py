@@ -712,8 +712,7 @@ def _configure(compile_cache: bool) -> None:
 def _errors():
     """Bad input is one line on stderr and exit status 2; so is a disk that is full."""
     streams.find_home()
-    os.environ["MPLBACKEND"] = "Agg"  # pictures go to files, whatever a notebook's libraries would draw on
-    with streams.lasting():
+    with streams.lasting(), streams.drawing_to_files():
         try:
             with hosts.together():
                 yield

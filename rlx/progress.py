@@ -64,10 +64,10 @@ class Display:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        print(f"rlx: the progress bar failed, plain lines follow: {' '.join(str(error).split())}", file=sys.stderr)
         bar, self.bar = self.bar, None
         with suppress(Exception):
             bar.stop()
+        print(f"rlx: the progress bar failed, plain lines follow: {' '.join(str(error).split())}", file=sys.stderr)
 
     def _show(self, steps: int, episode_return: float | None) -> None:
         now, self.done = time.perf_counter(), steps

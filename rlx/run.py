@@ -47,6 +47,7 @@ from rlx.render import check_output, record, write
 from rlx.replay import Replay, arranged, is_replay, with_replay, without_replay
 from rlx.sharding import AXIS, mesh, num_blocks
 from rlx.storage import naming
+from rlx.streams import importing_matplotlib
 from rlx.train import Episodes, advance, evaluate, state_bytes, state_shapes, steps_taken, total_updates
 
 T = TypeVar("T")
@@ -513,7 +514,7 @@ class Stop:
 
 def _import_early(name: str) -> None:
     """Imports a module ahead of its use; where that fails, its use says why."""
-    with suppress(Exception):
+    with suppress(Exception), importing_matplotlib():
         import_module(name)
 
 
@@ -616,7 +617,8 @@ def draw(directory: Path, console: Console) -> bool:
     """Draws `curve.png` of a run directory, or says why it cannot be; returns whether it is there."""
     temporary = directory / "curve.tmp.png"
     try:
-        from rlx.plot import curve
+        with importing_matplotlib():
+            from rlx.plot import curve
 
         curve([directory], temporary)
         temporary.replace(directory / "curve.png")

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -70,6 +71,29 @@ def lasting() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def drawing_to_files() -> Iterator[None]:
+    """A context in which libraries that are imported draw into files, whatever a notebook's environment names."""
+    before = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = "Agg"
+    try:
+        yield
+    finally:
+        del os.environ["MPLBACKEND"]
+        if before is not None:
+            os.environ["MPLBACKEND"] = before
+
+
+def importing_matplotlib() -> contextlib.AbstractContextManager:
+    """A context in which matplotlib can be imported also where MPLBACKEND names a module that is not installed."""
+    kind, module, name = os.environ.get("MPLBACKEND", "").partition("module://")
+    try:
+        there = kind or not module or importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        there = False
+    return contextlib.nullcontext() if there else drawing_to_files()
 
 
 def find_home() -> None:

@@ -32,6 +32,7 @@ from rlx.progress import Display
 from rlx.pytree import is_static
 from rlx.search import points, split
 from rlx.storage import naming, owned
+from rlx.streams import importing_matplotlib
 from rlx.train import state_shapes, steps_taken
 
 ROWS = 100  # of each lane's log
@@ -625,7 +626,8 @@ def _write_results(sweep: Sweep, programs: list[Group], seconds: float) -> None:
 
 def _draw(job: Job, varied: list[str]) -> None:
     """Pictures, as far as there is something to be seen."""
-    from rlx import plot
+    with importing_matplotlib():
+        from rlx import plot
     from rlx.report import runs
 
     directory = job.directory
