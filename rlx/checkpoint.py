@@ -5,11 +5,14 @@ dtype of every leaf, a checksum of every file, and what the caller wants to be t
 name and renamed when it is complete, and renamed again before it is deleted, so a folder with a number is always whole.
 """
 
+import contextlib
 import itertools
 import json
+import logging
 import shutil
+import sys
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +23,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from rlx.hosts import agree, barrier, first
+from rlx.storage import reason
 
 KEEP = 3
 FORMAT = 1
@@ -45,6 +49,9 @@ def save(
         state: any pytree of arrays, typed keys and empty ones included.
         about: strict JSON to keep beside it, see `read` and `restore`.
         keep: checkpoints that are not to be deleted, such as the best.
+
+    Raises:
+        OSError: where the disk is full or cannot be written; what was there before is left as it was.
     """
     final, partial = directory / str(num_updates), directory / f"{num_updates}.partial"
     if not agree(final.exists()):
@@ -53,16 +60,43 @@ def save(
                 shutil.rmtree(leftover)
         barrier(f"room for checkpoint {num_updates}")
         partial = partial.resolve()
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(partial / "state", args=ocp.args.StandardSave(_stored(state)))
-        if first():
-            _complete(partial, final, state, about)
+        with _failing_quietly(partial):
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+                checkpointer.save(partial / "state", args=ocp.args.StandardSave(_stored(state)))
+            if first():
+                _complete(partial, final, state, about)
     if first():
         kept = {*numbers(directory)[-KEEP:], *keep}
         for number in numbers(directory):
             if number not in kept:
                 shutil.rmtree((directory / str(number)).rename(directory / f"{number}.partial"))
     barrier(f"checkpoint {num_updates}")
+
+
+@contextlib.contextmanager
+def _failing_quietly(partial: Path) -> Iterator[None]:
+    """Where the disk is why a checkpoint cannot be written, its rest is removed and orbax prints no tracebacks."""
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    calm = lambda record: record.levelno < logging.ERROR
+
+    def quiet(unraisable):  # of futures that end after their loop
+        if not isinstance(unraisable.exc_value, RuntimeError) or "loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    logger.addFilter(calm)
+    sys.unraisablehook = quiet
+    try:
+        yield
+    except Exception as error:
+        if (why := reason(error)) is None:
+            sys.unraisablehook = hook
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"{partial}: {why}") from error
+    else:
+        sys.unraisablehook = hook
+    finally:
+        logger.removeFilter(calm)
 
 
 def _complete(partial: Path, final: Path, state: Any, about: dict[str, Any] | None) -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import tyro
@@ -25,7 +25,7 @@ from rich.console import Console
 
 import rlx.algos
 import rlx.envs
-from rlx import hosts, objectives
+from rlx import hosts, objectives, source, storage, streams
 from rlx.env import Env, with_params
 from rlx.envs.registry import full_name
 from rlx.presets import configure, of_episode, origin, settings, variant
@@ -87,6 +87,8 @@ class Sources:
     """settings that have a name in the algorithm's VARIANTS, such as dapo in grpo, over tuned ones"""
     preset: bool = True
     """start from the tuned settings"""
+    source: Literal["", "copy", "file"] = ""
+    """of what is resumed where its algorithm file has changed since: the copy that it kept, or the file as it is now"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +165,8 @@ class EvalOptions(Checkpoint):
 
     num_episodes: int = 32
     """whole episodes"""
+    output: Path | None = None
+    """file, .json; default: one in evaluations/ of the run directory, named by what was asked for"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +217,12 @@ def run_file(path: str) -> None:
     with _errors():
         prog = f"python {sys.argv[0]}"
         sources, rest = _sources(sys.argv[1:], prog, TrainSources)
-        algorithm, name = _with_objective(sys.modules["__main__"], str(Path(path).resolve()), sources)
+        module, file = sys.modules["__main__"], Path(path).resolve()
+        module.__sources__ = {file.name: file.read_bytes()}
+        algorithm, name = module, str(file)
+        if sources.resume is not None:
+            algorithm, name = _resumed(sources, "config.json", algorithm, name)
+        algorithm, name = _with_objective(algorithm, name, sources)
         _train_algorithm(algorithm, name, sources, rest, prog)
 
 
@@ -230,7 +239,7 @@ def load_algorithm(name: str) -> ModuleType:
     """
     base, objective = _split(name)
     if objective:
-        return objectives.with_objective(load_algorithm(base), _objective(objective))
+        return _joined(load_algorithm(base), objective)
     short = name.removeprefix("rlx.algos.")
     if short in algorithms():
         return importlib.import_module(f"rlx.algos.{short}")
@@ -240,7 +249,10 @@ def load_algorithm(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"rlx.loaded.{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    content = path.read_bytes()
+    module.__sources__ = {path.name: content}
+    # What the run keeps a copy of is what is run: not what Python has cached of an earlier second.
+    exec(compile(content, str(path), "exec", dont_inherit=True), vars(module))
     missing = [part for part in ("Config", "init", "update", "act") if not hasattr(module, part)]
     if missing:
         raise ValueError(f"{path} is not an algorithm: it has no {', '.join(missing)}")
@@ -276,7 +288,13 @@ def _algorithm(command: str, arguments: list[str]) -> tuple[ModuleType, str, Sou
             f"rlx {command} needs an algorithm: rlx {command} ppo --env NAME; there are {', '.join(algorithms())}"
         )
     file = "config.json" if command == "train" else "sweep.json"
-    algorithm, name = named_algorithm(named[0] if named else _split(read_config(before, file)["algorithm"])[0])
+    if sources.resume is not None:
+        algorithm, name = _resumed(sources, file, *(named_algorithm(named[0]) if named else (None, "")))
+    elif named:
+        algorithm, name = named_algorithm(named[0])
+    else:
+        saved = read_config(before, file)
+        algorithm, name = saved_algorithm(before, saved, whole=False), _split(saved["algorithm"])[0]
     return *_with_objective(algorithm, name, sources, file), sources, rest, prog
 
 
@@ -289,6 +307,54 @@ def _split(name: str) -> tuple[str, str]:
 def _objective(name: str) -> Any:
     """The class of a name, or what is in a file of a learned one."""
     return importlib.import_module("rlx.meta.drifts").load(Path(name)) if name.endswith(LEARNED) else OBJECTIVES[name]
+
+
+def _joined(algorithm: ModuleType, objective: str) -> ModuleType:
+    """The algorithm with the objective of this name, or of this file."""
+    found = objectives.with_objective(algorithm, _objective(objective))
+    if objective.endswith(LEARNED):
+        file = Path(objective)
+        found.__sources__ = getattr(algorithm, "__sources__", {}) | {file.name: file.read_bytes()}
+    return found
+
+
+def saved_algorithm(directory: Path, saved: dict[str, Any], whole: bool = True) -> ModuleType:
+    """The algorithm of a run or a sweep, with its objective where `whole`.
+
+    Where its files have become others since, it is made of the copies in the directory, which is said.
+    """
+    changed = source.changes(saved["algorithm"], saved)
+    for file, what in changed.items():
+        print(f"{file} {what} since {directory} began: its copy in {directory / source.FOLDER} is used")
+    base, objective = source.kept(directory, saved) if changed else _split(saved["algorithm"])
+    return _joined(load_algorithm(base), objective) if whole and objective else load_algorithm(base)
+
+
+def _resumed(sources: Sources, file: str, given: ModuleType | None, name: str) -> tuple[ModuleType, str]:
+    """The algorithm that a directory goes on with and its name: the one that is given, else the directory's own.
+
+    Raises:
+        ValueError: where its files have changed, unless --source says what to go on with.
+    """
+    directory, saved = sources.resume, read_config(sources.resume, file)
+    own, objective = _split(saved["algorithm"])
+    objective = "" if sources.objective else objective
+    code, drift = source.changes(name or own, saved, given), source.changes(objective, saved)
+    changed = [str(path) for path, what in (code | drift).items() if what == "has changed"]
+    if changed and (not sources.source or (drift and sources.source == "file")):
+        other = "" if drift else ", --source file with the file as it is now"
+        raise ValueError(
+            f"{', '.join(changed)} has changed since {directory} began: --source copy goes on with its copy{other}"
+        )
+    if sources.source == "copy" and not (directory / source.FOLDER).exists():
+        raise ValueError(f"--source copy: {directory} keeps no copy, as it is not of a file of one's own")
+    if source.hashes(own, {}).items() - saved.get("source", source.hashes(own, {})).items():
+        print(f"{own} is another version than {directory} began with: it goes on with this one")
+    if sources.source == "copy" or "is gone" in (code | drift).values():
+        return saved_algorithm(directory, saved, bool(objective)), saved["algorithm"] if objective else own
+    if given is None:
+        given, name = named_algorithm(own)
+    return (_joined(given, objective), f"{name}+{objective}") if objective else (given, name)
 
 
 def _with_objective(
@@ -307,7 +373,7 @@ def _with_objective(
         objective = _split(read_config(sources.resume, file)["algorithm"])[1]
     if not objective or objective == _split(name)[1]:
         return algorithm, name
-    return objectives.with_objective(algorithm, _objective(objective)), f"{name}+{objective}"
+    return _joined(algorithm, objective), f"{name}+{objective}"
 
 
 def _sources(arguments: list[str], prog: str, options: type[Sources] = Sources) -> tuple[Sources, list[str]]:
@@ -340,6 +406,8 @@ def _train_algorithm(
         defaults |= {name: _texts(saved[name]) for name in ("env_options", "env_params")}
         defaults["config"] = saved_config(algorithm, saved)
     options = _parse_train(algorithm, prog, arguments, vars(sources) | defaults)
+    if options.source and saved is None:
+        raise ValueError("--source says which algorithm file to go on with: it needs --resume RUN")
     if not env_name:
         raise ValueError(f"{prog} needs an environment: --env NAME; `rlx envs` lists them")
     _check_numbers(options)
@@ -400,7 +468,10 @@ def _train_algorithm(
     if options.dry_run:
         console.print(plan(job))
         return
-    status = execute(job, console, resume=saved is not None, from_update=options.from_update)
+    fresh = {"resume": saved is not None, "numbered": options.out is None and saved is None}
+    with storage.owned(job.directory, **fresh, say=console.print) as directory:
+        job = dataclasses.replace(job, directory=directory)
+        status = execute(job, console, resume=saved is not None, from_update=options.from_update)
     if status:
         sys.exit(status)
 
@@ -459,15 +530,7 @@ def _check_numbers(options: Any) -> None:
 def _check_new(directory: Path, options: Any) -> None:
     if options.from_update is not None:
         raise ValueError("--from-update says where to go on: it needs --resume RUN")
-    _check_empty(directory)
-
-
-def _check_empty(directory: Path) -> None:
-    # A file under a temporary name is what a process left that was killed before it had written anything.
-    if directory.exists() and any(path.suffix != ".tmp" for path in directory.iterdir()):
-        begun = any((directory / name).exists() for name in ("config.json", "discovery.json"))
-        hint = f"go on with it by --resume {directory}, or " if begun else ""
-        raise ValueError(f"{directory} is not empty: {hint}give another --out")
+    storage.check_empty(directory)
 
 
 def _check_resume(saved: dict[str, Any], job: Job, options: Any) -> None:
@@ -490,7 +553,13 @@ def _eval(options: EvalOptions) -> None:
     job, state, key = _load(options)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     result = evaluate_run(job, state, key, options.num_episodes, console, deterministic=not options.stochastic)
-    write_json(options.run / "evaluation.json", result)
+    how = "-stochastic" * options.stochastic
+    name = f"evaluations/update-{int(state.num_updates)}-seed-{options.seed}-episodes-{options.num_episodes}{how}.json"
+    output = options.output or storage.beside(options.run, name, console.print)
+    with storage.naming(output, lambda: f"{options.run} is as it was; --output says where else"):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, result | {"run": str(options.run), "seed": options.seed})
+    console.print(f"evaluation: {output}")
 
 
 def _render(options: RenderOptions) -> None:
@@ -499,11 +568,12 @@ def _render(options: RenderOptions) -> None:
     for name in ("num_steps", "width", "height"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
-    output = options.output or options.run / "episode.gif"
+    output = options.output or storage.beside(options.run, "episode.gif", print)
     job, state, key = _load(options, lambda env: check_output(env, output))
     deterministic = not options.stochastic
     episode, total = record(job.algorithm, job.config, job.env, state, key, options.num_steps, deterministic)
-    write(job.env, episode, output, options.width, options.height, options.camera)
+    with storage.naming(output, lambda: f"{options.run} is as it was; --output says where else"):
+        write(job.env, episode, output, options.width, options.height, options.camera)
     after = steps_taken(job.config, int(state.num_updates))
     print(f"{output}: an episode of {len(episode) - 1} steps, return {total:.1f}, after {after:,} steps of training")
 
@@ -522,7 +592,7 @@ def _load(options: Checkpoint, check: Callable[[Env], None] = lambda env: None) 
         if top is None:
             raise ValueError(f"{options.run} has no evaluation yet to tell which weights are best")
         update = top["update"]
-    algorithm = load_algorithm(saved["algorithm"])
+    algorithm = saved_algorithm(options.run, saved)
     config, env = saved_config(algorithm, saved), make(saved["env"], saved["env_options"], saved["env_params"])
     check(env)
     asked = {name: saved[name] for name in ("env_options", "env_params", "seed")}
@@ -593,17 +663,9 @@ def _tuned_elsewhere(algorithm: ModuleType, env_name: str) -> str:
 
 
 def _new_directory(algorithm_name: str, env_name: str, seed: int) -> Path:
-    """A directory that is not there yet; the same one in every process."""
-    return Path(hosts.agree(str(_free_directory(algorithm_name, env_name, seed))))
-
-
-def _free_directory(algorithm_name: str, env_name: str, seed: int) -> Path:
+    """The name of a new directory, by the clock; `owned` gives it a number where it is there already."""
     name = f"{short_name(algorithm_name)}-{env_name.replace('/', '-')}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for suffix in ("", *(f"-{i}" for i in range(2, 100))):
-        directory = Path("runs") / (name + suffix)
-        if not directory.exists():
-            return directory
-    raise ValueError(f"runs/{name} and its numbered siblings exist: give --out")
+    return Path("runs") / name
 
 
 def _assignments(flag: str, texts: tuple[str, ...]) -> dict[str, Any]:
@@ -655,9 +717,12 @@ def _configure(compile_cache: bool) -> None:
     """Full float32 products (TF32 changes what is learned), the compilation cache, and less looking for garbage."""
     jax.config.update("jax_default_matmul_precision", "float32")
     if compile_cache:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlx" / "jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+        cache = streams.cache_folder()
+        if cache is None:
+            print("rlx: compiled programs are not kept: the cache folder cannot be written", file=sys.stderr)
+        else:
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
     # Tracing makes hundreds of thousands of objects that stay: to go through them again and again took up to a second.
     gc.set_threshold(50_000)
     atexit.register(gc.freeze)  # and most of another one before the process ends
@@ -665,20 +730,19 @@ def _configure(compile_cache: bool) -> None:
 
 @contextlib.contextmanager
 def _errors():
-    """Bad input is one line on stderr and exit status 2."""
-    try:
-        with hosts.together():
-            yield
-    except (ValueError, OSError) as error:
-        if os.environ.get("RLX_TRACEBACK"):
-            raise
-        print(f"rlx: {' '.join(str(error).split())}", file=sys.stderr)
-        hosts.leave(2)
-    except (RuntimeError, AssertionError):
-        if not (text := missing_platform()):
-            raise
-        print(f"rlx: {text}", file=sys.stderr)
-        hosts.leave(2)
-    except KeyboardInterrupt:
-        print("rlx: interrupted", file=sys.stderr)
-        hosts.leave(130)
+    """Bad input is one line on stderr and exit status 2; so is a disk that is full."""
+    streams.find_home()
+    with streams.lasting(), streams.drawing_to_files():
+        try:
+            with hosts.together():
+                yield
+        except KeyboardInterrupt:
+            print("rlx: interrupted", file=sys.stderr)
+            hosts.leave(130)
+        except Exception as error:
+            known = isinstance(error, ValueError | OSError) or storage.reason(error)
+            missing = missing_platform() if isinstance(error, RuntimeError | AssertionError) else ""
+            if os.environ.get("RLX_TRACEBACK") or not (known or missing):
+                raise
+            print(f"rlx: {missing or ' '.join(str(error).split())}", file=sys.stderr)
+            hosts.leave(2)

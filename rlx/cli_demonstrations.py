@@ -9,11 +9,10 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from rlx import checkpoint
+from rlx import checkpoint, source
 from rlx.cli import (
     Checkpoint,
     _assignments,
-    _check_empty,
     _check_seed,
     _configure,
     _load,
@@ -27,9 +26,9 @@ from rlx.cloning import clone as learn
 from rlx.demonstrations import collect as play
 from rlx.demonstrations import load, mixture, save
 from rlx.env import with_params
-from rlx.plot import losses
 from rlx.presets import configure
 from rlx.run import OPTIONS, Job, describe, evaluate_run, identity, keys, short_name, write_json, write_rows
+from rlx.storage import check_empty, naming, owned, reserved
 
 SIZES = ("gradient_steps", "cloning_batch", "cloning_rate", "validation_share")
 
@@ -108,10 +107,13 @@ def collect(arguments: list[str]) -> None:
         raise ValueError(f"--noise {options.noise}: give 0 or more")
     ends = np.cumsum(shares / shares.sum() * options.episodes).round().astype(int)
     counts = np.diff(ends, prepend=0).tolist()
-    if options.output.exists():
-        raise ValueError(f"{options.output} is there already: give another --output, or remove it")
     if min(counts) < 1:
         raise ValueError(f"--episodes {options.episodes}: give at least one for each of the {len(counts)} runs")
+    with reserved(options.output), naming(options.output, lambda: "the runs are as they were"):
+        _collect(options, counts)
+
+
+def _collect(options: CollectOptions, counts: list[int]) -> None:
     asked = {"best": options.best, "from_update": options.from_update, "stochastic": options.stochastic}
     parts, policies, where = [], [], None
     changed = _assignments("--env-params", options.env_params)
@@ -193,7 +195,7 @@ def clone(arguments: list[str]) -> None:
         preset=tuned,
         eval_episodes=options.eval_episodes,
     )
-    _check_empty(job.directory)
+    check_empty(job.directory)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     shown = f"{len(demonstrations.ends)} episodes, {len(demonstrations.reward):,} steps, "
     console.print(f"{short_name(name)} from {early.file}: {shown}mean return {demonstrations.returns.mean():.1f}")
@@ -205,15 +207,27 @@ def clone(arguments: list[str]) -> None:
 
     train_key, evaluate_key = keys(job.seed)
     sizes = (getattr(options, name) for name in SIZES)
-    state, rows = learn(algorithm, job.config, job.env, demonstrations, train_key, *sizes, show=show)
-    job.directory.mkdir(parents=True, exist_ok=True)
-    cloned = {"file": options.file.name, **{key: getattr(options, key) for key in SIZES}, **about}
-    write_json(job.directory / "config.json", describe(job, *OPTIONS) | {"cloned": cloned})
-    write_rows(job.directory / "cloning.jsonl", rows)
-    losses(rows, job.directory / "cloning.png")
-    log = {"seconds": 0.0, "count": 0, "sums": {}}
-    checkpoint.save(job.directory / "checkpoints", 0, state, {"run": identity(job), "log": log})
-    result = evaluate_run(job, state, evaluate_key, job.eval_episodes, console)
-    write_rows(job.directory / "evaluations.jsonl", [result])
-    write_json(job.directory / "evaluation.json", result)
+    safe = lambda: f"{options.file} is as it was: free some space, and clone again"
+    with owned(job.directory, numbered=options.out is None, say=console.print) as directory, naming(directory, safe):
+        job = dataclasses.replace(job, directory=directory)
+        state, rows = learn(algorithm, job.config, job.env, demonstrations, train_key, *sizes, show=show)
+        cloned = {"file": options.file.name, **{key: getattr(options, key) for key in SIZES}, **about}
+        source.keep(directory, source.read(name, algorithm))
+        write_json(directory / "config.json", describe(job, *OPTIONS) | {"cloned": cloned})
+        write_rows(directory / "cloning.jsonl", rows)
+        log = {"seconds": 0.0, "count": 0, "sums": {}}
+        checkpoint.save(directory / "checkpoints", 0, state, {"run": identity(job), "log": log})
+        result = evaluate_run(job, state, evaluate_key, job.eval_episodes, console)
+        write_rows(directory / "evaluations.jsonl", [result])
+        write_json(directory / "evaluation.json", result)
+        _draw_losses(rows, directory / "cloning.png", console)
     console.print(f"{job.directory}: go on with rlx train {short_name(name)} --start-from {job.directory}")
+
+
+def _draw_losses(rows: list[dict[str, float]], path: Path, console: Console) -> None:
+    try:
+        from rlx.plot import losses
+
+        losses(rows, path)
+    except Exception as error:  # whatever a plotting library raises, the policy is there
+        console.print(f"no {path.name}: {' '.join(str(error).split())}")

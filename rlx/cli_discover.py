@@ -3,8 +3,9 @@
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from rich.console import Console
 
 import rlx
 from rlx import checkpoint, meta
-from rlx.cli import _assignments, _check_empty, _check_seed, _configure, _parse, full_name, load_algorithm
+from rlx.cli import _assignments, _check_seed, _configure, _parse, full_name, load_algorithm
 from rlx.meta import pictures
 from rlx.objectives import DPO, SPO, Clip, ImportanceWeighted
 from rlx.presets import preset
@@ -21,6 +22,7 @@ from rlx.pytree import uncommitted
 from rlx.report import interval, read_json
 from rlx.run import Stop, provenance, read_rows, strict, write_json, write_rows
 from rlx.sharding import use_devices
+from rlx.storage import naming, owned
 
 CLIP, ppo = 0.2, load_algorithm("ppo")
 OTHERS = {"policy gradient": ImportanceWeighted(), "PPO": Clip(CLIP), "DPO": DPO(), "SPO": SPO(CLIP)}
@@ -106,6 +108,14 @@ def discover(arguments: list[str]) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     names = {name: _lifetime(name, steps, options) for name, steps in _named(options.train, options.holdout)}
     directory = options.resume or options.out or _directory(options.kind)
+    resume = saved is not None
+    fresh = {"resume": resume, "numbered": options.out is None and not resume, "say": console.print}
+    with owned(directory, **fresh) as directory, naming(directory, lambda: _safe(directory)):
+        _discover(options, saved, names, directory, console)
+
+
+def _discover(options, saved, names, directory, console):
+    """Begins or goes on with evolution in a directory, and evaluates what it found."""
     start_key, scale_key, evolve_key, look_key, final_key = jax.random.split(jax.random.key(options.seed), 5)
     start = MADE[options.kind](
         start_key if options.start == "random" else None, options.num_hidden, CLIP if options.start == "ppo" else np.inf
@@ -115,7 +125,6 @@ def discover(arguments: list[str]) -> None:
     settings = {name: {k: list(v) if isinstance(v, tuple) else v for k, v in x.items()} for name, x in settings.items()}
     strategy = meta.STRATEGIES[options.strategy](start, options.population, options.sigma, **numbers)
     if saved is None:
-        _check_empty(directory)
         lifetimes = {}
         for i, (name, _) in enumerate(_named(options.train)):
             try:
@@ -125,7 +134,6 @@ def discover(arguments: list[str]) -> None:
                 raise ValueError(f"{name}: {error}") from error
         scales = {name: [lifetime.low, lifetime.high] for name, lifetime in lifetimes.items()}
         kept = dataclasses.asdict(options) | {"out": None, "resume": None}
-        directory.mkdir(parents=True, exist_ok=True)
         about = {"options": kept, "scales": scales, "settings": settings}
         write_json(directory / "discovery.json", about | provenance())
     else:
@@ -143,6 +151,22 @@ def discover(arguments: list[str]) -> None:
     found = _evolve(options, strategy, generation, list(lifetimes.values()), look_key, rows, directory, console)
     meta.save(directory / "objective.npz", found, {"generations": len(rows), "train": options.train})
     _evaluate(options, names, lifetimes, found, final_key, rows, directory, console)
+
+
+def _safe(directory: Path) -> str:
+    """What is on disk, whatever happens next."""
+    done = max(checkpoint.numbers(directory / "checkpoints"), default=None)
+    if done is None or not (directory / "discovery.json").exists():
+        return f"nothing was saved yet: free some space, and begin again ({directory} may be removed)"
+    return f"generation {done} is safe: free some space, and go on with --resume {directory}"
+
+
+def _draw(console: Console, picture: Callable, *arguments: Any) -> None:
+    """Draws a picture whose path is the second argument, or says why it cannot be."""
+    try:
+        picture(*arguments)
+    except Exception as error:  # whatever a plotting library raises, a picture is not worth a run
+        console.print(f"no {arguments[1].name}: {' '.join(str(error).split())}")
 
 
 def _check(options: DiscoverOptions) -> None:
@@ -204,7 +228,7 @@ def _evolve(options, strategy, generation, lifetimes, look_key, rows, directory,
         write_rows(directory / "generations.jsonl", rows)
         checkpoint.save(directory / "checkpoints", len(rows), generation)
         meta.save(directory / "objective.npz", meta.mean(strategy, generation), {"generations": len(rows)})
-        pictures.generations(rows, directory / "curve.png")
+        _draw(console, pictures.generations, rows, directory / "curve.png")
 
     def after(generation, scores):
         nonlocal told, saved
@@ -254,8 +278,9 @@ def _evaluate(options, names, lifetimes, found, key, rows, directory, console):
         console.print(f"{env}{' (held out)' if env not in lifetimes else ''}: {line or 'no return is a number'}")
     write_json(directory / "evaluation.json", results)
     fitness = {name: float(np.mean(values)) for name, values in means.items()}
-    pictures.generations(rows, directory / "curve.png", {name: fitness[name] for name in OTHERS})
+    _draw(console, pictures.generations, rows, directory / "curve.png", {name: fitness[name] for name in OTHERS})
     learned = {f"TALPO at {share:.0%}": (found, share) for share in (0.0, 0.5, 1.0)}
     shown = learned if options.kind == "talpo" else {"LPO": found}
-    pictures.drifts(shown | {name: OTHERS[name] for name in ("PPO", "DPO", "SPO")}, directory / "drift.png")
+    shown |= {name: OTHERS[name] for name in ("PPO", "DPO", "SPO")}
+    _draw(console, pictures.drifts, shown, directory / "drift.png")
     console.print(f"{directory / 'objective.npz'}: rlx train ppo --env NAME --objective {directory / 'objective.npz'}")

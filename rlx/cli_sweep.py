@@ -24,8 +24,8 @@ from rlx.cli import (
     _tuned,
     _unknown,
     full_name,
-    load_algorithm,
     make,
+    saved_algorithm,
     saved_config,
 )
 from rlx.presets import configure
@@ -33,6 +33,7 @@ from rlx.pytree import replace
 from rlx.run import CHECKPOINT_SECONDS, learned, loose, read_config, read_rows, short_name
 from rlx.search import Choice, LogUniform, Uniform, parse, points, split
 from rlx.sharding import use_devices
+from rlx.storage import check_empty, naming, owned
 from rlx.sweeps import Job, Sweep, apply, execute, plan
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -138,17 +139,22 @@ def sweep(arguments: list[str]) -> None:
     if sources.resume is None:
         job = _new_job(algorithm, name, options, given, prog)
     else:
-        free = ("checkpoint_seconds", "memory", "devices", "dry_run", "compile_cache")
+        free = ("checkpoint_seconds", "memory", "devices", "dry_run", "compile_cache", "source")
         changed = [n for n, value in vars(options).items() if n not in free and value != getattr(default, n)]
         if changed or given:
             raise ValueError(f"a resumed sweep keeps its settings: remove {' '.join([*changed, *given])}")
-        job = dataclasses.replace(saved_job(sources.resume), checkpoint_seconds=options.checkpoint_seconds)
+        job = saved_job(sources.resume, algorithm)
+        job = dataclasses.replace(job, algorithm_name=name, checkpoint_seconds=options.checkpoint_seconds)
         job = dataclasses.replace(job, memory=_bytes(options.memory) or job.memory)
     if options.dry_run:
         console.print(f"{short_name(name)} on {job.env_name}, {plan(job)}")
         return
     console.print(f"{short_name(name)} on {job.env_name}")
-    status, found = execute(job, console, resume=sources.resume is not None)
+    resume = sources.resume is not None
+    numbered = options.out is None and not resume
+    with owned(job.directory, resume=resume, numbered=numbered, say=console.print) as directory:
+        job = dataclasses.replace(job, directory=directory)
+        status, found = execute(job, console, resume)
     if found is None:
         sys.exit(status)
     _print_report(ReportOptions((job.directory,), limit=10), console)
@@ -161,8 +167,8 @@ def sweep(arguments: list[str]) -> None:
         console.print(f"picture: {picture}")
 
 
-def saved_job(directory: Path) -> Job:
-    """The sweep that a directory was made by.
+def saved_job(directory: Path, algorithm: ModuleType | None = None) -> Job:
+    """The sweep that a directory was made by, of its own algorithm unless one is given.
 
     Raises:
         ValueError: when it is none, or was made in Python with an environment that has no name.
@@ -170,7 +176,7 @@ def saved_job(directory: Path) -> Job:
     saved = read_config(directory, "sweep.json")
     if saved["env"] is None:
         raise ValueError(f"{directory} was made in Python: call rlx.sweep again, as it was called, to go on with it")
-    algorithm = load_algorithm(saved["algorithm"])
+    algorithm = algorithm or saved_algorithm(directory, saved)
     if learned(algorithm) != {name: saved[name] for name in ("objective",) if name in saved}:
         raise ValueError(
             f"the objective in {saved['algorithm'].rpartition('+')[2]} is another than that of {directory}"
@@ -238,9 +244,7 @@ def _new_job(algorithm: ModuleType, algorithm_name: str, options: SweepOptions, 
     for point in found:  # bounds of fields and names of parameters, before anything else
         apply(config, env, point)
     directory = options.out or _new_directory(f"sweep-{short_name(algorithm_name)}", env_name, options.seed)
-    if directory.exists() and any(path.suffix != ".tmp" for path in directory.iterdir()):
-        hint = f"go on with it by --resume {directory}, or " if (directory / "sweep.json").exists() else ""
-        raise ValueError(f"{directory} is not empty: {hint}give another --out")
+    check_empty(directory)
     return Job(
         algorithm=algorithm,
         algorithm_name=algorithm_name,
@@ -376,7 +380,8 @@ def _print_report(options: ReportOptions, console: Console) -> None:
     found = report.report(report.runs(options.paths), options.target, bounds or None, options.confidence)
     console.print(report.tables(found, options.limit))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        with naming(options.json, lambda: "the runs are as they were"):
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def plot(arguments: list[str]) -> None:
@@ -386,12 +391,13 @@ def plot(arguments: list[str]) -> None:
 
     options = _parse(PlotOptions, arguments, "rlx plot")
     found = runs(options.paths)
-    if options.heatmap is not None:
-        plot.heatmap(found, *options.heatmap, options.output)
-    elif options.sensitivity is not None:
-        plot.sensitivity(found, options.output, options.sensitivity or None)
-    elif len(found) == 1 and "curve" not in found[0]:
-        plot.curve(list(options.paths), options.output)
-    else:
-        plot.learning_curves(found, options.output)
+    with naming(options.output, lambda: "the runs are as they were; --output says where else"):
+        if options.heatmap is not None:
+            plot.heatmap(found, *options.heatmap, options.output)
+        elif options.sensitivity is not None:
+            plot.sensitivity(found, options.output, options.sensitivity or None)
+        elif len(found) == 1 and "curve" not in found[0]:
+            plot.curve(list(options.paths), options.output)
+        else:
+            plot.learning_curves(found, options.output)
     print(f"picture: {options.output}")

@@ -120,9 +120,13 @@ def save(path: Path, demonstrations: Demonstrations) -> None:
     about = json.dumps({"format": FORMAT} | demonstrations.about, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, **columns, about=np.array(about))
-    temporary.replace(path)
+    try:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **columns, about=np.array(about))
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def load(path: Path) -> Demonstrations:

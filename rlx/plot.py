@@ -9,9 +9,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
@@ -38,14 +36,14 @@ def smooth(values: np.ndarray, weights: np.ndarray, width: int) -> np.ndarray:
 
 def losses(rows: list[dict[str, float]], path: Path) -> None:
     """Draws the losses of behaviour cloning against gradient steps into `path`, see `rlx.cloning.clone`."""
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
     steps = [row["gradient_step"] for row in rows]
     for name, label, colour in zip(("loss", "validation_loss"), ("learned from", "held out"), COLOURS, strict=False):
         axes.plot(steps, [row[name] for row in rows], label=label, color=colour, lw=2)
     axes.set(xlabel="gradient steps", ylabel="loss")
     axes.legend()
     figure.savefig(path, dpi=DPI)
-    plt.close(figure)
 
 
 def curve(runs: list[Path], path: Path) -> None:
@@ -59,7 +57,8 @@ def curve(runs: list[Path], path: Path) -> None:
     """
     configs = [read_json(run / "config.json") for run in runs]
     _one(sorted({str(config["env"]) for config in configs}), "environments")
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
     axes.set_prop_cycle(color=COLOURS)
     for run, config in zip(runs, configs, strict=True):
         logged = [row for row in read_rows(run / "metrics.jsonl") if row.get("episode_return") is not None]
@@ -252,7 +251,8 @@ def heatmap(lanes: Sequence[dict[str, Any]], x: str, y: str, path: Path, most: i
     if np.isnan(values).all():
         raise ValueError("every run was stopped early: there is no return at the end to draw")
 
-    figure, axes = plt.subplots(figsize=(2.4 + 0.75 * len(columns), 2.0 + 0.55 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(2.4 + 0.75 * len(columns), 2.0 + 0.55 * len(lines)), layout="constrained")
+    axes = figure.subplots()
     axes.set_facecolor("0.93")
     image = axes.pcolormesh(values, cmap="cividis", edgecolors="white", lw=1.5)
     digits = decimals(values[~np.isnan(values)])
@@ -466,9 +466,8 @@ def _logged(run: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _panels(count: int, width: float, height: float, **options: Any) -> tuple[Any, list[Any]]:
     """A figure with `count` panels, three a row."""
     columns, lines = min(3, count), math.ceil(count / 3)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(width * columns, height * lines), layout="constrained", squeeze=False, **options
-    )
+    figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, **options)
     for unused in axes.flat[count:]:
         unused.remove()
     return figure, list(axes.flat[:count])
@@ -490,4 +489,3 @@ def _tidy(axes: Any) -> None:
 
 def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=DPI)
-    plt.close(figure)

@@ -1,6 +1,8 @@
 """Progress of a run: a live bar on a terminal, plain lines elsewhere."""
 
+import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -28,12 +30,16 @@ class Display:
 
     def __enter__(self) -> "Display":
         if self.bar:
-            self.bar.start()
+            try:
+                self.bar.start()
+            except Exception as error:
+                self._fail(error)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.bar:
-            self.bar.stop()
+            with suppress(Exception):
+                self.bar.stop()
 
     def add(self, steps: int, episode_return: float | None) -> None:
         """Brings the display on by `steps` environment steps."""
@@ -52,6 +58,18 @@ class Display:
 
     def show(self, steps: int, episode_return: float | None) -> None:
         """Brings the display to `steps` environment steps."""
+        try:
+            self._show(steps, episode_return)
+        except Exception as error:  # whatever a terminal makes a library raise, a display is not worth a run
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        bar, self.bar = self.bar, None
+        with suppress(Exception):
+            bar.stop()
+        print(f"rlx: the progress bar failed, plain lines follow: {' '.join(str(error).split())}", file=sys.stderr)
+
+    def _show(self, steps: int, episode_return: float | None) -> None:
         now, self.done = time.perf_counter(), steps
         rate = (steps - self.first) / max(now - self.start, 1e-9)
         result = "return -" if episode_return is None else f"return {episode_return:.1f}"

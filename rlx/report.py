@@ -192,8 +192,9 @@ def runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     `dropped_at` (updates after which it was stopped or evaluated early, else None; its score is of that point), `path`,
     and for lanes of a sweep `curve` (columns of its log), `planned_steps` and `num_seeds`.
 
-    Runs of one algorithm on one task with equal settings are a group, whatever their seeds. It is called by what
-    differs between groups of the same algorithm on the same task and by what a sweep varied, `learning_rate=1e-04
+    Runs of one algorithm on one task with equal settings are a group, whatever their seeds, unless the source of the
+    algorithm changed between them (`source=` and the head of its hash, which old runs may not have). It is called by
+    what differs between groups of the same algorithm on the same task and by what a sweep varied, `learning_rate=1e-04
     clip=0.2`, with the algorithm in front where there are several; by the algorithm alone where nothing differs.
 
     Raises:
@@ -218,6 +219,7 @@ def runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
                 raise ValueError(f"{path} is neither a run nor a sweep: it has no config.json and no sweep.json")
         except KeyError as error:
             raise ValueError(f"{path} holds no {error.args[0]}: not a run or sweep of this version") from None
+    _tell_sources_apart(found, declared)
     _name_groups(found, declared)
     seen = {}
     for run in found:
@@ -275,7 +277,7 @@ def report(
     if not len(runs):
         raise ValueError("there are no runs to report on")
     if all(run["score"] is None for run in runs):
-        raise ValueError(f"none of these {len(runs)} runs was evaluated: rlx eval RUN evaluates one")
+        raise ValueError(f"none of these {len(runs)} runs came to its evaluation: rlx train --resume RUN goes on to it")
     tasks = sorted({run["task"] for run in runs})
     if bounds:
         bounds = _bounds(bounds, tasks)
@@ -417,6 +419,7 @@ def _run(path):
     return {
         "name": path.name,
         "algorithm": saved["algorithm"],
+        "source": _version(saved),
         "task": _task(saved["env"], saved["env_options"]),
         "seed": saved["seed"],
         "config": saved["config"],
@@ -444,6 +447,7 @@ def _lane(path, sweep, lane):
     return {
         "name": f"{path.name}, lane {lane['lane']}",
         "algorithm": sweep["algorithm"],
+        "source": _version(sweep),
         "task": _task(sweep["env"], sweep.get("env_options")),
         "seed": lane["seed"],
         "config": lane["config"],
@@ -468,6 +472,27 @@ def _prefixed(env_params):
     return {f"env.{name}": value for name, value in (env_params or {}).items()}
 
 
+def _version(saved):
+    """What tells the source of a run's algorithm from others; None where an older rlx kept nothing of it."""
+    hashes = sorted(saved.get("source", {}).items())
+    return "-".join(f"{value[:8]}" for _, value in hashes) or None
+
+
+def _tell_sources_apart(found, declared):
+    """Files of equal source are one algorithm, wherever they are; where a file was changed, its runs are not alike."""
+    first = {}
+    for run in found:
+        name = run["algorithm"]
+        if run["source"] is not None and name != first.setdefault((short_name(name), run["source"]), name):
+            run["algorithm"] = first[short_name(name), run["source"]]
+            declared.setdefault(run["algorithm"], []).extend(declared.pop(name, ()))
+    for task, name in {(run["task"], run["algorithm"]): None for run in found}:
+        alike = [run for run in found if (run["task"], run["algorithm"]) == (task, name)]
+        if len({run["source"] for run in alike} - {None}) > 1:
+            for run in alike:
+                run["settings"] = run["settings"] | {"source": run["source"] or "unknown"}
+
+
 def _score(value):
     """A number, None where there is none; `"nan"` stands for one in strict JSON."""
     return float(value) if value is not None and np.isfinite(float(value)) else None
@@ -485,7 +510,7 @@ def _name_groups(found, declared):
             if field not in fields[name] and len({_identity(settings.get(field)) for settings in alike}) > 1:
                 fields[name].append(field)
     for run in found:
-        settings = run.pop("settings")
+        settings, _ = run.pop("settings"), run.pop("source")
         run["varied"] = {field: settings[field] for field in fields[run["algorithm"]] if field in settings}
     groups = {(run["task"], run["algorithm"], _identity(run["varied"])) for run in found}
     for digits in (3, 17):  # random draws may agree in three digits

@@ -2,9 +2,10 @@
 
 A run directory holds `config.json` (what ran, on what), `metrics.jsonl` (a row a line, at most about 1000),
 `evaluations.jsonl` (a row for each evaluation during training), `checkpoints/` (the whole State, see rlx.checkpoint),
-`evaluation.json` (the last evaluation), `curve.png`, and `episodes/` where pictures of episodes were asked for. It can
-be killed at any moment: what is written later says less than what is written before it, and resuming drops what the
-newest checkpoint does not know.
+`evaluation.json` (the last evaluation of training), `curve.png`, `source/` (copies of an algorithm file of one's own
+and of a learned objective, see rlx.source), `evaluations/` (those that `rlx eval` was asked for), and `episodes/` where
+pictures of episodes were asked for. It can be killed at any moment: what is written later says less than what is
+written before it, and resuming drops what the newest checkpoint does not know.
 """
 
 import datetime
@@ -16,15 +17,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from threading import Thread
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -35,6 +36,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
+from rlx import source
 from rlx.cloning import started_from
 from rlx.env import Env, EnvState
 from rlx.hosts import agree, barrier, fetch, first, most
@@ -44,6 +46,8 @@ from rlx.pytree import is_static, uncommitted
 from rlx.render import check_output, record, write
 from rlx.replay import Replay, arranged, is_replay, with_replay, without_replay
 from rlx.sharding import AXIS, mesh, num_blocks
+from rlx.storage import naming
+from rlx.streams import importing_matplotlib
 from rlx.train import Episodes, advance, evaluate, state_bytes, state_shapes, steps_taken, total_updates
 
 T = TypeVar("T")
@@ -127,18 +131,34 @@ def placed(like: T) -> T:
 def execute(job: Job, console: Console, resume: bool = False, from_update: int | None = None) -> int:
     """Runs the job, or goes on with what is in its directory: from the newest checkpoint, or that of `from_update`.
 
-    Ctrl-C and SIGTERM end the run at the next border between chunks, with a checkpoint; a second one ends it at once.
+    Whoever calls owns the directory, see `rlx.storage.owned`. Ctrl-C, SIGTERM and SIGHUP end the run at the next border
+    between chunks, with a checkpoint; a second one ends it at once.
 
-    Returns the exit status: 0, 1 when training died of NaN, 130 after Ctrl-C, 143 after SIGTERM.
+    Returns the exit status: 0, 1 when training died of NaN, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
 
     Raises:
         ValueError: for settings that do not fit the environment, or a checkpoint that does not fit them, before
             anything on disk has changed.
+        Full: where the disk is full, or cannot be written for another reason.
     """
     if jax.process_count() > 1 and job.render_every:
         raise ValueError("--render-every is for runs of one process: rlx render draws episodes afterwards")
-    with _devices(job):
+    with _devices(job), naming(job.directory, lambda: _safe(job.directory)):
         return _execute(job, console, resume, from_update)
+
+
+def _safe(directory: Path) -> str:
+    """What of a run is on disk, whatever happens next."""
+    from rlx import checkpoint
+
+    newest = max(checkpoint.numbers(directory / "checkpoints"), default=None)
+    if newest is None or not (directory / "config.json").exists():
+        return f"nothing was saved yet: free some space, and begin again ({directory} may be removed)"
+    logged = max((row["update"] for row in read_rows(directory / "metrics.jsonl")), default=0)
+    return (
+        f"the checkpoint of update {newest} is safe, and the log up to update {logged}: "
+        f"free some space, and go on with --resume {directory}"
+    )
 
 
 def _devices(job: Job) -> Any:
@@ -203,7 +223,7 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
             raise ValueError(f"{directory} was stopped before its first checkpoint: remove it, and begin again")
     if not job.render_every:  # which draws at once, and parts of a library are not to be imported by two at a time
         # Compiling and training leave the interpreter to others: they do not wait for this second.
-        Thread(target=import_module, args=("rlx.plot",), daemon=True).start()
+        threading.Thread(target=_import_early, args=("rlx.plot",), daemon=True).start()
     step_updates = lowered.compile()
     if state is None:
         state = init.compile()(config, env, train_key)
@@ -222,6 +242,7 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
                 write_rows(directory / name, known)
             for stale in ("evaluation.json", "curve.png"):
                 (directory / stale).unlink(missing_ok=True)
+        source.keep(directory, source.read(job.algorithm_name, algorithm))
         write_json(directory / "config.json", describe(job, *OPTIONS) | origin)
     barrier("the directory is there")
     compile_seconds = time.perf_counter() - started
@@ -259,7 +280,7 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
                 done, alive = done + survived, survived == num
                 display.show(steps_taken(config, done), logger.episode_return)
                 now = time.perf_counter()
-                size = max(1, min(length, int(num * CHUNK_SECONDS / (now - before)), 8 * num))
+                size = max(1, min(length, int(num * CHUNK_SECONDS / max(now - before, 1e-9)), 8 * num))
                 size, due, asked = most(size, now - last_checkpoint > job.checkpoint_seconds, stop.asked)
                 if due:
                     save()
@@ -271,7 +292,7 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
     if first():
         if complete:
             write_json(directory / "evaluation.json", evaluations[-1])
-        draw(directory)
+        drawn = draw(directory, console)
     if not complete:
         console.print(
             f"interrupted after {steps_taken(config, done):,} of {rounded:,} steps; "
@@ -288,7 +309,8 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
             f"best evaluation: mean return {float(top['mean']):.1f} after {top['step']:,} steps; "
             f"rlx eval {directory} --best plays other episodes with it"
         )
-    console.print(f"curve: {directory / 'curve.png'}")
+    if first() and drawn:
+        console.print(f"curve: {directory / 'curve.png'}")
     return 0 if alive else 1
 
 
@@ -477,12 +499,18 @@ def loose(value: Any) -> Any:
 
 
 class Stop:
-    """Turns the first Ctrl-C or SIGTERM into `asked`, its number; the second one has its usual effect."""
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into `asked`, its number; the second one has its usual effect.
+
+    Python has signals in the main thread only: in another one nothing is ever asked.
+    """
 
     def __enter__(self):
         self.asked, self.previous = 0, {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self._ask)
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                self.previous[number] = signal.signal(number, self._ask) or signal.SIG_DFL
         return self
 
     def _ask(self, number, frame):
@@ -492,6 +520,12 @@ class Stop:
     def __exit__(self, *_):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+
+def _import_early(name: str) -> None:
+    """Imports a module ahead of its use; where that fails, its use says why."""
+    with suppress(Exception), importing_matplotlib():
+        import_module(name)
 
 
 class Logger:
@@ -563,8 +597,13 @@ def _latest(new: Any, old: Any) -> Any:
 
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def _check_unfinished(directory: Path, done: int, updates: int, evaluations: list[dict[str, Any]]) -> None:
@@ -584,19 +623,28 @@ def _warn_of_schedules(directory: Path, done: int, steps: int, console: Console)
         )
 
 
-def draw(directory: Path) -> None:
-    """The picture of a run directory."""
-    from rlx.plot import curve
-
+def draw(directory: Path, console: Console) -> bool:
+    """Draws `curve.png` of a run directory, or says why it cannot be; returns whether it is there."""
     temporary = directory / "curve.tmp.png"
-    curve([directory], temporary)
-    temporary.replace(directory / "curve.png")
+    try:
+        with importing_matplotlib():
+            from rlx.plot import curve
+
+        curve([directory], temporary)
+        temporary.replace(directory / "curve.png")
+    except Exception as error:  # whatever a plotting library raises, a picture is not worth a run
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        console.print(f"no curve.png, everything else is in {directory}: {' '.join(str(error).split())}")
+        return False
+    return True
 
 
 def describe(job: Any, *names: str) -> dict[str, Any]:
     """What a run or a sweep is, on what it ran, and those of the job's fields that are named."""
     return {
         "algorithm": job.algorithm_name,
+        "source": source.hashes(job.algorithm_name, source.read(job.algorithm_name, job.algorithm)),
         **learned(job.algorithm),
         "env": job.env_name,
         "env_options": job.env_options,
@@ -619,11 +667,18 @@ def provenance() -> dict[str, Any]:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None},
         "device": f"{device.platform}: {device.device_kind} x {jax.device_count()}",
         "matmul_precision": jax.config.jax_default_matmul_precision,
         "commit": _commit(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

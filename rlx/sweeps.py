@@ -2,7 +2,8 @@
 
 A sweep directory holds `sweep.json` (what was asked for, on what), `batches/` (log, checkpoints and evaluation of every
 batch of lanes), and at the end `lanes.jsonl` (a row a lane with its full config), `results.csv`, `ranking.json`,
-pictures, and `best/`: the best lane as an ordinary run directory, where one has a return.
+pictures, `best/`: the best lane as an ordinary run directory, where one has a return, and `source/` as a run
+directory has it.
 """
 
 import csv
@@ -24,13 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from rlx import run
+from rlx import run, source
 from rlx.env import Env, with_params
 from rlx.lanes import MIB, Group, Program, carry, fit, groups, memory_bound, shapes
 from rlx.presets import configure
 from rlx.progress import Display
 from rlx.pytree import is_static
 from rlx.search import points, split
+from rlx.storage import naming, owned
+from rlx.streams import importing_matplotlib
 from rlx.train import state_shapes, steps_taken
 
 ROWS = 100  # of each lane's log
@@ -151,12 +154,15 @@ class Sweep:
         """Writes a lane as a run directory, which can be evaluated, plotted and gone on with like any other.
 
         Raises:
-            ValueError: when there is something in the directory.
+            ValueError: when there is something in the directory, or another process writes it.
+            Full: where the disk is full.
         """
+        with owned(directory), naming(directory, lambda: f"{self.job.directory} is as it was, free some space"):
+            self._export(lane, directory)
+
+    def _export(self, lane: int, directory: Path) -> None:
         from rlx.checkpoint import save
 
-        if directory.exists() and any(directory.iterdir()):
-            raise ValueError(f"{directory} is not empty: give another --out")
         job, row = self.job, self.lanes[lane]
         config, env = self.settings(lane)
         own = run.Job(
@@ -172,7 +178,7 @@ class Sweep:
             preset=job.preset,
             eval_episodes=job.eval_episodes,
         )
-        directory.mkdir(parents=True, exist_ok=True)
+        source.keep(directory, source.read(job.algorithm_name, job.algorithm))
         about = {"run": run.identity(own), "log": run.NO_LOG}
         save(directory / "checkpoints", row["updates"], self.state(lane), about)
         log = [entry for entry in self.log(lane) if entry["update"] <= row["updates"]]
@@ -180,7 +186,7 @@ class Sweep:
         run.write_rows(directory / "evaluations.jsonl", [row["evaluation"]])
         run.write_json(directory / "evaluation.json", row["evaluation"])
         run.write_json(directory / "config.json", run.describe(own, *run.OPTIONS))
-        run.draw(directory)
+        run.draw(directory, Console(stderr=True, highlight=False, markup=False, soft_wrap=True))
 
 
 def sweep(
@@ -249,7 +255,8 @@ def sweep(
         memory=memory,
         checkpoint_seconds=checkpoint_seconds,
     )
-    status, result = execute(job, console or Console(quiet=True), resume=_resumes(job))
+    with owned(job.directory, resume=_resumes(job)):
+        status, result = execute(job, console or Console(quiet=True), resume=_resumes(job))
     if result is None:
         raise KeyboardInterrupt(f"status {status}: {directory} holds everything; the same call goes on with it")
     return result
@@ -276,19 +283,37 @@ def _resumes(job: Job) -> bool:
         "pbt",
     )
     changed = [f"{name} = {saved[name]} -> {now[name]}" for name in names if saved[name] != now[name]]
+    changed += [f"{file} {what}" for file, what in source.changes(job.algorithm_name, saved, job.algorithm).items()]
     if changed:
         raise ValueError(f"{job.directory} holds another sweep: {'; '.join(changed)}")
     return True
 
 
 def execute(job: Job, console: Console, resume: bool = False) -> tuple[int, Sweep | None]:
-    """Runs or resumes the sweep. Returns the exit status and, where it came to its end, what it found.
+    """Runs or resumes the sweep, in a directory that the caller owns. Returns the exit status and what it found.
 
-    The status is 0, or that of an interrupted run; then everything is saved.
+    The status is 0, or that of an interrupted run; then everything is saved, and nothing was found yet.
 
     Raises:
         ValueError: for settings that fit neither the environment nor the memory.
+        Full: where the disk is full, or cannot be written for another reason.
     """
+    with naming(job.directory, lambda: _safe(job.directory)):
+        return _execute(job, console, resume)
+
+
+def _safe(directory: Path) -> str:
+    """What of a sweep is on disk, whatever happens next."""
+    if not (directory / "sweep.json").exists():
+        return f"nothing was saved yet: free some space, and begin again ({directory} may be removed)"
+    done = len(list((directory / "batches").glob("*/result.json")))
+    return (
+        f"the results of {done} batches and the checkpoints of the others are safe: "
+        f"free some space, and go on with --resume {directory}"
+    )
+
+
+def _execute(job: Job, console: Console, resume: bool) -> tuple[int, Sweep | None]:
     if resume and (job.directory / "summary.json").exists():
         console.print(f"{job.directory} has come to its end")
         return 0, Sweep(job, run.read_rows(job.directory / "lanes.jsonl"))
@@ -348,6 +373,7 @@ def _train_group(job, group, name, lanes, start, end, found, display, stop):
             )
         batches.mkdir(parents=True, exist_ok=True)
         if not (job.directory / "sweep.json").exists():
+            source.keep(job.directory, source.read(job.algorithm_name, job.algorithm))
             run.write_json(job.directory / "sweep.json", describe(job))
         used = {"num_lanes": program.num_lanes, "bytes": program.bytes, "compile_seconds": program.seconds}
         run.write_json(cut, used)
@@ -412,7 +438,7 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
             known = [x for x in logger.episode_return or [] if x is not None]
             display.show(display.done + taken * steps, max(known, default=None))
             now = time.perf_counter()
-            size = max(1, min(program.length, int(taken * run.CHUNK_SECONDS / (now - before)), 8 * taken))
+            size = max(1, min(program.length, int(taken * run.CHUNK_SECONDS / max(now - before, 1e-9)), 8 * taken))
             if now - saved_at > job.checkpoint_seconds and done < end:
                 save()
                 saved_at = time.perf_counter()
@@ -607,13 +633,17 @@ def _write_results(sweep: Sweep, programs: list[Group], seconds: float) -> None:
     shutil.rmtree(directory / "best", ignore_errors=True)  # of a process that was killed while it wrote
     if sweep.best is not None:
         sweep.export(sweep.best, directory / "best")
-    _draw(job, names)
+    try:
+        _draw(job, names)
+    except Exception as error:  # whatever a plotting library raises, a picture is not worth a sweep
+        print(f"not all pictures of {directory} could be drawn: {' '.join(str(error).split())}", file=sys.stderr)
     run.write_json(directory / "summary.json", summary)  # the last: it says that the others are whole
 
 
 def _draw(job: Job, varied: list[str]) -> None:
     """Pictures, as far as there is something to be seen."""
-    from rlx import plot
+    with importing_matplotlib():
+        from rlx import plot
     from rlx.report import runs
 
     directory = job.directory

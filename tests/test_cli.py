@@ -180,7 +180,8 @@ def test_the_best_checkpoint_is_kept_and_holds_what_was_evaluated(long, tmp_path
     shutil.copytree(long, tmp_path / "long")
     for flags, update in ((["--best"], 4), (["--from-update", "12"], 12), ([], 16)):
         assert rlx("eval", tmp_path / "long", "--num-episodes", "4", *flags) == 0
-        assert json.loads((tmp_path / "long" / "evaluation.json").read_text())["update"] == update
+        file = tmp_path / "long" / "evaluations" / f"update-{update}-seed-0-episodes-4.json"
+        assert json.loads(file.read_text())["update"] == update
     assert rlx("eval", tmp_path / "long", "--best", "--from-update", "12") == 2
     assert "give one of them" in capsys.readouterr().err
 
@@ -246,7 +247,9 @@ def test_what_was_killed_before_it_wrote_anything_can_be_started_again(tmp_path,
         patch.setattr("pathlib.Path.replace", lambda *args: (_ for _ in ()).throw(KilledError))
         with pytest.raises(KilledError):
             rlx(*TRAIN, "--out", tmp_path / "cut")
-    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["config.tmp"]
+    assert not (tmp_path / "cut").exists()
+    (tmp_path / "cut" / "source").mkdir(parents=True)  # what is left where not even an exception was raised
+    (tmp_path / "cut" / "config.tmp").write_text("{")
     assert rlx(*TRAIN, "--out", tmp_path / "cut") == 0
 
 

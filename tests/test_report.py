@@ -535,7 +535,7 @@ def test_bounds_of_an_environment_hold_for_all_its_options():
     ("arguments", "message"),
     [
         ({"runs": []}, "no runs"),
-        ({"runs": [run(None)]}, "rlx eval"),
+        ({"runs": [run(None)]}, "rlx train --resume"),
         ({"runs": [run(1.0), run(1.0, task="u")], "target": 1.0}, "give low and high of each"),
         ({"runs": [run(1.0), run(1.0, task="u")], "bounds": {"t": (0, 1)}}, "no low and high of u"),
         ({"runs": [run(1.0)], "bounds": {"t": (0, 1), "v": (0, 1)}}, "no runs on v"),

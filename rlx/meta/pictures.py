@@ -6,13 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from rlx.objectives import importance_weighted
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 RATIOS, ADVANTAGES = np.linspace(0.4, 1.8, 141), np.linspace(-2.0, 2.0, 81)
 
@@ -31,8 +28,8 @@ def drifts(objectives: Mapping[str, Callable | tuple[Callable, float]], path: Pa
     Where the slope has the sign of the advantage it sends the ratio on, where it has the other one it sends it back;
     without a drift it is the advantage itself. White is 0.
     """
-    size = {"figsize": (2.5 * len(objectives) + 0.8, 4.8), "layout": "constrained", "squeeze": False}
-    figure, axes = plt.subplots(2, len(objectives), sharex=True, sharey=True, **size)
+    figure = Figure(figsize=(2.5 * len(objectives) + 0.8, 4.8), layout="constrained")
+    axes = figure.subplots(2, len(objectives), sharex=True, sharey=True, squeeze=False)
     extent = (RATIOS[0], RATIOS[-1], ADVANTAGES[0], ADVANTAGES[-1])
     bounds = {"drift": 1.0, "slope in the ratio": 2.0}
     images = []
@@ -49,12 +46,12 @@ def drifts(objectives: Mapping[str, Callable | tuple[Callable, float]], path: Pa
         axes[row, 0].set_ylabel("advantage")
         figure.colorbar(images[row], ax=axes[row], label=text, extend="both")
     figure.savefig(path, dpi=90)
-    plt.close(figure)
 
 
 def generations(rows: Sequence[dict[str, Any]], path: Path, others: Mapping[str, float] | None = None) -> None:
     """Fitness against generations: mean and best of the population, what was proposed, and that of `others`."""
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
     number = [row["generation"] for row in rows]
     column = lambda name, rows: [float(row[name]) for row in rows]  # NaN is a text in a log
     axes.plot(number, column("fitness", rows), lw=1.5, label="population, mean")
@@ -66,7 +63,6 @@ def generations(rows: Sequence[dict[str, Any]], path: Path, others: Mapping[str,
     axes.set(xlabel="generation", ylabel="fitness: 0 untrained, 1 PPO")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 __all__ = ["drifts", "generations", "surfaces"]

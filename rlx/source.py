@@ -1,0 +1,86 @@
+"""The source of a run's algorithm: hashes that tell versions apart, and copies that a run keeps of files of its own.
+
+An algorithm's name is that of a module that ships, `rlx.algos.ppo`, or the path of a file; after a `+` comes an
+objective, by its name or as the file of a learned one. The copies are in `source/` of the run directory.
+"""
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+FOLDER = "source"
+
+
+def parts(name: str) -> tuple[str, str]:
+    """`/a/mine.py+/b/lpo.npz` as its algorithm and its objective; the second is empty where there is none."""
+    base, plus, objective = name.rpartition("+")
+    if plus and (objective.endswith(".npz") or not objective.endswith(".py")):
+        return base, objective
+    return name, ""
+
+
+def files(name: str) -> list[Path]:
+    """The files of one's own in an algorithm's name: its code, a learned objective."""
+    return [Path(part) for part in parts(name) if part.endswith((".py", ".npz"))]
+
+
+def read(name: str, algorithm: ModuleType) -> dict[str, bytes]:
+    """The content of the files of one's own by their names, as it was loaded where the module says so."""
+    loaded = getattr(algorithm, "__sources__", {})
+    return loaded | {path.name: path.read_bytes() for path in files(name) if path.name not in loaded and path.exists()}
+
+
+def hashes(name: str, kept: dict[str, bytes]) -> dict[str, str]:
+    """SHA-256 of each of the algorithm's files by its name; of one that ships that of its module."""
+    found = {file: _hash(content) for file, content in kept.items()}
+    base = parts(name)[0]
+    if base.startswith("rlx.algos.") and (spec := find_spec(base)) is not None:
+        found[f"{base.removeprefix('rlx.algos.')}.py"] = _hash(Path(spec.origin).read_bytes())
+    return found
+
+
+def keep(directory: Path, kept: dict[str, bytes]) -> None:
+    """Writes the copies into a run directory; a copy of another content gets its hash into its name and stays."""
+    for file, content in kept.items():
+        path = directory / FOLDER / file
+        path.parent.mkdir(exist_ok=True)
+        if path.exists() and (before := path.read_bytes()) != content:
+            path.replace(path.with_name(f"{path.stem}-{_hash(before)[:8]}{path.suffix}"))
+        partial = path.with_name(f"{file}.tmp")
+        partial.write_bytes(content)
+        partial.replace(path)
+
+
+def changes(name: str, saved: dict[str, Any], loaded: ModuleType | None = None) -> dict[Path, str]:
+    """The files of one's own that a run knows and that have become others since: `has changed` or `is gone`."""
+    known, found = saved.get("source", {}), {}
+    now = {} if loaded is None else read(name, loaded)
+    for path in files(name):
+        if path.name in known and path.name not in now and not path.exists():
+            found[path] = "is gone"
+        elif path.name in known and _hash(now.get(path.name) or path.read_bytes()) != known[path.name]:
+            found[path] = "has changed"
+    return found
+
+
+def kept(directory: Path, saved: dict[str, Any]) -> tuple[str, str]:
+    """The names of a run's algorithm and objective, with the run's copies in place of the files of one's own.
+
+    Raises:
+        ValueError: when a copy is not what the run began with, or is missing.
+    """
+    found, known = [], saved.get("source", {})
+    for part in parts(saved["algorithm"]):
+        path = directory / FOLDER / Path(part).name
+        own = part.endswith((".py", ".npz")) and path.name in known
+        if own and (not path.exists() or _hash(path.read_bytes()) != known[path.name]):
+            what = "has changed" if path.exists() else "is missing"
+            raise ValueError(f"{path}, the run's copy of its source, {what}: put back what the run began with")
+        found.append(str(path.resolve()) if own else part)
+    return tuple(found)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
