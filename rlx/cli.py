@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,7 @@ from rich.console import Console
 import rlx.algos
 import rlx.envs
 from rlx import hosts, objectives
+from rlx.algorithm_check import check_algorithm, check_module
 from rlx.env import Env, with_params
 from rlx.envs.registry import full_name
 from rlx.presets import configure, published, settings, variant
@@ -60,6 +62,9 @@ COMMANDS = {
     "render": "watch a policy:  rlx render runs/NAME --output episode.gif",
     "plot": "draw runs and sweeps:  rlx plot runs/A runs/B --output curves.png",
     "envs": "list environments:  rlx envs [brax]",
+    "check": "test an algorithm or an environment:  rlx check my_ppo.py --env CartPole-v1",
+    "version": "the version:  rlx --version",
+    "help": "this list, or the options of a command:  rlx help train",
 }
 
 NAMES = ("Clip", "ClipHigher", "DPO", "ForwardKL", "ImportanceWeighted", "ReverseKL", "Rollback", "SPO")
@@ -180,11 +185,25 @@ class RenderOptions(Checkpoint):
     """one of the model's cameras; default: its first"""
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckOptions:
+    """Test an algorithm, or an environment, against its contract; docs/own-algorithm.md says what that is."""
+
+    target: tyro.conf.Positional[str]
+    """Algorithm (a name or the path of a file), or the name of an environment."""
+    env: str = ""
+    """Environment to check an algorithm on; by default CartPole-v1, or Pendulum-v1 where the algorithm refuses that."""
+    compile_cache: bool = True
+    """Keep compiled programs on disk for the next start."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The `rlx` command."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: rlx COMMAND ...\n\n" + "\n".join(f"  {name:6} {text}" for name, text in COMMANDS.items()))
+    if arguments[:1] == ["help"] and len(arguments) > 1:
+        arguments = [*arguments[1:], "--help"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print("usage: rlx COMMAND ...\n\n" + "\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items()))
         print("\nrlx COMMAND --help says more; the algorithms are " + ", ".join(algorithms()))
         sys.exit(0)
     command, rest = arguments[0], arguments[1:]
@@ -203,6 +222,10 @@ def main(arguments: list[str] | None = None) -> None:
             importlib.import_module("rlx.cli_discover").discover(rest)
         elif command == "envs":
             _envs(rest)
+        elif command == "check":
+            _check(_parse(CheckOptions, rest, "rlx check"))
+        elif command in ("version", "--version", "-V"):
+            print(f"rlx {rlx.__version__}")
         else:
             raise ValueError(_unknown("command", command, list(COMMANDS)))
 
@@ -211,6 +234,7 @@ def run_file(path: str) -> None:
     """The command line of an algorithm file that is run as a script; `path` is its `__file__`."""
     with _errors():
         prog = f"python {sys.argv[0]}"
+        check_module(sys.modules["__main__"], path)
         sources, rest = _sources(sys.argv[1:], prog, TrainSources)
         algorithm, name = _with_objective(sys.modules["__main__"], str(Path(path).resolve()), sources)
         _train_algorithm(algorithm, name, sources, rest, prog)
@@ -239,10 +263,11 @@ def load_algorithm(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"rlx.loaded.{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    missing = [part for part in ("Config", "init", "update", "act") if not hasattr(module, part)]
-    if missing:
-        raise ValueError(f"{path} is not an algorithm: it has no {', '.join(missing)}")
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a file raises that is not finished
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    check_module(module, str(path))
     return module
 
 
@@ -262,10 +287,13 @@ def _algorithm(command: str, arguments: list[str]) -> tuple[ModuleType, str, Sou
 
     Without a name it is the algorithm of the directory to resume or to start from.
     """
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: rlx {command} ALGORITHM --env NAME ...; `rlx {command} ppo --help` lists the options of ppo")
+    if arguments[:1] and arguments[0].startswith("-") and {"-h", "--help"} & set(arguments):
+        print(
+            f"usage: rlx {command} ALGORITHM --env NAME ...; `rlx {command} ppo --help` lists the settings of ppo too"
+        )
         print(f"algorithms: {', '.join(algorithms())}")
-        sys.exit(0)
+        general = TrainOptions if command == "train" else importlib.import_module("rlx.cli_sweep").SweepOptions
+        _parse(general, ["--help"], f"rlx {command} ALGORITHM")
     named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
     prog = " ".join([f"rlx {command}", *named])
     sources, rest = _sources(arguments[len(named) :], prog, TrainSources if command == "train" else Sources)
@@ -535,6 +563,41 @@ def _envs(arguments: list[str]) -> None:
     print("\n".join(found))
 
 
+def _check(options: CheckOptions) -> None:
+    _configure(options.compile_cache)
+    shipped = options.target.removeprefix("rlx.algos.") in algorithms()
+    if not (shipped or options.target.endswith(".py") or _split(options.target)[1]):
+        try:
+            name = full_name(options.target)
+        except ValueError as error:
+            raise ValueError(f"{error}; an algorithm is one of {', '.join(algorithms())}, or a file.py") from error
+        if options.env:
+            raise ValueError(f"{name} is an environment: leave --env out, or give an algorithm in its place")
+        print("\n".join(_proven(name, lambda: rlx.envs.check(make(name, {}, {})))))
+        return
+    algorithm = load_algorithm(options.target)
+    for name in [options.env] if options.env else ["gymnax/CartPole-v1", "gymnax/Pendulum-v1"]:
+        env, refused = make(full_name(name), {}, {}), ""
+        try:
+            state_shapes(algorithm, algorithm.Config(), env)
+            break
+        except ValueError as error:
+            refused = f"{name}: {error}"
+        except Exception:  # the clauses say what is wrong
+            break
+    if refused:
+        raise ValueError(f"{options.target} refuses {refused}; give --env NAME of an environment that it is made for")
+    print(f"{options.target} on {name}; updates are compiled, which may take a minute")
+    print("\n".join(_proven(options.target, lambda: check_algorithm(algorithm, env))))
+
+
+def _proven(target: str, check: Callable[[], list[str]]) -> list[str]:
+    try:
+        return check()
+    except AssertionError as error:  # AlgorithmError or ContractError
+        raise ValueError(f"{target} breaks its contract: {error}") from error
+
+
 def make(env_name: str, env_options: dict[str, Any], env_params: dict[str, Any]) -> Env:
     """The environment, with bad options reported as ValueError."""
     try:
@@ -615,7 +678,7 @@ def _parse(options: type, arguments: list[str], prog: str, **how: Any) -> Any:
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            return tyro.cli(options, args=arguments, prog=prog, **how)
+            return tyro.cli(options, args=arguments, prog=prog, registry=WHOLE_NUMBERS, **how)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -623,6 +686,34 @@ def _parse(options: type, arguments: list[str], prog: str, **how: Any) -> Any:
         lines = [" ".join(line.split()) for line in text.splitlines()]
         lines = [line for line in lines if line and not line.startswith("For full helptext")]
         raise ValueError(" ".join(lines[1:] or lines) + f"; {prog} --help lists the options") from None
+
+
+def _whole(text: str) -> int:
+    """`100000`, `100_000` and `1e5` as an integer."""
+    try:
+        number = Decimal(text)
+        if number.adjusted() < 19 and number == number.to_integral_value():
+            return int(number)
+    except ArithmeticError:
+        pass
+    raise ValueError(f"{text} is not a whole number")
+
+
+WHOLE_NUMBERS = tyro.constructors.ConstructorRegistry()
+
+
+@WHOLE_NUMBERS.primitive_rule
+def _integer(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """How tyro reads every integer option."""
+    if info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda texts: _whole(texts[0]),
+        is_instance=lambda value: type(value) is int,
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:
@@ -649,9 +740,13 @@ def _errors():
     try:
         with hosts.together():
             yield
-    except (ValueError, OSError) as error:
-        if os.environ.get("RLX_TRACEBACK"):
+    except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+        if os.environ.get("RLX_TRACEBACK") or (isinstance(error, jax.errors.JaxRuntimeError) and not memory):
             raise
+        if memory:
+            said = str(error).strip().partition("\n")[0]
+            error = f"out of memory ({said}): --dry-run says how much a state takes; lower num_envs or capacity"
         print(f"rlx: {' '.join(str(error).split())}", file=sys.stderr)
         hosts.leave(2)
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlx.env import Env, EnvState
-from rlx.train import EVALUATION
+from rlx.train import EVALUATION, Current
 
 FORMATS = (".gif", ".mp4", ".png", ".html")
 FRAMES_PER_SECOND = 25.0
@@ -52,7 +52,7 @@ def record(
     It ends with the episode or after `num_steps`.
     """
     limit = num_steps if env.horizon is None else min(num_steps, env.horizon)
-    states, done, returns = jax.device_get(_play(algorithm, config, env, state, key, limit, deterministic))
+    states, done, returns = jax.device_get(_play(Current(algorithm), config, env, state, key, limit, deterministic))
     length = int(np.argmax(done)) + 1 if done.any() else limit
     at = lambda i: jax.tree.map(lambda x: x[i], states)
     return [at(i) for i in range(length + 1)], float(returns[length - 1])
