@@ -48,6 +48,7 @@ from rlx.run import (
     write_json,
 )
 from rlx.sharding import num_cores, use_devices
+from rlx.timings import announcement, program_name, remember
 from rlx.train import state_shapes, steps_taken
 
 COMMANDS = {
@@ -507,7 +508,13 @@ def _eval(options: EvalOptions) -> None:
         raise ValueError(f"--num-episodes {options.num_episodes}: give at least 1")
     job, state, key = _load(options)
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    name = program_name(
+        f"evaluation of {short_name(job.algorithm_name)}", job.env_name, job.config, options.num_episodes
+    )
+    console.print(announcement(name))
+    started = time.perf_counter()
     result = evaluate_run(job, state, key, options.num_episodes, console, deterministic=not options.stochastic)
+    remember(name, time.perf_counter() - started)
     write_json(options.run / "evaluation.json", result)
 
 
@@ -518,9 +525,13 @@ def _render(options: RenderOptions) -> None:
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
     output = options.output or options.run / "episode.gif"
-    job, state, key = _load(options, lambda env: check_output(env, output))
+    job, state, key = _load(options, lambda env: check_output(env, output, options.camera))
     deterministic = not options.stochastic
+    name = program_name(f"episode of {short_name(job.algorithm_name)}", job.env_name, job.config, options.num_steps)
+    print(announcement(name), flush=True)
+    started = time.perf_counter()
     episode, total = record(job.algorithm, job.config, job.env, state, key, options.num_steps, deterministic)
+    remember(name, time.perf_counter() - started)
     write(job.env, episode, output, options.width, options.height, options.camera)
     after = steps_taken(job.config, int(state.num_updates))
     print(f"{output}: an episode of {len(episode) - 1} steps, return {total:.1f}, after {after:,} steps of training")
@@ -603,8 +614,17 @@ def make(env_name: str, env_options: dict[str, Any], env_params: dict[str, Any])
     try:
         with hosts.local_devices():
             env = rlx.envs.make(env_name, **env_options)
-    except TypeError as error:
-        raise ValueError(f"{env_name} does not take these options: {error}") from error
+            if env_options:  # a suite may keep what it is given until it is stepped
+                jax.eval_shape(
+                    lambda key: env.advance(key, env.reset(key), env.action_space.sample(key)), jax.random.key(0)
+                )
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a suite raises for an option of another kind
+        given = ", ".join(f"{name}={value!r}" for name, value in env_options.items())
+        raise ValueError(
+            f"{env_name} does not take these options: {error or type(error).__name__} ({given})"
+        ) from error
     return with_params(env, env_params)
 
 
@@ -619,7 +639,10 @@ def saved_config(algorithm: ModuleType, saved: dict[str, Any]) -> Any:
 
 def _tuned(algorithm: ModuleType, env_name: str, sources: Sources) -> dict[str, Any]:
     """What the options start from: the tuned settings for the environment, and those of the variant asked for."""
-    tuned = settings(_preset_file(algorithm), env_name) if env_name and sources.preset else {}
+    file = _preset_file(algorithm)
+    tuned = settings(file, env_name) if env_name and sources.preset else {}
+    if unknown := tuned.keys() - {field.name for field in dataclasses.fields(algorithm.Config)}:
+        raise ValueError(f"{file} sets {', '.join(sorted(unknown))} for {env_name}, and the Config has no such field")
     return tuned | (variant(algorithm, sources.variant) if sources.variant else {})
 
 
