@@ -151,6 +151,9 @@ def sweep(arguments: list[str]) -> None:
             raise ValueError(f"a resumed sweep keeps its settings: remove {' '.join([*flags, *given])}")
         job = dataclasses.replace(saved_job(sources.resume), checkpoint_seconds=options.checkpoint_seconds)
         job = dataclasses.replace(job, memory=_bytes(options.memory) or job.memory)
+    usual = vars(configure(algorithm.Config, job.preset))
+    if chosen := [f"{name}={value}" for name, value in vars(job.config).items() if value != usual[name]]:
+        console.print(f"your settings, of all lanes: {', '.join(chosen)}")
     if options.dry_run:
         console.print(f"{short_name(name)} on {job.env_name}, {plan(job)}")
         return
