@@ -288,7 +288,8 @@ def _algorithm(command: str, arguments: list[str]) -> tuple[ModuleType, str, Sou
 
     Without a name it is the algorithm of the directory to resume or to start from.
     """
-    if arguments[:1] and arguments[0].startswith("-") and {"-h", "--help"} & set(arguments):
+    of_run = any(argument.startswith(("--resume", "--start-from")) for argument in arguments)
+    if arguments and arguments[0].startswith("-") and {"-h", "--help"} & set(arguments) and not of_run:
         print(
             f"usage: rlx {command} ALGORITHM --env NAME ...; `rlx {command} ppo --help` lists the settings of ppo too"
         )

@@ -46,7 +46,18 @@ from rlx.render import check_output, record, write
 from rlx.replay import Replay, arranged, is_replay, with_replay, without_replay
 from rlx.sharding import AXIS, mesh, num_blocks
 from rlx.timings import announcement, program_name, remember
-from rlx.train import Current, Episodes, advance, evaluate, play, state_bytes, state_shapes, steps_taken, total_updates
+from rlx.train import (
+    MAX_STEPS,
+    Current,
+    Episodes,
+    advance,
+    evaluate,
+    play,
+    state_bytes,
+    state_shapes,
+    steps_taken,
+    total_updates,
+)
 
 T = TypeVar("T")
 
@@ -171,7 +182,7 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
     lowered = step.lower(algorithm, config, env, like, jnp.int32(0), jnp.int32(1), length)
     check_metrics(lowered.out_info[1], 1)
     init = jax.jit(lambda *args: algorithm.init(*args), out_shardings=shardings).lower(config, env, train_key)
-    play.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True)
+    play.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True, MAX_STEPS)
     if job.render_every:
         check_output(env, directory / "episodes.gif")
 

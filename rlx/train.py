@@ -24,6 +24,7 @@ from rlx.replay import is_replay, rewind
 from rlx.rollout import reset
 
 EVALUATION = 0x65766C  # names the random stream of `evaluate`
+MAX_STEPS = 100_000  # of an episode that it plays
 
 
 class Current:
@@ -232,7 +233,7 @@ def evaluate(
     key: jax.Array,
     num_episodes: int = 32,
     deterministic: bool = True,
-    max_steps: int = 100_000,
+    max_steps: int = MAX_STEPS,
 ) -> Episodes:
     """Plays `num_episodes` episodes from fresh starts, each once and to its end.
 
@@ -244,7 +245,7 @@ def evaluate(
 
 
 @partial(jax.jit, static_argnames=("algorithm", "num_episodes", "deterministic", "max_steps"))
-def play(algorithm, config, env, state, key, num_episodes, deterministic, max_steps=100_000):
+def play(algorithm, config, env, state, key, num_episodes, deterministic, max_steps):
     """The program of `evaluate`, whose algorithm is a `Current`."""
     # A stream of its own: handed the key that training splits next, evaluation would otherwise replay it.
     reset_key, steps_key = jax.random.split(jax.random.fold_in(key, EVALUATION))
