@@ -342,7 +342,7 @@ def _values(config: Any, name: str, text: str, prog: str) -> Any:
         return dataclasses.replace(found, whole=kind is int)
 
     flag = f"--{name.replace('_', '-')}"
-    if kind is tuple and isinstance(found, list) and len(found) > 1 and all(re.fullmatch(r"\w+", v) for v in found):
+    if kind is tuple and isinstance(found, list) and len(found) > 1 and all(re.fullmatch(r"[\d_e]+", v) for v in found):
         one, many = f"{flag} {'x'.join(found)}", f"{flag} {','.join(f'({v})' for v in found)}"
         raise ValueError(f"{flag} {text} is one value of {len(found)} numbers, {one}, or {len(found)} values, {many}?")
 

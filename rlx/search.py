@@ -90,6 +90,8 @@ def points(space: Mapping[str, Any], num_samples: int | None = None, seed: int =
         )
     if num_samples is not None and not drawn:
         raise ValueError(f"num_samples = {num_samples} (--num-samples) and nothing is drawn at random: leave it out")
+    if type(plain(seed)) is not int or not 0 <= seed < 2**31:
+        raise ValueError(f"seed = {seed!r}: the seeds have to be from 0 to 2^31 - 1")
     rng = np.random.default_rng(seed)
     found = []
     for combination in itertools.product(*lists.values()):
