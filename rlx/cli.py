@@ -228,7 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif command in ("version", "--version", "-V"):
             print(f"rlx {rlx.__version__}")
         else:
-            raise ValueError(_unknown("command", command, list(COMMANDS)))
+            raise ValueError(_unknown("command", command, [name for name in COMMANDS if name != "version"]))
 
 
 def run_file(path: str) -> None:
@@ -706,7 +706,7 @@ def _parse(options: type, arguments: list[str], prog: str, **how: Any) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        text = re.sub(r"[│╭╮╰╯─]+", " ", output.getvalue())
+        text = re.sub(r"[│╭╮╰╯─]+|-{5,}", " ", output.getvalue())
         lines = [" ".join(line.split()) for line in text.splitlines()]
         lines = [line for line in lines if line and not line.startswith("For full helptext")]
         raise ValueError(" ".join(lines[1:] or lines) + f"; {prog} --help lists the options") from None

@@ -17,6 +17,7 @@ from rlx.cli import (
     Sources,
     _algorithm,
     _assignments,
+    _check_seed,
     _configure,
     _new_directory,
     _parse,
@@ -218,6 +219,15 @@ def saved_job(directory: Path) -> Job:
 def _new_job(algorithm: ModuleType, algorithm_name: str, options: SweepOptions, given: list[str], prog: str) -> Job:
     if not options.env:
         raise ValueError(f"{prog} needs an environment: --env NAME; `rlx envs` lists them")
+    for flag, number, least in (
+        ("eval-episodes", options.eval_episodes, 1),
+        ("num-seeds", options.num_seeds, 1),
+        ("halving", options.halving, 2),
+        ("pbt", options.pbt, 2),
+    ):
+        if number is not None and number < least:
+            raise ValueError(f"--{flag} {number}: give at least {least}")
+    _check_seed(options.seed)
     env_name = full_name(options.env)
     tuned = _tuned(algorithm, env_name, options)
     config = configure(algorithm.Config, tuned)
@@ -347,7 +357,7 @@ def _values(config: Any, name: str, text: str, prog: str) -> Any:
         raise ValueError(f"{flag} {text} is one value of {len(found)} numbers, {one}, or {len(found)} values, {many}?")
 
     def read(value):
-        words = re.split(r"[x,\s]+", value.strip("()[] ")) if kind is tuple else [value]
+        words = re.split(r"[x,\s]+", value.strip("()[] ")) if kind is tuple else value.split()
         whole = tyro.conf.FlagConversionOff[type(config)]
         return getattr(_parse(whole, [flag, *filter(None, words)], prog, default=config), name)
 

@@ -164,6 +164,8 @@ def mujoco_frames(model: Any, place: Callable[[Any, Any], None], states: Sequenc
 
     gl_context()
     cameras = camera_names(model)
+    if camera is not None and camera not in cameras:
+        raise ValueError(f"--camera {camera}: there is no such camera; there are {', '.join(cameras) or 'none'}")
     model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
     model.vis.global_.offheight = max(height, model.vis.global_.offheight)
     data, images = mujoco.MjData(model), []

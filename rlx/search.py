@@ -86,7 +86,7 @@ def points(space: Mapping[str, Any], num_samples: int | None = None, seed: int =
                 raise ValueError(f"{name} = {value} is listed twice")
     if drawn and (num_samples is None or num_samples < 1):
         raise ValueError(
-            f"{', '.join(drawn)} is drawn at random: say how many draws, num_samples (--num-samples), at least 1"
+            f"{', '.join(drawn)} is drawn at random: say how many samples, num_samples (--num-samples), at least 1"
         )
     if num_samples is not None and not drawn:
         raise ValueError(f"num_samples = {num_samples} (--num-samples) and nothing is drawn at random: leave it out")

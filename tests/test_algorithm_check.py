@@ -27,8 +27,9 @@ def module(old="", new=""):
     return found
 
 
-def check(algorithm, env, **settings):
-    return rlx.check_algorithm(algorithm, env, algorithm.Config(**SMALL | settings))
+def check(algorithm, env):
+    known = {name: value for name, value in SMALL.items() if name in algorithm.Config.__dataclass_fields__}
+    return rlx.check_algorithm(algorithm, env, algorithm.Config(**known))
 
 
 def test_the_example_of_the_page_keeps_the_contract_and_learns(cartpole):
