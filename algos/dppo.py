@@ -68,7 +68,7 @@ class Config:
     clip_rate: float = traced(3.0, above=0)
     value_clip: float = traced(0.2, above=0)
     value_coef: float = traced(0.5, at_least=0)
-    cloning_coef: float = static(0.0)  # of the likelihood of what the policy did that training began with
+    cloning_coef: float = static(0.0, at_least=0)  # of the likelihood of what the policy did that training began with
     critic_warmup: int = traced(0, at_least=0)  # updates at the beginning that leave the actor's weights as they are
     max_grad_norm: float = traced(0.5, above=0)
     adam_epsilon: float = traced(1e-5, above=0)

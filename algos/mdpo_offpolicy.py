@@ -48,7 +48,7 @@ class Config:
     warmup_steps: int = static(5_000, at_least=0)  # of these, the first, with random actions and nothing learned
     num_envs: int = static(1)  # N
     num_steps: int = static(64)  # T, steps of each environment between updates
-    utd_ratio: float = static(1.0)  # updates to data: gradient steps per environment step
+    utd_ratio: float = static(1.0, above=0)  # updates to data: gradient steps per environment step
     capacity: int = static(1_000_000)  # transitions that the buffer keeps
     batch_size: int = static(256)  # B
     num_critics: int = static(2)  # E

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from rlx.env import Env
 from rlx.pytree import uncommitted
-from rlx.render import mujoco_frames
+from rlx.render import camera_names, mujoco_frames
 from rlx.spaces import Box
 
 # Listed here so that looking a name up does not import the suite; a test compares with the installed one.
@@ -62,6 +62,9 @@ class Brax:
     def dt(self):
         """Seconds of a control step."""
         return float(self.environment.dt)
+
+    def cameras(self, params):
+        return camera_names(self.environment.sys.mj_model)
 
     def frames(self, env_states, params, width, height, camera):
         def place(data, env_state):

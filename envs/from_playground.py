@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from rlx.env import Env
 from rlx.pytree import uncommitted
-from rlx.render import mujoco_frames
+from rlx.render import camera_names, mujoco_frames
 from rlx.spaces import Box
 
 # Listed here so that looking a name up does not import the suite; a test compares with the installed one.
@@ -69,6 +69,9 @@ class Playground:
     def dt(self):
         """Seconds of a step."""
         return self.environment.dt * self.repeat
+
+    def cameras(self, params):
+        return camera_names(self.environment.mj_model)
 
     def frames(self, env_states, params, width, height, camera):
         def place(data, env_state):

@@ -26,7 +26,7 @@ with contextlib.redirect_stdout(None):  # it prints that its optional Warp backe
 
 from rlx.env import Env
 from rlx.pytree import pytree, uncommitted
-from rlx.render import mujoco_frames
+from rlx.render import camera_names, mujoco_frames
 from rlx.spaces import Box
 
 
@@ -101,6 +101,9 @@ class Mjcf:
     def dt(self):
         """Seconds of a control step."""
         return self.substeps * self.model.opt.timestep
+
+    def cameras(self, params):
+        return camera_names(self.model)
 
     def frames(self, env_states, params, width, height, camera):
         def place(data, env_state):

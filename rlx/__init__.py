@@ -11,6 +11,7 @@ from rlx.train import Episodes, evaluate, resume, state_bytes, steps_taken, tota
 
 if TYPE_CHECKING:
     from rlx import algos, envs, meta
+    from rlx.algorithm_check import check_algorithm
     from rlx.sweeps import sweep
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "Episodes",
     "Transition",
     "algos",
+    "check_algorithm",
     "envs",
     "evaluate",
     "meta",
@@ -41,6 +43,8 @@ __all__ = [
 def __getattr__(name):
     if name in ("envs", "algos", "meta"):
         return import_module(f"rlx.{name}")
+    if name == "check_algorithm":
+        return import_module("rlx.algorithm_check").check_algorithm
     if name == "sweep":
         return import_module("rlx.sweeps").sweep
     raise AttributeError(f"module 'rlx' has no attribute {name!r}")

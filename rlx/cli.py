@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from rich.console import Console
 import rlx.algos
 import rlx.envs
 from rlx import hosts, objectives, source, storage, streams
+from rlx.algorithm_check import check_algorithm, check_module
 from rlx.env import Env, with_params
 from rlx.envs.registry import full_name
 from rlx.presets import configure, of_episode, origin, settings, variant
@@ -47,6 +49,7 @@ from rlx.run import (
     write_json,
 )
 from rlx.sharding import missing_platform, num_cores, use_devices
+from rlx.timings import announcement, program_name, remember
 from rlx.train import state_shapes, steps_taken
 
 COMMANDS = {
@@ -61,6 +64,9 @@ COMMANDS = {
     "render": "watch a policy:  rlx render runs/NAME --output episode.gif",
     "plot": "draw runs and sweeps:  rlx plot runs/A runs/B --output curves.png",
     "envs": "list environments:  rlx envs [brax]",
+    "check": "test an algorithm or an environment:  rlx check my_ppo.py --env CartPole-v1",
+    "version": "the version:  rlx --version",
+    "help": "this list, or the options of a command:  rlx help train",
 }
 
 NAMES = ("Clip", "ClipHigher", "DPO", "ForwardKL", "ImportanceWeighted", "ReverseKL", "Rollback", "SPO")
@@ -185,11 +191,25 @@ class RenderOptions(Checkpoint):
     """one of the model's cameras; default: its first"""
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckOptions:
+    """Test an algorithm, or an environment, against its contract; docs/own-algorithm.md says what that is."""
+
+    target: tyro.conf.Positional[str]
+    """Algorithm (a name or the path of a file), or the name of an environment."""
+    env: str = ""
+    """Environment to check an algorithm on; by default CartPole-v1, or Pendulum-v1 where the algorithm refuses that."""
+    compile_cache: bool = True
+    """Keep compiled programs on disk for the next start."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The `rlx` command."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: rlx COMMAND ...\n\n" + "\n".join(f"  {name:6} {text}" for name, text in COMMANDS.items()))
+    if arguments[:1] == ["help"] and len(arguments) > 1:
+        arguments = [*arguments[1:], "--help"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print("usage: rlx COMMAND ...\n\n" + "\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items()))
         print("\nrlx COMMAND --help says more; the algorithms are " + ", ".join(algorithms()))
         sys.exit(0)
     command, rest = arguments[0], arguments[1:]
@@ -208,14 +228,19 @@ def main(arguments: list[str] | None = None) -> None:
             importlib.import_module("rlx.cli_discover").discover(rest)
         elif command == "envs":
             _envs(rest)
+        elif command == "check":
+            _check(_parse(CheckOptions, rest, "rlx check"))
+        elif command in ("version", "--version", "-V"):
+            print(f"rlx {rlx.__version__}")
         else:
-            raise ValueError(_unknown("command", command, list(COMMANDS)))
+            raise ValueError(_unknown("command", command, [name for name in COMMANDS if name != "version"]))
 
 
 def run_file(path: str) -> None:
     """The command line of an algorithm file that is run as a script; `path` is its `__file__`."""
     with _errors():
         prog = f"python {sys.argv[0]}"
+        check_module(sys.modules["__main__"], path)
         sources, rest = _sources(sys.argv[1:], prog, TrainSources)
         module, file = sys.modules["__main__"], Path(path).resolve()
         module.__sources__ = {file.name: file.read_bytes()}
@@ -251,11 +276,11 @@ def load_algorithm(name: str) -> ModuleType:
     sys.modules[spec.name] = module
     content = path.read_bytes()
     module.__sources__ = {path.name: content}
-    # What the run keeps a copy of is what is run: not what Python has cached of an earlier second.
-    exec(compile(content, str(path), "exec", dont_inherit=True), vars(module))
-    missing = [part for part in ("Config", "init", "update", "act") if not hasattr(module, part)]
-    if missing:
-        raise ValueError(f"{path} is not an algorithm: it has no {', '.join(missing)}")
+    try:  # what the run keeps a copy of is what is run: not what Python has cached of an earlier second
+        exec(compile(content, str(path), "exec", dont_inherit=True), vars(module))
+    except Exception as error:  # whatever a file raises that is not finished
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    check_module(module, str(path))
     return module
 
 
@@ -275,10 +300,14 @@ def _algorithm(command: str, arguments: list[str]) -> tuple[ModuleType, str, Sou
 
     Without a name it is the algorithm of the directory to resume or to start from.
     """
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: rlx {command} ALGORITHM --env NAME ...; `rlx {command} ppo --help` lists the options of ppo")
+    of_run = any(argument.startswith(("--resume", "--start-from")) for argument in arguments)
+    if arguments and arguments[0].startswith("-") and {"-h", "--help"} & set(arguments) and not of_run:
+        print(
+            f"usage: rlx {command} ALGORITHM --env NAME ...; `rlx {command} ppo --help` lists the settings of ppo too"
+        )
         print(f"algorithms: {', '.join(algorithms())}")
-        sys.exit(0)
+        general = TrainOptions if command == "train" else importlib.import_module("rlx.cli_sweep").SweepOptions
+        _parse(general, ["--help"], f"rlx {command} ALGORITHM")
     named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
     prog = " ".join([f"rlx {command}", *named])
     sources, rest = _sources(arguments[len(named) :], prog, TrainSources if command == "train" else Sources)
@@ -552,7 +581,13 @@ def _eval(options: EvalOptions) -> None:
         raise ValueError(f"--num-episodes {options.num_episodes}: give at least 1")
     job, state, key = _load(options)
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    name = program_name(
+        f"evaluation of {short_name(job.algorithm_name)}", job.env_name, job.config, options.num_episodes
+    )
+    console.print(announcement(name))
+    started = time.perf_counter()
     result = evaluate_run(job, state, key, options.num_episodes, console, deterministic=not options.stochastic)
+    remember(name, time.perf_counter() - started)
     how = "-stochastic" * options.stochastic
     name = f"evaluations/update-{int(state.num_updates)}-seed-{options.seed}-episodes-{options.num_episodes}{how}.json"
     output = options.output or storage.beside(options.run, name, console.print)
@@ -569,9 +604,13 @@ def _render(options: RenderOptions) -> None:
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
     output = options.output or storage.beside(options.run, "episode.gif", print)
-    job, state, key = _load(options, lambda env: check_output(env, output))
+    job, state, key = _load(options, lambda env: check_output(env, output, options.camera))
     deterministic = not options.stochastic
+    name = program_name(f"episode of {short_name(job.algorithm_name)}", job.env_name, job.config, options.num_steps)
+    print(announcement(name), flush=True)
+    started = time.perf_counter()
     episode, total = record(job.algorithm, job.config, job.env, state, key, options.num_steps, deterministic)
+    remember(name, time.perf_counter() - started)
     with storage.naming(output, lambda: f"{options.run} is as it was; --output says where else"):
         write(job.env, episode, output, options.width, options.height, options.camera)
     after = steps_taken(job.config, int(state.num_updates))
@@ -615,13 +654,57 @@ def _envs(arguments: list[str]) -> None:
     print("\n".join(found))
 
 
+def _check(options: CheckOptions) -> None:
+    _configure(options.compile_cache)
+    shipped = options.target.removeprefix("rlx.algos.") in algorithms()
+    if not (shipped or options.target.endswith(".py") or _split(options.target)[1]):
+        try:
+            name = full_name(options.target)
+        except ValueError as error:
+            raise ValueError(f"{error}; an algorithm is one of {', '.join(algorithms())}, or a file.py") from error
+        if options.env:
+            raise ValueError(f"{name} is an environment: leave --env out, or give an algorithm in its place")
+        print("\n".join(_proven(name, lambda: rlx.envs.check(make(name, {}, {})))))
+        return
+    algorithm = load_algorithm(options.target)
+    for name in [options.env] if options.env else ["gymnax/CartPole-v1", "gymnax/Pendulum-v1"]:
+        env, refused = make(full_name(name), {}, {}), ""
+        try:
+            state_shapes(algorithm, algorithm.Config(), env)
+            break
+        except ValueError as error:
+            refused = f"{name}: {error}"
+        except Exception:  # the clauses say what is wrong
+            break
+    if refused:
+        raise ValueError(f"{options.target} refuses {refused}; give --env NAME of an environment that it is made for")
+    print(f"{options.target} on {name}; updates are compiled, which may take a minute")
+    print("\n".join(_proven(options.target, lambda: check_algorithm(algorithm, env))))
+
+
+def _proven(target: str, check: Callable[[], list[str]]) -> list[str]:
+    try:
+        return check()
+    except AssertionError as error:  # AlgorithmError or ContractError
+        raise ValueError(f"{target} breaks its contract: {error}") from error
+
+
 def make(env_name: str, env_options: dict[str, Any], env_params: dict[str, Any]) -> Env:
     """The environment, with bad options reported as ValueError."""
     try:
         with hosts.local_devices():
             env = rlx.envs.make(env_name, **env_options)
-    except TypeError as error:
-        raise ValueError(f"{env_name} does not take these options: {error}") from error
+            if env_options:  # a suite may keep what it is given until it is stepped
+                jax.eval_shape(
+                    lambda key: env.advance(key, env.reset(key), env.action_space.sample(key)), jax.random.key(0)
+                )
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a suite raises for an option of another kind
+        given = ", ".join(f"{name}={value!r}" for name, value in env_options.items())
+        raise ValueError(
+            f"{env_name} does not take these options: {error or type(error).__name__} ({given})"
+        ) from error
     return with_params(env, env_params)
 
 
@@ -647,6 +730,8 @@ def _tuned(algorithm: ModuleType, env_name: str, sources: Sources, env: Any = No
     tuned = settings(file, env_name) if env_name and sources.preset else {}
     if env is not None and sources.preset:
         tuned = (tuned or defaults_of(file, env)[0]) | of_episode(file, env)
+    if unknown := tuned.keys() - {field.name for field in dataclasses.fields(algorithm.Config)}:
+        raise ValueError(f"{file} sets {', '.join(sorted(unknown))} for {env_name}, and the Config has no such field")
     return tuned | (variant(algorithm, sources.variant) if sources.variant else {})
 
 
@@ -697,14 +782,42 @@ def _parse(options: type, arguments: list[str], prog: str, **how: Any) -> Any:
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            return tyro.cli(options, args=arguments, prog=prog, **how)
+            return tyro.cli(options, args=arguments, prog=prog, registry=WHOLE_NUMBERS, **how)
     except SystemExit as stop:
         if not stop.code:
             raise
-        text = re.sub(r"[│╭╮╰╯─]+", " ", output.getvalue())
+        text = re.sub(r"[│╭╮╰╯─]+|-{5,}", " ", output.getvalue())
         lines = [" ".join(line.split()) for line in text.splitlines()]
         lines = [line for line in lines if line and not line.startswith("For full helptext")]
         raise ValueError(" ".join(lines[1:] or lines) + f"; {prog} --help lists the options") from None
+
+
+def _whole(text: str) -> int:
+    """`100000`, `100_000` and `1e5` as an integer."""
+    try:
+        number = Decimal(text)
+        if number.adjusted() < 19 and number == number.to_integral_value():
+            return int(number)
+    except ArithmeticError:
+        pass
+    raise ValueError(f"{text} is not a whole number")
+
+
+WHOLE_NUMBERS = tyro.constructors.ConstructorRegistry()
+
+
+@WHOLE_NUMBERS.primitive_rule
+def _integer(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """How tyro reads every integer option."""
+    if info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda texts: _whole(texts[0]),
+        is_instance=lambda value: type(value) is int,
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:
@@ -740,9 +853,17 @@ def _errors():
             print("rlx: interrupted", file=sys.stderr)
             hosts.leave(130)
         except Exception as error:
-            known = isinstance(error, ValueError | OSError) or storage.reason(error)
-            missing = missing_platform() if isinstance(error, RuntimeError | AssertionError) else ""
-            if os.environ.get("RLX_TRACEBACK") or not (known or missing):
+            if os.environ.get("RLX_TRACEBACK") or not (said := _said(error)):
                 raise
-            print(f"rlx: {missing or ' '.join(str(error).split())}", file=sys.stderr)
+            print(f"rlx: {' '.join(said.split())}", file=sys.stderr)
             hosts.leave(2)
+
+
+def _said(error: Exception) -> str:
+    """What a user is told of an error that is none of the program; nothing where it is one."""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        first = str(error).strip().partition("\n")[0]
+        return f"out of memory ({first}): --dry-run says how much a state takes; lower num_envs or capacity"
+    if isinstance(error, ValueError | OSError) or storage.reason(error):
+        return str(error)
+    return missing_platform() if isinstance(error, RuntimeError | AssertionError) else ""

@@ -34,7 +34,7 @@ from rlx.run import CHECKPOINT_SECONDS, learned, loose, read_config, read_rows, 
 from rlx.search import Choice, LogUniform, Uniform, parse, points, split
 from rlx.sharding import use_devices
 from rlx.storage import check_empty, naming, owned
-from rlx.sweeps import Job, Sweep, apply, execute, plan
+from rlx.sweeps import Job, Sweep, apply, check_sizes, execute, plan
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -43,26 +43,31 @@ UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**2
 class SweepOptions(Sources):
     """Train many configurations and seeds as lanes of few compiled programs.
 
-    Every field of the algorithm's Config takes values separated by commas, which make a grid, or draws: log:LOW:HIGH,
-    uniform:LOW:HIGH, choice:A:B:C. A field with one value is set for all.
+    Every setting takes values separated by commas, which make a grid, or draws: log:LOW:HIGH, uniform:LOW:HIGH,
+    choice:A:B:C. A setting with one value is set for all. Several numbers that are one value, such as layers, are
+    written 64x32 or (64,32): --hidden-sizes 64x32,128x64 compares two networks.
     """
+
+    resume: Path | None = None
+    """Sweep directory to resume, in its own settings; none of them may change."""
 
     env_options: tuple[str, ...] = ()
     """options of the environment as name=value, such as backend=mjx or max_steps=200"""
     env_params: tuple[str, ...] = ()
     """the environment's parameters as name=VALUES, such as gravity=9.8,12 or length=log:0.3:1"""
     configs: Path | None = None
-    """file with a configuration a line, each a JSON object of fields, in place of a grid"""
+    """File with a configuration a line, each a JSON object of fields, in place of a grid."""
     num_seeds: int = 1
-    """lanes of each configuration"""
+    """Number of seeds of each configuration; each is a lane."""
     seed: int = 0
-    """of the first lane of each configuration, the others count on; and of the draws"""
+    """Random seed of the first lane of each configuration and of the draws; the other lanes count on from it."""
     num_samples: int | None = None
-    """how many draws, for each point of the grid"""
+    """Number of random draws for each point of the grid."""
     halving: int | None = None
-    """successive halving: one in this many configurations goes on, at 1 / n, 1 / n^2, ... of the run"""
+    """Successive halving: one in this many configurations continues, at 1 / n, 1 / n^2, ... of the run."""
     pbt: int | None = None
-    """population-based training with this many generations: the worst lanes copy the best and change what varies"""
+    """Population-based training with this many generations: the worst lanes copy the best and perturb the fields that
+    vary."""
     memory: str = ""
     """bound, such as 4GB, above which lanes run in batches; default: half of it, 80 % on an accelerator"""
     out: Path | None = None
@@ -128,6 +133,8 @@ def sweep(arguments: list[str]) -> None:
     algorithm, name, sources, rest, prog = _algorithm("sweep", arguments)
     console = _console()
     default = SweepOptions(**vars(sources))
+    if {"-h", "--help"} & set(rest):
+        _help(algorithm, sources, prog)
     options, given = _parse(SweepOptions, rest, prog, default=default, return_unknown_args=True)
     if not options.checkpoint_seconds >= 0:
         raise ValueError(f"--checkpoint-seconds {options.checkpoint_seconds}: give 0 or more")
@@ -142,10 +149,14 @@ def sweep(arguments: list[str]) -> None:
         free = ("checkpoint_seconds", "memory", "devices", "dry_run", "compile_cache", "source")
         changed = [n for n, value in vars(options).items() if n not in free and value != getattr(default, n)]
         if changed or given:
-            raise ValueError(f"a resumed sweep keeps its settings: remove {' '.join([*changed, *given])}")
+            flags = [f"--{name.replace('_', '-')}" for name in changed]
+            raise ValueError(f"a resumed sweep keeps its settings: remove {' '.join([*flags, *given])}")
         job = saved_job(sources.resume, algorithm)
         job = dataclasses.replace(job, algorithm_name=name, checkpoint_seconds=options.checkpoint_seconds)
         job = dataclasses.replace(job, memory=_bytes(options.memory) or job.memory)
+    usual = vars(configure(algorithm.Config, job.preset))
+    if chosen := [f"{name}={value}" for name, value in vars(job.config).items() if value != usual[name]]:
+        console.print(f"your settings, of all lanes: {', '.join(chosen)}")
     if options.dry_run:
         console.print(f"{short_name(name)} on {job.env_name}, {plan(job)}")
         return
@@ -165,6 +176,16 @@ def sweep(arguments: list[str]) -> None:
         console.print(f"best lane {best['lane']}, mean return {best['return_mean']:.1f}: {job.directory / 'best'}")
     for picture in sorted(job.directory.glob("*.png")):
         console.print(f"picture: {picture}")
+
+
+def _help(algorithm: ModuleType, sources: Sources, prog: str) -> None:
+    """Prints the options of a sweep and the settings of its algorithm, with their defaults, and ends."""
+    tuned = _tuned(algorithm, full_name(sources.env) if sources.env else "", sources)
+    config = tyro.conf.FlagConversionOff[tyro.conf.OmitArgPrefixes[algorithm.Config]]
+    setting = ("config", config, dataclasses.field(default=configure(algorithm.Config, tuned)))
+    both = dataclasses.make_dataclass("Options", [setting], bases=(SweepOptions,), frozen=True)
+    both.__doc__ = SweepOptions.__doc__
+    _parse(both, ["--help"], prog)
 
 
 def saved_job(directory: Path, algorithm: ModuleType | None = None) -> Job:
@@ -216,9 +237,6 @@ def _new_job(algorithm: ModuleType, algorithm_name: str, options: SweepOptions, 
         if number is not None and number < least:
             raise ValueError(f"--{flag} {number}: give at least {least}")
     _check_seed(options.seed)
-    _check_seed(options.seed + options.num_seeds - 1)
-    if options.halving and options.pbt:
-        raise ValueError("--halving and --pbt are two ways to search: give one of them")
     env_name = full_name(options.env)
     env_options = _assignments("--env-options", options.env_options)
     tuned = _tuned(algorithm, env_name, options, make(env_name, env_options, {}) if options.preset else None)
@@ -228,6 +246,8 @@ def _new_job(algorithm: ModuleType, algorithm_name: str, options: SweepOptions, 
         name, equals, values = text.partition("=")
         if not (name and equals):
             raise ValueError(f"--env-params {text}: give name=VALUES")
+        if f"env.{name}" in space:
+            raise ValueError(f"--env-params {name} is given twice: separate its values by commas")
         space[f"env.{name}"] = _numbers(text, parse(values))
     single = {key: values[0] for key, values in space.items() if isinstance(values, list) and len(values) == 1}
     space = {key: values for key, values in space.items() if key not in single}
@@ -238,9 +258,10 @@ def _new_job(algorithm: ModuleType, algorithm_name: str, options: SweepOptions, 
     elif space:
         raise ValueError(f"--configs lists the configurations: remove {', '.join(space)}")
     else:
-        found = [{name: loose(value) for name, value in row.items()} for row in read_rows(options.configs)]
-        if not found:
-            raise ValueError(f"{options.configs} lists no configuration")
+        found = _listed(options.configs)
+    if options.num_samples is not None and options.configs is not None:
+        raise ValueError("--configs lists the configurations and --num-samples draws them: give one of them")
+    check_sizes(len(found), options.num_seeds, options.seed, options.halving, options.pbt, options.eval_episodes)
     for point in found:  # bounds of fields and names of parameters, before anything else
         apply(config, env, point)
     directory = options.out or _new_directory(f"sweep-{short_name(algorithm_name)}", env_name, options.seed)
@@ -266,6 +287,19 @@ def _new_job(algorithm: ModuleType, algorithm_name: str, options: SweepOptions, 
     )
 
 
+def _listed(file: Path) -> list[dict[str, Any]]:
+    """The configurations of a file, one a line."""
+    if not file.is_file():
+        raise ValueError(f"--configs {file}: there is no such file")
+    rows = read_rows(file)
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{file}: configuration {number} is {row!r}: give a JSON object of fields in every line")
+    if not rows:
+        raise ValueError(f"{file} lists no configuration")
+    return [{name: loose(value) for name, value in row.items()} for row in rows]
+
+
 def load_sweep(directory: Path) -> Sweep:
     """A sweep that has come to its end, from its directory.
 
@@ -283,9 +317,11 @@ def _bytes(text: str) -> int | None:
     """`4GB` and `512 MiB` as numbers; None where nothing is said."""
     if not text:
         return None
-    number, unit = re.fullmatch(r"([\d.]*)\s*(\w*)", text.strip()).groups() if text.strip() else ("", "")
+    found = re.fullmatch(r"([\d._]+(?:e\d\d?)?)\s*([a-z]*)", text.strip().lower())
     try:
-        return int(float(number) * UNITS[unit.lower()])
+        if found and (size := int(float(found[1]) * UNITS[found[2]])) > 0:
+            return size
+        raise ValueError
     except (ValueError, KeyError):
         raise ValueError(f"--memory {text}: give a size such as 4GB or 512MiB") from None
 
@@ -322,10 +358,15 @@ def _values(config: Any, name: str, text: str, prog: str) -> Any:
             raise ValueError(f"--{name.replace('_', '-')} {text}: only numbers can be drawn from a range")
         return dataclasses.replace(found, whole=kind is int)
 
+    flag = f"--{name.replace('_', '-')}"
+    if kind is tuple and isinstance(found, list) and len(found) > 1 and all(re.fullmatch(r"[\d_e]+", v) for v in found):
+        one, many = f"{flag} {'x'.join(found)}", f"{flag} {','.join(f'({v})' for v in found)}"
+        raise ValueError(f"{flag} {text} is one value of {len(found)} numbers, {one}, or {len(found)} values, {many}?")
+
     def read(value):
-        flag = f"--{name.replace('_', '-')}"
+        words = re.split(r"[x,\s]+", value.strip("()[] ")) if kind is tuple else value.split()
         whole = tyro.conf.FlagConversionOff[type(config)]
-        return getattr(_parse(whole, [flag, *value.split()], prog, default=config), name)
+        return getattr(_parse(whole, [flag, *filter(None, words)], prog, default=config), name)
 
     if isinstance(found, Choice):
         return Choice([read(value) for value in found.values])

@@ -28,6 +28,7 @@ import numpy as np
 from rlx.env import Env
 from rlx.rollout import episodes, reset
 from rlx.spaces import Discrete, Space, rescale, unit
+from rlx.train import Current
 
 FORMAT = 1
 LIMIT = 10_000  # steps of an episode where the environment has no limit that is known
@@ -78,7 +79,9 @@ def collect(
         deterministic: whether the policy takes its most likely action, before that noise.
     """
     limit = env.horizon or LIMIT
-    traj, alive = jax.device_get(_play(algorithm, config, env, state, key, num_episodes, limit, noise, deterministic))
+    traj, alive = jax.device_get(
+        _play(Current(algorithm), config, env, state, key, num_episodes, limit, noise, deterministic)
+    )
     alive = alive.T
     rows = {name: np.swapaxes(getattr(traj, name), 0, 1)[alive] for name in COLUMNS if name != "source"}
     last = np.flatnonzero(np.diff(np.repeat(np.arange(num_episodes), alive.sum(1)), append=num_episodes))

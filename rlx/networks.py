@@ -68,11 +68,17 @@ def activation(name: str) -> Callable:
     """The function of `jax.nn` with this name.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: when there is none, or it does not map an array to one of its shape.
     """
-    function = getattr(jax.nn, name, None)
-    if not callable(function):
-        raise ValueError(f"activation = {name!r} is not a function of jax.nn; use tanh, relu, swish, gelu or elu")
+    function, like = getattr(jax.nn, name, None), jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    try:
+        found = jax.eval_shape(function, like)
+    except (TypeError, ValueError):
+        found = None
+    if getattr(found, "shape", None) != like.shape or found.dtype != like.dtype:
+        raise ValueError(
+            f"activation = {name!r} is not a function of jax.nn that keeps shapes; use tanh, relu, swish, gelu or elu"
+        )
     return function
 
 

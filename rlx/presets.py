@@ -77,7 +77,13 @@ def _tables(algorithm: ModuleType | Path, env_name: str) -> list[dict[str, Any]]
 
 def _file(algorithm: ModuleType | Path) -> dict[str, Any]:
     path = algorithm if isinstance(algorithm, Path) else Path(algorithm.__file__).with_suffix(".toml")
-    return tomllib.loads(path.read_text()) if path.exists() else {}
+    try:
+        tables = tomllib.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no TOML file: {error}") from error
+    if loose := [name for name, table in tables.items() if not isinstance(table, dict)]:
+        raise ValueError(f'{path}: {loose[0]} stands outside of a table: put it under an environment, ["brax/*"]')
+    return tables
 
 
 def preset(algorithm: ModuleType, env_name: str, **overrides: Any) -> Any:

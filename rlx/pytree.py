@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+import re
 from collections.abc import Iterable
 from dataclasses import MISSING, fields, replace
 from typing import Any, TypeVar, dataclass_transform
@@ -12,17 +13,27 @@ import numpy as np
 
 T = TypeVar("T")
 KEEPS = {"at least": operator.ge, "at most": operator.le, "above": operator.gt}
+KINDS = {kind.__name__: kind for kind in (bool, int, float, str, tuple)}
+NEEDS = {bool: "True or False", int: "an integer", float: "a number", str: "a word"}
+LARGEST = 2**31 - 1  # of a traced integer
 
 
-def static(default: Any = MISSING, *, at_least: int = 1, one_of: Iterable[str] = ()) -> Any:
+def static(
+    default: Any = MISSING, *, at_least: float | None = None, above: float | None = None, one_of: Iterable[str] = ()
+) -> Any:
     """A field that is part of the compiled program: it fixes shapes or picks code, and cannot be vmapped.
 
     Args:
         default: the field's default; leave it out for a required field.
-        at_least: the smallest value accepted where the default is an integer.
+        at_least: the smallest value accepted; of an integer, and of those in a tuple, 1 unless it says otherwise.
+        above: a bound of a number that is not accepted itself.
         one_of: the values accepted, where there is a choice.
     """
-    return dataclasses.field(default=default, metadata={"static": True, "at_least": at_least, "one_of": tuple(one_of)})
+    given = {"at least": at_least, "above": above}
+    bounds = {words: bound for words, bound in given.items() if bound is not None}
+    least = 1 if at_least is None else at_least
+    metadata = {"static": True, "at_least": least, "one_of": tuple(one_of), "bounds": bounds}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def traced(
@@ -40,6 +51,16 @@ def traced(
     return dataclasses.field(default=default, metadata={"bounds": given})
 
 
+def plain(value: Any) -> Any:
+    """A NumPy scalar or word, and an array without axes, as a Python value; tracers and anything else as they are."""
+    if isinstance(value, np.str_):
+        return str(value)
+    array = isinstance(value, np.generic | np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer)
+    if not array or np.shape(value) or not _is_real(value.dtype) or not getattr(value, "is_fully_addressable", True):
+        return value
+    return float(value) if jnp.issubdtype(value.dtype, np.floating) else np.asarray(value).item()
+
+
 def is_static(field: dataclasses.Field) -> bool:
     """Whether `static` marked this dataclass field."""
     return field.metadata.get("static", False)
@@ -48,26 +69,81 @@ def is_static(field: dataclasses.Field) -> bool:
 def _check(self) -> None:
     name = type(self).__name__
     for field in fields(self):
-        value = getattr(self, field.name)
-        if is_static(field):
-            least, choices = field.metadata["at_least"], field.metadata["one_of"]
-            if choices and value not in choices:
-                raise ValueError(f"{name}.{field.name} = {value!r}: choose among {', '.join(choices)}")
-            if type(field.default) is int and (type(value) is not int or value < least):
-                raise ValueError(f"{name}.{field.name} = {value!r}: give an integer of at least {least}")
-            if isinstance(value, tuple) and any(type(v) is int and v < least for v in value):
-                raise ValueError(f"{name}.{field.name} = {value!r}: give integers of at least {least}")
-            continue
-        if type(field.default) is float and type(value) is int:
-            object.__setattr__(self, field.name, float(value))  # 1 and 1.0 are one program, not two
+        given = getattr(self, field.name)
+        value = _static(name, field, given) if is_static(field) else _traced(name, field, given)
+        if value is not given:
+            object.__setattr__(self, field.name, value)
+        bounds = field.metadata.get("bounds", {})
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if value != value:
             raise ValueError(f"{name}.{field.name} is NaN: give a number")
-        bounds = field.metadata.get("bounds", {})
         if not all(KEEPS[words](value, bound) for words, bound in bounds.items()):
             wanted = " and ".join(f"{words} {bound}" for words, bound in bounds.items())
-            raise ValueError(f"{name}.{field.name} = {value!r}: it has to be {wanted}")
+            raise ValueError(f"{name}.{field.name} = {given!r}: it has to be {wanted}")
+
+
+def _kind(field: dataclasses.Field) -> type | None:
+    """The type that a field's default says that its values have, or its annotation; None where neither tells."""
+    if field.default is not MISSING:
+        return type(field.default) if type(field.default) in KINDS.values() else None
+    word = getattr(field.type, "__name__", str(field.type)).partition("[")[0]
+    return KINDS.get(word)
+
+
+def _is_real(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (np.bool_, np.integer, np.floating))
+
+
+def _static(name: str, field: dataclasses.Field, given: Any) -> Any:
+    """The value of a static field as a Python value of the field's kind. Raises ValueError for one of another kind."""
+    kind, at_least, choices = _kind(field), field.metadata["at_least"], field.metadata["one_of"]
+    value, wrong = plain(given), f"{name}.{field.name} = {given!r}"
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(f"{name}.{field.name} is traced, and it is static: it takes part in no vmap, grad or jit")
+    if choices and not (isinstance(value, str) and value in choices):
+        raise ValueError(f"{wrong}: choose among {', '.join(choices)}")
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is tuple:
+        array = isinstance(value, np.ndarray | jax.Array) and np.ndim(value)
+        value = tuple(map(plain, value)) if array or isinstance(value, list | tuple) else value
+        whole = re.search(r"\bint\b", str(field.type)) is not None
+        if whole and not (isinstance(value, tuple) and all(type(v) is int and v >= at_least for v in value)):
+            raise ValueError(f"{wrong}: give integers of at least {at_least}, as a tuple such as (64, 64)")
+        if not isinstance(value, tuple):
+            raise ValueError(f"{wrong}: give a tuple")
+    elif kind is int and (type(value) is not int or value < at_least):
+        raise ValueError(f"{wrong}: give an integer of at least {at_least}")
+    elif kind is not None and type(value) is not kind:
+        raise ValueError(f"{wrong}: give {NEEDS[kind]}")
+    try:
+        hash(value)
+    except TypeError:
+        raise ValueError(f"{wrong}: a static field takes values that can be hashed, such as tuples") from None
+    return value
+
+
+def _traced(name: str, field: dataclasses.Field, given: Any) -> Any:
+    """The value of a traced field: NumPy scalars as Python numbers, arrays and pytrees as they are.
+
+    Raises ValueError for a Python value of another kind than the field's, and for arrays of anything but numbers.
+    """
+    kind, value, wrong = _kind(field), plain(given), f"{name}.{field.name} = {given!r}"
+    if kind not in (bool, int, float):
+        return given
+    if hasattr(value, "dtype"):
+        if not _is_real(value.dtype):
+            raise ValueError(f"{name}.{field.name} is an array of {value.dtype}: give {NEEDS[kind]}")
+        return value
+    if kind is float and type(value) is int:
+        return float(value)  # 1 and 1.0 are one program, not two
+    if type(value) is kind and not (kind is int and abs(value) > LARGEST):
+        return value
+    if value is None or isinstance(value, list | tuple | dict) or jax.tree_util.all_leaves([value]):
+        size = f" of at most {LARGEST:,}" if type(value) is int and kind is int else ""
+        raise ValueError(f"{wrong}: give {NEEDS[kind]}{size}")
+    return value
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(static, traced))
@@ -77,9 +153,12 @@ def pytree(cls: type[T]) -> type[T]:
     Every field is a child (traced, vmapped, differentiated), except those marked `static`, which are compared by
     value and become part of the compiled program. Change a field with `dataclasses.replace`.
 
-    Raises (on construction): ValueError for a static integer below its bound or a word that is none of the choices, for
-    a traced number that is NaN, and for one outside of the bounds that `traced` gave it. Arrays and tracers are not
-    looked at.
+    NumPy scalars become Python numbers, and lists for a static tuple become tuples.
+
+    Raises (on construction): ValueError for a value of another kind than the field's default (a word or a number for a
+    bool, a float for an integer), for a static integer below its bound or a word that is none of the choices, for a
+    number that is NaN, and for one outside of the bounds that `static` or `traced` gave it. Numbers in arrays and
+    tracers are not looked at.
     """
     own = cls.__dict__.get("__post_init__")
 
@@ -146,4 +225,4 @@ def _difference(a: Any, b: Any) -> str:
     return ", ".join(f"{name} = {x!r} and {y!r}" for name, x, y in pairs if x != y) or "in a nested tree"
 
 
-__all__ = ["is_static", "pytree", "replace", "stack", "static", "traced", "uncommitted"]
+__all__ = ["is_static", "plain", "pytree", "replace", "stack", "static", "traced", "uncommitted"]

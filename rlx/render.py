@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlx.env import Env, EnvState
-from rlx.train import EVALUATION
+from rlx.train import EVALUATION, Current
 
 FORMATS = (".gif", ".mp4", ".png", ".html")
 FRAMES_PER_SECOND = 25.0
@@ -52,14 +52,14 @@ def record(
     It ends with the episode or after `num_steps`.
     """
     limit = num_steps if env.horizon is None else min(num_steps, env.horizon)
-    states, done, returns = jax.device_get(_play(algorithm, config, env, state, key, limit, deterministic))
+    states, done, returns = jax.device_get(_play(Current(algorithm), config, env, state, key, limit, deterministic))
     length = int(np.argmax(done)) + 1 if done.any() else limit
     at = lambda i: jax.tree.map(lambda x: x[i], states)
     return [at(i) for i in range(length + 1)], float(returns[length - 1])
 
 
-def check_output(env: Env, path: Path) -> None:
-    """Raises ValueError where no picture of this environment can be written to such a file."""
+def check_output(env: Env, path: Path, camera: str | None = None) -> None:
+    """Raises ValueError where no picture of this environment can be written to such a file, or by such a camera."""
     if path.suffix not in FORMATS:
         raise ValueError(f"--output {path}: the name has to end in one of {', '.join(FORMATS)}")
     drawn = hasattr(env.environment, "html" if path.suffix == ".html" else "frames")
@@ -69,6 +69,15 @@ def check_output(env: Env, path: Path) -> None:
         raise ValueError("this environment cannot be drawn: give it a method frames, see rlx/render.py")
     if path.suffix == ".mp4":
         _mediapy()
+    cameras = getattr(env.environment, "cameras", lambda params: [])(env.params)
+    if camera is not None and (path.suffix == ".html" or camera not in cameras):
+        known = f"there are {', '.join(cameras)}" if cameras and path.suffix != ".html" else "leave it out"
+        raise ValueError(f"--camera {camera}: there is no such camera; {known}")
+
+
+def camera_names(model: Any) -> list[str]:
+    """The cameras of a MuJoCo model."""
+    return [model.camera(i).name for i in range(model.ncam)]
 
 
 def write(
@@ -82,7 +91,7 @@ def write(
     Raises:
         ValueError: for another ending, an environment that cannot be drawn in this way, or what is missing for it.
     """
-    check_output(env, path)
+    check_output(env, path, camera)
     environment, params = env.environment, env.params
     dt = getattr(environment, "dt", STEP_SECONDS)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,9 +163,9 @@ def mujoco_frames(model: Any, place: Callable[[Any, Any], None], states: Sequenc
     import mujoco
 
     gl_context()
-    cameras = [model.camera(i).name for i in range(model.ncam)]
+    cameras = camera_names(model)
     if camera is not None and camera not in cameras:
-        raise ValueError(f"--camera {camera}: the model has {', '.join(cameras) or 'none'}")
+        raise ValueError(f"--camera {camera}: there is no such camera; there are {', '.join(cameras) or 'none'}")
     model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
     model.vis.global_.offheight = max(height, model.vis.global_.offheight)
     data, images = mujoco.MjData(model), []

@@ -37,6 +37,7 @@ from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
 from rlx import source
+from rlx.algorithm_check import check_counters, check_metrics
 from rlx.cloning import started_from
 from rlx.env import Env, EnvState
 from rlx.hosts import agree, barrier, fetch, first, most
@@ -48,7 +49,19 @@ from rlx.replay import Replay, arranged, is_replay, with_replay, without_replay
 from rlx.sharding import AXIS, mesh, num_blocks
 from rlx.storage import naming
 from rlx.streams import importing_matplotlib
-from rlx.train import Episodes, advance, evaluate, state_bytes, state_shapes, steps_taken, total_updates
+from rlx.timings import announcement, program_name, remember
+from rlx.train import (
+    MAX_STEPS,
+    Current,
+    Episodes,
+    advance,
+    evaluate,
+    play,
+    state_bytes,
+    state_shapes,
+    steps_taken,
+    total_updates,
+)
 
 T = TypeVar("T")
 
@@ -173,10 +186,13 @@ def _devices(job: Job) -> Any:
 
 
 def _execute(job: Job, console: Console, resume: bool, from_update: int | None) -> int:
-    config, env, algorithm, directory = job.config, job.env, job.algorithm, job.directory
+    config, env, algorithm, directory = job.config, job.env, Current(job.algorithm), job.directory
     train_key, evaluate_key = keys(job.seed)
     updates, started = total_updates(config), time.perf_counter()
+    name = program_name(short_name(job.algorithm_name), job.env_name, config, job.devices)
+    console.print(announcement(name))
     like = placed(state_shapes(algorithm, config, env))
+    check_counters(config, like)
     kept = (lambda state: state) if job.checkpoint_replay else without_replay  # of a state, in checkpoints
     length = min(updates, CHUNK_UPDATES)
     # Every error of tracing comes here.
@@ -184,8 +200,9 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
     everywhere = None if shardings is None else NamedSharding(jax.sharding.get_mesh(), P())
     step = chunk if shardings is None else jitted(advance, out_shardings=(shardings, everywhere))
     lowered = step.lower(algorithm, config, env, like, jnp.int32(0), jnp.int32(1), length)
+    check_metrics(lowered.out_info[1], 1)
     init = jax.jit(lambda *args: algorithm.init(*args), out_shardings=shardings).lower(config, env, train_key)
-    evaluate.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True)
+    play.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True, MAX_STEPS)
     if job.render_every:
         check_output(env, directory / "episodes.gif")
 
@@ -246,6 +263,7 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
         write_json(directory / "config.json", describe(job, *OPTIONS) | origin)
     barrier("the directory is there")
     compile_seconds = time.perf_counter() - started
+    remember(name, compile_seconds)
     rounded = steps_taken(config, updates)
     extra = f" (rounded up to whole updates from {config.total_steps:,})" if rounded != config.total_steps else ""
     console.print(f"{rounded:,} steps{extra} in {updates:,} updates; traced and compiled in {compile_seconds:.1f} s")
@@ -443,9 +461,13 @@ def read_config(directory: Path, file: str = "config.json") -> dict[str, Any]:
     """
     path = directory / file
     if not path.exists():
-        raise ValueError(
-            f"{directory} is not a {'run' if file == 'config.json' else 'sweep'} directory: it has no {file}"
+        kind, other = ("run", "sweep.json") if file == "config.json" else ("sweep", "config.json")
+        hint = "it is a run" if kind == "sweep" else f"it is a sweep, whose best lane is {directory / 'best'}; "
+        hint += f"rlx export {directory} LANE --out RUN writes another" if kind == "run" else ""
+        hint = (
+            hint if (directory / other).exists() else f"it has no {file}" if directory.exists() else "it is not there"
         )
+        raise ValueError(f"{directory} is not a {kind} directory: {hint}")
     try:
         found = json.loads(path.read_text())
     except ValueError as error:

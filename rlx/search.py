@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
+
+from rlx.pytree import plain
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,11 @@ class Choice:
     values: Sequence[Any]
 
     def __post_init__(self):
-        if not self.values:
+        if len(self.values) == 0:
             raise ValueError("a choice needs at least one value")
 
     def draw(self, rng: np.random.Generator) -> Any:
-        return self.values[int(rng.integers(len(self.values)))]
+        return python(self.values[int(rng.integers(len(self.values)))])
 
 
 def points(space: Mapping[str, Any], num_samples: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
@@ -73,7 +76,7 @@ def points(space: Mapping[str, Any], num_samples: int | None = None, seed: int =
     Raises:
         ValueError: for an empty list, and where draws and `num_samples` do not go together.
     """
-    lists = {name: list(values) for name, values in space.items() if not _is_drawn(values)}
+    lists = {name: _listed(name, values) for name, values in space.items() if not _is_drawn(values)}
     drawn = {name: values for name, values in space.items() if _is_drawn(values)}
     for name, values in lists.items():
         if not values:
@@ -82,9 +85,13 @@ def points(space: Mapping[str, Any], num_samples: int | None = None, seed: int =
             if values.count(value) > 1:
                 raise ValueError(f"{name} = {value} is listed twice")
     if drawn and (num_samples is None or num_samples < 1):
-        raise ValueError(f"{', '.join(drawn)} is drawn at random: say how many samples, at least 1")
+        raise ValueError(
+            f"{', '.join(drawn)} is drawn at random: say how many samples, num_samples (--num-samples), at least 1"
+        )
     if num_samples is not None and not drawn:
-        raise ValueError(f"{num_samples} samples were asked for and nothing is drawn at random")
+        raise ValueError(f"num_samples = {num_samples} (--num-samples) and nothing is drawn at random: leave it out")
+    if type(plain(seed)) is not int or not 0 <= seed < 2**31:
+        raise ValueError(f"seed = {seed!r}: the seeds have to be from 0 to 2^31 - 1")
     rng = np.random.default_rng(seed)
     found = []
     for combination in itertools.product(*lists.values()):
@@ -93,6 +100,21 @@ def points(space: Mapping[str, Any], num_samples: int | None = None, seed: int =
             values = chosen | {name: distribution.draw(rng) for name, distribution in drawn.items()}
             found.append({name: values[name] for name in space})
     return found
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    """The values of a name as a list of Python values. Raises ValueError where it is a single one."""
+    array = isinstance(values, np.ndarray | jax.Array) and np.ndim(values)
+    if not (array or isinstance(values, list | tuple | range)):
+        raise ValueError(f"{name} = {values!r}: give a list of values to try, [{values!r}] for one, or a distribution")
+    return [python(value) for value in values]
+
+
+def python(value: Any) -> Any:
+    """The value in Python numbers, words and tuples, as a file of a sweep holds it."""
+    if isinstance(value, np.ndarray | jax.Array) and np.ndim(value):
+        value = np.asarray(value).tolist()
+    return tuple(map(python, value)) if isinstance(value, list | tuple) else plain(value)
 
 
 def _is_drawn(values: Any) -> bool:
@@ -117,7 +139,7 @@ def parse(text: str) -> list[str] | Uniform | LogUniform | Choice:
         except ValueError:
             raise ValueError(f"{text}: give {kind}:LOW:HIGH") from None
         return {"log": LogUniform, "uniform": Uniform}[kind](low, high)
-    values = [value.strip() for value in re.split(r",(?![^\[]*\])", text)]  # not at commas within brackets
+    values = [value.strip() for value in re.split(r",(?![^\[]*\]|[^(]*\))", text)]  # not at commas within brackets
     if not all(values):
         raise ValueError(f"{text!r} has an empty value: separate values by single commas")
     return values

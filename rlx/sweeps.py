@@ -26,17 +26,20 @@ import numpy as np
 from rich.console import Console
 
 from rlx import run, source
+from rlx.algorithm_check import check_counters, check_metrics
 from rlx.env import Env, with_params
 from rlx.lanes import MIB, Group, Program, carry, fit, groups, memory_bound, shapes
 from rlx.presets import configure
 from rlx.progress import Display
-from rlx.pytree import is_static
-from rlx.search import points, split
+from rlx.pytree import is_static, plain
+from rlx.search import points, python, split
 from rlx.storage import naming, owned
 from rlx.streams import importing_matplotlib
+from rlx.timings import announcement, program_name, remember
 from rlx.train import state_shapes, steps_taken
 
 ROWS = 100  # of each lane's log
+EXAMPLE = "1e-4, 1e-3"  # values to vary
 
 
 @dataclass(frozen=True)
@@ -234,7 +237,9 @@ def sweep(
         ValueError: for settings that do not fit; for a directory that holds something else.
         KeyboardInterrupt: after Ctrl-C, when everything is saved.
     """
-    found = points(space, num_samples, seed) if isinstance(space, Mapping) else list(map(dict, space)) or [{}]
+    found = points(space, num_samples, seed) if isinstance(space, Mapping) else _points(space) or [{}]
+    num_seeds, seed, halving, pbt, eval_episodes = map(plain, (num_seeds, seed, halving, pbt, eval_episodes))
+    check_sizes(len(found), num_seeds, seed, halving, pbt, eval_episodes)
     own = algorithm.__name__.startswith("rlx.algos.")
     file = "".join([str(Path(algorithm.__file__).resolve()), *algorithm.__name__.partition("+")[1:]])
     job = Job(
@@ -260,6 +265,35 @@ def sweep(
     if result is None:
         raise KeyboardInterrupt(f"status {status}: {directory} holds everything; the same call goes on with it")
     return result
+
+
+def _points(space: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    if isinstance(space, str) or not all(isinstance(point, Mapping) for point in space):
+        raise ValueError(
+            f"space = {space!r}: give a dict from names to lists, or a list of dicts with one value a name"
+        )
+    return [{name: python(value) for name, value in point.items()} for point in space]
+
+
+def check_sizes(
+    num_points: int, num_seeds: int, seed: int, halving: int | None, pbt: int | None, eval_episodes: int
+) -> None:
+    """Raises ValueError for numbers of a sweep that are none, out of range, or do not go with each other."""
+    wanted = {
+        "num_seeds": (num_seeds, 1),
+        "eval_episodes": (eval_episodes, 1),
+        "halving": (halving, 2),
+        "pbt": (pbt, 2),
+    }
+    for name, (number, least) in wanted.items():
+        if number is not None and (type(number) is not int or number < least):
+            raise ValueError(f"{name} = {number!r}: give an integer of at least {least}")
+    if type(seed) is not int or not 0 <= seed <= 2**31 - num_seeds:
+        raise ValueError(f"seed = {seed!r} of {num_seeds} seeds: the seeds have to be from 0 to 2^31 - 1")
+    if halving and pbt:
+        raise ValueError("halving and pbt are two ways to search: give one of them")
+    if halving and halving > num_points:
+        raise ValueError(f"halving = {halving} keeps one configuration in {halving}, and there are {num_points}")
 
 
 def _resumes(job: Job) -> bool:
@@ -315,14 +349,24 @@ def _safe(directory: Path) -> str:
 
 def _execute(job: Job, console: Console, resume: bool) -> tuple[int, Sweep | None]:
     if resume and (job.directory / "summary.json").exists():
-        console.print(f"{job.directory} has come to its end")
-        return 0, Sweep(job, run.read_rows(job.directory / "lanes.jsonl"))
+        rows = run.read_rows(job.directory / "lanes.jsonl")
+        if len(rows) == len(job.points) * job.num_seeds:
+            console.print(f"{job.directory} has come to its end")
+            return 0, Sweep(job, rows)
+        console.print(f"{job.directory} has lost rows of lanes.jsonl: they are written again")
     started, programs = time.perf_counter(), groups(job.settings)
     if job.pbt and len(programs) > 1:
         raise ValueError("members of a population share a program: vary only fields that are not static")
+    if job.pbt and job.pbt > programs[0].updates:
+        raise ValueError(f"pbt = {job.pbt} generations of {programs[0].updates} updates: give at most one an update")
+    if job.pbt and not any(jnp.issubdtype(column.dtype, jnp.floating) for column in programs[0].columns):
+        raise ValueError(f"pbt perturbs what varies, and no number does: list values, such as learning_rate {EXAMPLE}")
     for group in programs:  # every error of tracing comes here, before anything is written
         state = state_shapes(job.algorithm, group.config, group.env)
-        jax.eval_shape(job.algorithm.update, group.config, group.env, state)
+        check_counters(group.config, state)
+        if job.pbt and not hasattr(state, "key"):
+            raise ValueError("members of a population draw by the key of their State, and this State has none")
+        check_metrics(jax.eval_shape(lambda *args: job.algorithm.update(*args), group.config, group.env, state)[1])
     pairs = [(c, seed) for c in range(len(job.points)) for seed in range(job.seed, job.seed + job.num_seeds)]
     lanes = [Lane(i, configuration, seed) for i, (configuration, seed) in enumerate(pairs)]
     console.print(plan(job))
@@ -366,7 +410,10 @@ def _train_group(job, group, name, lanes, start, end, found, display, stop):
         return Program(job.algorithm, group, num_lanes, episodes, run.CHUNK_UPDATES, start == 0, interval, population)
 
     if not cut.exists():
+        known = program_name(run.short_name(job.algorithm_name), job.env_name, group.config, len(lanes), start == 0)
+        display.console.print(announcement(known))
         program = fit(build, len(lanes), jax.device_count(), job.memory or memory_bound())
+        remember(known, program.seconds)
         if job.pbt and program.num_lanes < len(lanes):
             raise ValueError(
                 "a population is one batch and this one does not fit: raise --memory or take fewer members"

@@ -7,8 +7,12 @@ its State counts its updates in `num_updates` (int32). Where settings have to fi
 traced in `init`, it has `check(config, env)`, which raises ValueError; `init` calls it too.
 """
 
+import operator
+import os
+import sys
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial, wraps
+from types import FunctionType, ModuleType
 from typing import Any
 
 import jax
@@ -16,12 +20,58 @@ import jax.numpy as jnp
 
 from rlx.env import Env, EnvState
 from rlx.modes import check_unvarying, ordinary
-from rlx.pytree import pytree
+from rlx.pytree import is_static, pytree
 from rlx.replay import is_replay, rewind
 from rlx.rollout import reset
 from rlx.spaces import check_spaces
 
 EVALUATION = 0x65766C  # names the random stream of `evaluate`
+MAX_STEPS = 100_000  # of an episode that it plays
+
+
+class Current:
+    """An algorithm as a static argument of jit, equal to another as long as nothing that it calls is replaced.
+
+    Compared are, by identity, the names of its module, those of the modules of rlx and the own ones that these come
+    from, and the globals of functions that were put in from elsewhere: after `ppo.networks = mine` the next program is
+    a new one. Attributes are those of the algorithm.
+    """
+
+    def __init__(self, algorithm: Any):
+        self.algorithm = algorithm.algorithm if isinstance(algorithm, Current) else algorithm
+        own = vars(self.algorithm)
+        names, self.values = {}, []
+        for value in own.values():
+            kind = type(value)
+            if kind is FunctionType:
+                names[value.__globals__.get("__name__")] = value.__globals__
+                if value.__globals__.get("__name__") == "__main__":
+                    self.values += map(value.__globals__.get, value.__code__.co_names)
+            elif kind is ModuleType:
+                names[value.__name__] = vars(value)
+            elif isinstance(value, type):
+                names[value.__module__] = getattr(sys.modules.get(value.__module__), "__dict__", {})
+        spaces = [space for name, space in names.items() if space is not own and _is_own(name, space.get("__file__"))]
+        for space in (own, *spaces):
+            self.values += [value for name, value in space.items() if name[:2] != "__"]
+
+    def __getattr__(self, name):
+        return getattr(self.algorithm, name)
+
+    def __hash__(self):
+        return hash(self.algorithm)
+
+    def __eq__(self, other):
+        if not isinstance(other, Current) or self.algorithm is not other.algorithm:
+            return False
+        return len(self.values) == len(other.values) and all(map(operator.is_, self.values, other.values))
+
+
+@cache
+def _is_own(name: str, file: str | None) -> bool:
+    """Whether a module is one of rlx or a file of the user's, neither of a package nor typed in."""
+    others = ("site-packages", "dist-packages", os.path.dirname(os.__file__))
+    return name.startswith("rlx.") or not (name == "__main__" or file is None or any(part in file for part in others))
 
 
 def total_updates(config: Any) -> int:
@@ -67,7 +117,7 @@ def train(algorithm: Any, config: Any, env: Env, key: jax.Array, **kwargs: Any) 
     """
     check_unvarying((config, env, key))
     check(algorithm, config, env)
-    return _train(algorithm, config, env, key, kwargs)
+    return _train(Current(algorithm), config, env, key, kwargs)
 
 
 def resume(
@@ -78,7 +128,8 @@ def resume(
     Returns the State and the metrics of these updates.
 
     Raises:
-        ValueError: when no number is given and it cannot be known (under vmap or jit), or nothing is left to do.
+        ValueError: when no number is given and it cannot be known (under vmap or jit), or nothing is left to do; when
+            the state is not of the shapes that these settings and this environment give.
     """
     if num_updates is None:
         if isinstance(state.num_updates, jax.core.Tracer) or jnp.ndim(state.num_updates):
@@ -92,22 +143,52 @@ def resume(
                 f"{total_updates(config)}: raise total_steps, or give num_updates="
             )
     check_unvarying((config, env, state))
-    return _resume(algorithm, config, env, state, num_updates, kwargs)
+    return _resume(Current(algorithm), config, env, state, num_updates, kwargs)
 
 
 @partial(jax.jit, static_argnames="algorithm")
 @ordinary
 def _train(algorithm, config, env, key, kwargs):
-    return _resume(algorithm, config, env, algorithm.init(config, env, key), total_updates(config), kwargs)
+    return _scan(algorithm, config, env, algorithm.init(config, env, key), total_updates(config), kwargs)
 
 
 @partial(jax.jit, static_argnames=("algorithm", "num_updates"))
 @ordinary
 def _resume(algorithm, config, env, state, num_updates, kwargs):
+    like = jax.eval_shape(lambda key: algorithm.init(config, env, key), jax.random.key(0))
+    check_state(config, state, like)
+    return _scan(algorithm, config, env, state, num_updates, kwargs)
+
+
+def _scan(algorithm, config, env, state, num_updates, kwargs):
     def update(state, _):
         return algorithm.update(config, env, state, **kwargs)
 
     return jax.lax.scan(update, state, length=num_updates)
+
+
+def check_state(config: Any, state: Any, like: Any) -> None:
+    """Raises ValueError where a State has not the leaves that `config` gives it, `like`, by `jax.ShapeDtypeStruct`s."""
+    kinds = [
+        {
+            jax.tree_util.keystr(path): (leaf.shape, leaf.dtype)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (jax.eval_shape(lambda x: x, state), like)
+    ]
+    for name in {**kinds[1], **kinds[0]}:
+        has, gives = (kind.get(name) for kind in kinds)
+        if has == gives:
+            continue
+        sizes = () if has is None or gives is None else {*gives[0]} - {*has[0]}
+        settings = {f.name: getattr(config, f.name) for f in fields(config) if is_static(f)}
+        likely = [n for n, v in settings.items() if {*(v if isinstance(v, tuple) else [v])} & {*sizes}]
+        named = f", probably with another {' or '.join(likely)}" if likely else ""
+        has, gives = ("nothing" if x is None else f"{x[1]}{list(x[0])}" for x in (has, gives))
+        raise ValueError(
+            f"state{name} is {has} and these settings and this environment make it {gives}: the state was made with "
+            f"others{named}; give those"
+        )
 
 
 @ordinary
@@ -122,7 +203,8 @@ def advance(
     which runs died and after how many updates. Metrics are 0 from there on. What environments hold as their own state
     may be anything. A `Replay` is rewound, which takes back as many elements as it has `spare` rows.
     """
-    update = partial(jax.jit(algorithm.update, inline=True), config, env)  # is traced once for its two uses
+    # Is traced once for its two uses, and again for every trace of this function: what `update` calls may be replaced.
+    update = partial(jax.jit(wraps(algorithm.update)(lambda *args: algorithm.update(*args)), inline=True), config, env)
     shapes = jax.eval_shape(update, state)[1]
     metrics = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
 
@@ -170,8 +252,6 @@ class Episodes:
     diverged: jax.Array  # bool [E]; True where it ended with numbers that are not finite: the return is of no use
 
 
-@partial(jax.jit, static_argnames=("algorithm", "num_episodes", "deterministic", "max_steps"))
-@ordinary
 def evaluate(
     algorithm: Any,
     config: Any,
@@ -180,7 +260,7 @@ def evaluate(
     key: jax.Array,
     num_episodes: int = 32,
     deterministic: bool = True,
-    max_steps: int = 100_000,
+    max_steps: int = MAX_STEPS,
 ) -> Episodes:
     """Plays `num_episodes` episodes from fresh starts, each once and to its end.
 
@@ -189,6 +269,13 @@ def evaluate(
     `diverged` says where an episode ended because a number was not finite: its return is the sum before that.
     Training state is not touched.
     """
+    return play(Current(algorithm), config, env, state, key, num_episodes, deterministic, max_steps)
+
+
+@partial(jax.jit, static_argnames=("algorithm", "num_episodes", "deterministic", "max_steps"))
+@ordinary
+def play(algorithm, config, env, state, key, num_episodes, deterministic, max_steps):
+    """The program of `evaluate`, whose algorithm is a `Current`."""
     # A stream of its own: handed the key that training splits next, evaluation would otherwise replay it.
     reset_key, steps_key = jax.random.split(jax.random.fold_in(key, EVALUATION))
     env_state = reset(env, reset_key, num_episodes)

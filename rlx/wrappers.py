@@ -80,6 +80,12 @@ class Randomized:
         inner = lambda env_states: [replace(s, state=s.state.state) for s in env_states]
         return lambda env_states, params, *size: draw(inner(env_states), params.params, *size)
 
+    @property
+    def cameras(self):
+        """The inner environment's, where it has some."""
+        names = self.environment.cameras
+        return lambda params: names(params.params)
+
 
 def randomized(env: Env, factors: dict[str, tuple[float, float]]) -> Env:
     """Domain randomisation: each episode has its own parameters, and the policy is not told which.
@@ -173,6 +179,12 @@ class Chunked:
         """The inner environment's, where it has one."""
         draw = self.default_params.environment.frames
         return lambda env_states, params, *size: draw([s.state for s in env_states], params.params, *size)
+
+    @property
+    def cameras(self):
+        """The inner environment's, where it has some."""
+        names = self.default_params.environment.cameras
+        return lambda params: names(params.params)
 
 
 def chunked(env: Env, size: int, executed: int | None = None, discount: float = 1.0) -> Env:

@@ -157,8 +157,14 @@ def test_tanh_actors_have_a_spread_for_every_observation_within_limits():
 
 def test_activations_come_from_jax_nn():
     assert activation("relu") is jax.nn.relu
-    with pytest.raises(ValueError, match=r"activation = 'rely' is not a function of jax\.nn; use tanh"):
+    with pytest.raises(ValueError, match=r"'rely' is not a function of jax\.nn that keeps shapes; use tanh"):
         activation("rely")
+
+
+@pytest.mark.parametrize("name", ["one_hot", "glu", "logsumexp", "initializers", "__name__"])
+def test_functions_that_are_no_activation_are_refused(name):
+    with pytest.raises(ValueError, match="that keeps shapes"):
+        activation(name)
 
 
 def test_discrete_observations_are_one_hot():

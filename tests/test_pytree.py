@@ -181,3 +181,72 @@ def test_what_is_uncommitted_is_the_same_and_bound_to_no_device():
     np.testing.assert_array_equal(found["a"], tree["a"])
     assert (found["b"].dtype, found["key"].dtype) == (jnp.float32, tree["key"].dtype)
     assert bool(found["key"] == tree["key"])
+
+
+@pytree
+class Kinds:
+    switch: bool = static(False)
+    share: float = static(0.5, at_least=0)
+    ratio: float = static(1.0, above=0)
+    sizes: tuple[int, ...] = static((64, 64))
+    word: str = static("tanh")
+    number: int = static(4)
+    rate: float = 0.1
+    flag: bool = True
+    count: int = traced(3, at_least=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("switch", ("no", "False", 0, 0.0, 3, None, np.float32(1)), "give True or False"),
+        ("flag", ("no", 0, 1.0, None, [True]), "give True or False"),
+        (
+            "sizes",
+            (3, "64", (64.0,), (True,), [8, "8"], None, np.array([1.5])),
+            "give integers of at least 1, as a tuple",
+        ),
+        ("word", (3, None, ("tanh",), b"tanh"), "give a word"),
+        ("share", ("0.5", None, True, 1j), "give a number"),
+        ("share", (-0.1,), "at least 0"),
+        ("ratio", (0, -1.0), "above 0"),
+        ("number", (4.0, np.float32(4), np.bool_(True), "4"), "give an integer of at least 1"),
+        (
+            "rate",
+            ("x", None, 1j, [0.1], {}, True, len, np.complex64(1), np.array(["x"]), jnp.complex64(1)),
+            "give a number",
+        ),
+        ("count", (2.5, 3.0, "3", None, 10**12), "give an integer"),
+    ],
+)
+def test_values_of_another_kind_are_refused_by_the_name_of_their_field(name, values, message):
+    for value in values:
+        with pytest.raises(ValueError, match=rf"Kinds\.{name}.*{message}"):
+            Kinds(**{name: value})
+        with pytest.raises(ValueError, match=rf"Kinds\.{name}.*{message}"):
+            replace(Kinds(), **{name: value})
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_scalars_of_numpy_and_jax_are_the_python_numbers_that_they_are(array):
+    given = {
+        "switch": array(True),
+        "ratio": array(0.5),
+        "sizes": array([8, 4]),
+        "number": array(7),
+        "flag": array(False),
+    }
+    found = Kinds(**given, rate=array(0.25), count=array(2))
+    assert found == Kinds(switch=True, ratio=0.5, sizes=(8, 4), number=7, flag=False, rate=0.25, count=2)
+    assert [type(x) for x in vars(found).values()] == [type(x) for x in vars(Kinds()).values()]
+    assert Kinds(word=np.str_("relu"), sizes=[3]) == Kinds(word="relu", sizes=(3,))
+    assert Kinds(rate=np.float32(0.1)).rate == float(np.float32(0.1))
+    with pytest.raises(ValueError, match=r"Bounded\.share = .*1\.5"):
+        Bounded(offset=0.0, share=array(1.5))
+
+
+def test_pytrees_and_arrays_may_take_the_place_of_a_traced_number():
+    assert Kinds(rate=Inner(weight=2.0)).rate.weight == 2.0
+    np.testing.assert_array_equal(Kinds(rate=np.array([1.0, 2.0])).rate, [1.0, 2.0])
+    with pytest.raises(ValueError, match=r"Kinds\.number is traced, and it is static"):
+        jax.vmap(lambda x: Kinds(number=x).rate)(jnp.arange(2))

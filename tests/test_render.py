@@ -198,7 +198,7 @@ def test_mujoco_draws_what_has_moved(name):
     assert first.shape == (48, 64, 3)
     assert (first != other).any()
     assert first.std() > 5
-    with pytest.raises(ValueError, match="--camera behind: the model has"):
+    with pytest.raises(ValueError, match="--camera behind: there is no such camera; there are"):
         env.environment.frames([start], env.params, 64, 48, "behind")
 
 

@@ -355,7 +355,7 @@ BAD = {
     "--clip": "--clip needs values",
     "--clip 0.1 --clip 0.2": "given twice",
     "--clip 0.1,0.1": "clip = 0.1 is listed twice",
-    "--num-envs 4.5,8": "invalid literal for int",
+    "--num-envs 4.5,8": "4.5 is not a whole number",
     "--gamma 0.9,1.2": "gamma = 1.2: it has to be",
     "--activation uniform:0:1 --num-samples 2": "only numbers can be drawn from a range",
     "--learning-rate log:1e-4:1e-2": "say how many samples",
@@ -370,7 +370,7 @@ BAD = {
     "--pbt 3 --num-envs 4,8": "share a program",
     "--memory lots": "give a size such as",
     "--num-minibatches 3,4": "is not a multiple of num_minibatches = 3",
-    "--configs missing.jsonl": "lists no configuration",
+    "--configs missing.jsonl": "there is no such file",
     "--seed -1": "--seed -1",
     "--resume nowhere": "not a sweep directory",
 }

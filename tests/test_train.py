@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 import jax
@@ -12,10 +12,10 @@ import pytest
 
 import rlx
 from rlx import Env, pytree, replace, stack
-from rlx.objectives import clipped_surrogate
+from rlx.objectives import SPO, clipped_surrogate, with_objective
 from rlx.replay import Replay, insert, replay, sample, take
 from rlx.spaces import Box, Discrete
-from rlx.train import EVALUATION, advance
+from rlx.train import EVALUATION, Current, advance
 
 EXACT = True  # bits are compared
 
@@ -407,3 +407,93 @@ def test_rewards_scaled_for_learning_reach_neither_metrics_nor_evaluation(ppo, s
     episodes = rlx.evaluate(ppo, replace(small, normalize_reward=True), env, state, jax.random.key(1))
     np.testing.assert_array_equal(episodes.returns, 500.0)
     assert state.reward_scale.stats.variance > 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_envs": 8}, r"state\.\w.* is .*\[4.*\] and .*\[8.*\]: .*num_envs; give those"),
+        ({"hidden_sizes": (8,)}, r"state\.params.*hidden_sizes"),
+        ({"hidden_sizes": (16, 16)}, "nothing"),
+    ],
+)
+def test_resume_refuses_a_state_of_other_shapes(ppo, small, cartpole, trained, change, message):
+    with pytest.raises(ValueError, match=message):
+        rlx.resume(ppo, replace(small, **change), cartpole, trained[0], num_updates=1)
+
+
+def test_resume_refuses_a_state_of_another_environment(ppo, small, trained):
+    with pytest.raises(ValueError, match="these settings and this environment make it"):
+        rlx.resume(ppo, small, rlx.envs.make("Acrobot-v1"), trained[0], num_updates=1)
+
+
+TRACED = []
+
+
+@pytest.fixture
+def constant():
+    """An algorithm that counts by `step`, a function of its module, and notes when that is traced."""
+    algorithm = ModuleType("constant")
+    source = """
+import jax.numpy as jnp
+def step():
+    TRACED.append(1)
+    return 1
+def init(config, env, key):
+    return State(jnp.int32(0), jnp.int32(0))
+def update(config, env, state):
+    return State(state.total + step(), state.num_updates + 1), {}
+"""
+    vars(algorithm).update(TRACED=TRACED, State=Total)
+    exec(source, vars(algorithm))
+    return algorithm
+
+
+@pytree
+class Total:
+    total: jax.Array
+    num_updates: jax.Array
+
+
+@pytree
+class Length:
+    total_steps: int = rlx.static(3)
+    steps_per_update: int = rlx.static(1)
+
+
+def test_a_function_that_is_replaced_is_the_one_that_trains(constant):
+    key, total = jax.random.key(0), lambda *args: int(rlx.train(constant, Length(), None, *args)[0].total)
+    own = constant.step
+    assert total(key) == 3
+    constant.step = lambda: 10
+    assert total(key) == 30
+    lanes = jax.vmap(lambda key: rlx.train(constant, Length(), None, key)[0].total)(jax.random.split(key, 2))
+    assert lanes.tolist() == [30, 30]
+    state, _ = rlx.resume(constant, Length(), None, Total(jnp.int32(0), jnp.int32(0)), num_updates=2)
+    assert state.total == 20
+    program = jax.jit(advance, static_argnames=("algorithm", "length"))
+    moved = lambda: int(program(Current(constant), None, None, Total(jnp.int32(0), jnp.int32(0)), 0, 1, 1)[0].total)
+    assert moved() == 10
+    constant.step = lambda: 5
+    assert (total(key), moved()) == (15, 5)
+    constant.step = own
+    assert (total(key), moved()) == (3, 1)
+
+
+def test_nothing_is_traced_again_while_nothing_is_replaced(constant):
+    rlx.train(constant, Length(), None, jax.random.key(0))
+    traces = len(TRACED)
+    rlx.train(constant, Length(), None, jax.random.key(1))
+    assert len(TRACED) == traces
+    assert Current(constant) == Current(Current(constant))
+    before = Current(constant)
+    constant.step = lambda: 1
+    assert before != Current(constant)
+
+
+def test_what_an_algorithm_with_another_objective_calls_is_compared_too(ppo, monkeypatch):
+    spo = with_objective(ppo, SPO)
+    before = Current(spo)
+    assert before == Current(spo)
+    monkeypatch.setattr(ppo, "networks", lambda config, env: None)
+    assert before != Current(spo)

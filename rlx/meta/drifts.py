@@ -119,8 +119,19 @@ def _weights(key, num_inputs, num_hidden):
 
 
 def save(path: Path, objective: LPO | TALPO, about: dict[str, Any] | None = None) -> None:
-    """Writes the objective as a NumPy archive: `hidden`, `out`, and `about`, JSON with its `kind` and `clip`."""
-    kind = next(name for name, cls in KINDS.items() if type(objective) is cls)
+    """Writes the objective as a NumPy archive: `hidden`, `out`, and `about`, JSON with its `kind` and `clip`.
+
+    Raises:
+        ValueError: for an objective of another class, and for a population of them.
+    """
+    kind = next((name for name, cls in KINDS.items() if type(objective) is cls), None)
+    if kind is None:
+        raise ValueError(
+            f"a file of an objective holds an LPO or a TALPO, not a {type(objective).__name__}: keep the leaves of "
+            "another pytree with rlx.checkpoint.save"
+        )
+    if (np.ndim(objective.hidden), np.ndim(objective.out)) != (2, 1):
+        raise ValueError(f"hidden has shape {list(np.shape(objective.hidden))}: save one objective, not a population")
     content = {"format": FORMAT, "rlx": version("rlx"), "kind": kind, "clip": str(objective.clip)} | (about or {})
     partial = Path(path).with_suffix(".partial.npz")
     np.savez(partial, hidden=objective.hidden, out=objective.out, about=np.array(json.dumps(content)))
