@@ -120,6 +120,8 @@ def mixture(parts: Sequence[Demonstrations], about: dict[str, Any]) -> Demonstra
 def save(path: Path, demonstrations: Demonstrations) -> None:
     """Writes the file, compressed, in one step."""
     columns = {name: getattr(demonstrations, name) for name in COLUMNS}
+    # NumPy files know no bfloat16, whose numbers are float32 as well.
+    columns = {name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x for name, x in columns.items()}
     about = json.dumps({"format": FORMAT} | demonstrations.about, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")

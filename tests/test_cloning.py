@@ -160,6 +160,12 @@ def test_a_file_that_is_not_what_it_should_be_is_refused(shown, tmp_path, change
         load(broken(shown, tmp_path, change))
 
 
+def test_numbers_that_a_file_cannot_hold_are_kept_in_a_wider_dtype(shown, tmp_path):
+    narrow = jnp.asarray(shown.action, jnp.bfloat16)
+    save(tmp_path / "shown.npz", replace(shown, action=np.asarray(narrow)))
+    np.testing.assert_array_equal(load(tmp_path / "shown.npz").action, narrow.astype(jnp.float32))
+
+
 def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "d.npz").write_text("no archive")
     with pytest.raises(ValueError, match="cannot be read as demonstrations"):
@@ -363,6 +369,9 @@ def test_bad_cloning_is_refused(pendulum, shown, algorithm, change, message):
 def test_demonstrations_of_another_environment_or_of_one_episode_are_refused(pendulum, shown, cartpole):
     with pytest.raises(ValueError, match=r"obs of the demonstrations has shape \(3,\), the environment has \(4,\)"):
         clone(ppo, CONFIGS[ppo], cartpole, shown, jax.random.key(0))
+    halves = replace(shown, obs=np.zeros((len(shown.reward), 4)), action=np.full(len(shown.reward), 0.5))
+    with pytest.raises(ValueError, match="actions of the demonstrations that are not whole numbers"):
+        clone(ppo, CONFIGS[ppo], cartpole, halves, jax.random.key(0))
     one = Demonstrations(**{name: getattr(shown, name)[:9] for name in COLUMNS}, about={})
     with pytest.raises(ValueError, match="one episode cannot be split"):
         clone(ppo, CONFIGS[ppo], pendulum, one, jax.random.key(0))

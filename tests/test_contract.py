@@ -464,6 +464,19 @@ def test_a_key_in_the_state_is_no_random_start():
         check(env_of(KeptKey()))
 
 
+def test_bounds_are_those_of_the_dtype_of_the_observations():
+    class Half(Walk):
+        """Ends at 0.3, which is 0.30005 in float16."""
+
+        def observation_space(self, params):
+            return Box(-0.3, 0.3, (2,), jnp.float16)
+
+        def obs(self, state):
+            return jnp.clip(super().obs(state), -0.3, 0.3).astype(jnp.float16)
+
+    assert judged(check(env_of(Half())))["values"]
+
+
 def test_params_may_be_a_dict():
     class DictWalk(Walk):
         default_params = {"stride": 0.2, "max_steps": 40}  # noqa: RUF012
