@@ -39,7 +39,6 @@ from rlx.distributions import Categorical
 from rlx.objectives import approx_kl, clipped_surrogate
 from rlx.pytree import pytree, static, traced
 from rlx.rollout import check_divides, check_horizon, episode_metrics, episodes, gather, minibatches, reset
-from rlx.spaces import rescale
 from rlx.tokens import Transformer, check_tokens, examples, teach
 from rlx.train import total_updates
 
@@ -199,7 +198,7 @@ def act(config, env, state, obs, key, deterministic=False):
     logits = answers(config, env, state.params, obs).logits
     pi = Categorical(jnp.take_along_axis(logits, num_written[:, None, None], axis=1, mode="clip")[:, 0])
     action = pi.mode() if deterministic else pi.sample(key)
-    return rescale(env.action_space, action), Recorded(action, pi.log_prob(action))
+    return action.astype(env.action_space.dtype), Recorded(action, pi.log_prob(action))
 
 
 def objective(config, log_ratio, advantage, progress):

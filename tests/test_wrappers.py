@@ -228,6 +228,14 @@ def test_bounds_of_actions_are_repeated():
     np.testing.assert_array_equal(space.high, [2, 3] * 3)
 
 
+def test_chunks_have_the_dtype_of_their_actions():
+    class Half(Counter):
+        def action_space(self, params):
+            return Box([-1.0, -1.0], 1.0, (2,), jnp.float16)
+
+    assert chunked(rlx.Env(Half(), Countdown()), 3).action_space.dtype == jnp.float16
+
+
 def test_chunks_of_one_are_the_environment():
     plain = rlx.envs.make("Pendulum-v1", max_steps=7)
     env = chunked(plain, 1)
