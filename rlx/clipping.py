@@ -1,11 +1,13 @@
 """Gradients held to a norm, with derivatives where a gradient is 0: training itself can be differentiated."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
+
+T = TypeVar("T")
 
 
 def global_norm(tree: Any) -> jax.Array:
@@ -18,16 +20,27 @@ def global_norm(tree: Any) -> jax.Array:
 def clip_by_global_norm(max_norm: jax.Array) -> optax.GradientTransformation:
     """`g min(1, max_norm / |g|)` for the norm of all gradients together; `max_norm` may be infinite.
 
-    That of optax has NaN for a derivative at `g = 0`, and everywhere with an infinite bound.
+    It is that of optax but for its derivative, which there is NaN at `g = 0`, and everywhere with an infinite bound.
     """
+    return optax.GradientTransformation(
+        lambda params: optax.EmptyState(), lambda updates, state, params=None: (_clipped(updates, max_norm), state)
+    )
 
-    def update(updates, state, params=None):
-        norm = global_norm(updates)
+
+@jax.custom_jvp
+def _clipped(grads: T, max_norm: jax.Array) -> T:
+    return optax.clip_by_global_norm(max_norm).update(grads, optax.EmptyState())[0]
+
+
+@_clipped.defjvp
+def _(primals, tangents):
+    def clipped(grads, max_norm):
+        norm = global_norm(grads)
         keep = norm < max_norm
         norm, bound = jnp.where(keep, 1.0, norm), jnp.where(keep, 1.0, max_norm)
-        return jax.tree.map(lambda x: jnp.where(keep, x, x / norm * bound), updates), state
+        return jax.tree.map(lambda x: jnp.where(keep, x, x / norm * bound), grads)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return jax.jvp(clipped, primals, tangents)
 
 
 __all__ = ["clip_by_global_norm", "global_norm"]
