@@ -3,8 +3,8 @@
 Every table is named by an environment or a pattern, `["brax/*"]`, and holds Config fields. All tables that match apply,
 in the order of the file, later ones over earlier ones; fields that none sets keep the Config's defaults. A table may be
 for several patterns, with spaces between them. One with `published = "SOURCE"` has the settings of that source, as near
-as the Config comes to them, with which nothing was trained here. `tuned_on = "NAMES"` says on which environments those
-of a pattern were tuned.
+as the Config comes to them, with which nothing was trained here. `measured_on = "NAMES"` names the environments of a
+pattern for which there is a result.
 
 Where no table matches, `[defaults.continuous]` or `[defaults.discrete]` applies, by the action space, and where
 observations are images `[defaults.image]`, if the file has it. `[defaults.episode]` names fields that are given the
@@ -31,19 +31,20 @@ def settings(algorithm: ModuleType | Path, env_name: str) -> dict[str, Any]:
         ValueError: when the file names a field that the Config does not have.
     """
     found = {name: value for table in _tables(algorithm, env_name) for name, value in table.items()}
-    return {n: tuple(v) if isinstance(v, list) else v for n, v in found.items() if n not in ("published", "tuned_on")}
+    return {
+        n: tuple(v) if isinstance(v, list) else v for n, v in found.items() if n not in ("published", "measured_on")
+    }
 
 
 def origin(algorithm: ModuleType | Path, env_name: str) -> str:
-    """What is said of these settings: tuned, tuned on other environments, or published and not tried."""
+    """What is said of these settings: tuned for the environment, of a pattern and measured on others, or published."""
     if source := published(algorithm, env_name):
         return f"published settings, not tried here ({source})"
-    tables = _tables(algorithm, env_name)
-    tuned_on = next((table["tuned_on"] for table in reversed(tables) if "tuned_on" in table), "")
-    exact = any(env_name in patterns.split() for patterns in _file(algorithm))
-    return (
-        "tuned settings" if exact or not tuned_on or env_name in tuned_on.split() else f"settings tuned on {tuned_on}"
-    )
+    patterns, table = _matching(algorithm, env_name)[-1]
+    measured_on = table.get("measured_on", "")
+    if env_name in (*patterns.split(), *measured_on.split()):
+        return "tuned settings"
+    return f"settings for {patterns}, measured on {measured_on or 'none of them'}"
 
 
 def defaults(algorithm: ModuleType | Path, env: Env) -> tuple[dict[str, Any], str]:
@@ -71,8 +72,13 @@ def published(algorithm: ModuleType | Path, env_name: str) -> str:
 
 
 def _tables(algorithm: ModuleType | Path, env_name: str) -> list[dict[str, Any]]:
+    return [table for _, table in _matching(algorithm, env_name)]
+
+
+def _matching(algorithm: ModuleType | Path, env_name: str) -> list[tuple[str, dict[str, Any]]]:
+    """The tables for an environment with their patterns, in the order of the file."""
     tables = _file(algorithm).items()
-    return [table for patterns, table in tables if any(fnmatchcase(env_name, p) for p in patterns.split())]
+    return [(names, table) for names, table in tables if any(fnmatchcase(env_name, name) for name in names.split())]
 
 
 def _file(algorithm: ModuleType | Path) -> dict[str, Any]:

@@ -72,9 +72,9 @@ def test_whoever_trains_with_published_settings_is_told(capsys):
 
 def test_settings_of_a_pattern_say_on_what_they_were_tuned(tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text('["a/*"]\ntuned_on = "a/x"\nclip = 0.1\n["a/z"]\nclip = 0.2\n')
+    path.write_text('["a/*"]\nmeasured_on = "a/x"\nclip = 0.1\n["a/z"]\nclip = 0.2\n')
     found = {name: origin(path, name) for name in ("a/x", "a/y", "a/z")}
-    assert found == {"a/x": "tuned settings", "a/y": "settings tuned on a/x", "a/z": "tuned settings"}
+    assert found == {"a/x": "tuned settings", "a/y": "settings for a/*, measured on a/x", "a/z": "tuned settings"}
     assert settings(path, "a/y") == {"clip": 0.1}
     assert settings(rlx.algos.__path__[0] / Path("sac.toml"), "brax/reacher").get("reward_scale") is None
 
