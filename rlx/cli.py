@@ -63,6 +63,7 @@ COMMANDS = {
     "discover": "learn an objective:  rlx discover lpo --train CartPole-v1 --holdout Acrobot-v1",
     "render": "watch a policy:  rlx render runs/NAME --output episode.gif",
     "plot": "draw runs and sweeps:  rlx plot runs/A runs/B --output curves.png",
+    "why": "what made a run end in NaN:  rlx why runs/NAME",
     "envs": "list environments:  rlx envs [brax]",
     "check": "test an algorithm or an environment:  rlx check my_ppo.py --env CartPole-v1",
     "version": "the version:  rlx --version",
@@ -148,6 +149,16 @@ class TrainOptions(TrainSources):
 
 
 @dataclasses.dataclass(frozen=True)
+class WhyOptions:
+    """Replays the update after a checkpoint and names the first operation whose result is not finite."""
+
+    run: tyro.conf.Positional[Path]
+    """run directory"""
+    from_update: int | None = None
+    """Replay the update after this one; by default the one after the newest checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint of a run, the newest one where no other is asked for, and how its policy acts."""
 
@@ -226,6 +237,8 @@ def main(arguments: list[str] | None = None) -> None:
             getattr(importlib.import_module("rlx.cli_demonstrations"), command)(rest)
         elif command == "discover":
             importlib.import_module("rlx.cli_discover").discover(rest)
+        elif command == "why":
+            _why(_parse(WhyOptions, rest, "rlx why"))
         elif command == "envs":
             _envs(rest)
         elif command == "check":
@@ -640,6 +653,17 @@ def _load(options: Checkpoint, check: Callable[[Env], None] = lambda env: None) 
     like = like if saved.get("checkpoint_replay", True) else without_replay(like)
     state = restore(options.run / "checkpoints", like, update, {"run": identity(job)})
     return job, state, jax.random.fold_in(keys(saved["seed"])[1], options.seed + 1)
+
+
+def _why(options: WhyOptions) -> None:
+    from rlx.why import why
+
+    job, state, _ = _load(Checkpoint(options.run, from_update=options.from_update))
+    if not read_config(options.run).get("checkpoint_replay", True):
+        raise ValueError(f"{options.run} keeps no replay buffer in its checkpoints: its updates cannot be replayed")
+    done = int(state.num_updates)
+    lines = why(job.algorithm, job.config, job.env, state)
+    print("\n".join([f"update {done + 1}:", *lines] if lines else [f"update {done + 1} is finite"]))
 
 
 def _envs(arguments: list[str]) -> None:

@@ -320,7 +320,7 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
     if not alive:
         console.print(
             f"update {done + 1} turned the training state into NaN or infinity: it ends with the last finite one; "
-            "look at metrics.jsonl, and lower the learning rate"
+            f"rlx why {directory} says what was first"
         )
     if (top := best(evaluations))["update"] != done:
         console.print(

@@ -147,7 +147,9 @@ class Chunked:
             reward = reward + jnp.where(ended, 0.0, weight * transition.reward)
             terminated |= transition.terminated & ~ended
             truncated |= transition.truncated & ~ended
-            return (env_state, reward, weight * self.discount, terminated, truncated), transition.info
+            info, diverged = transition.info, transition.diverged & ~ended
+            info = info | {"diverged": diverged} if isinstance(info, dict) else info
+            return (env_state, reward, weight * self.discount, terminated, truncated), info
 
         start = (state, jnp.float32(0), jnp.float32(1), jnp.array(False), jnp.array(False))
         keys = jax.random.split(key, self.executed)
