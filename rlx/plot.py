@@ -66,15 +66,16 @@ def curve(runs: list[Path], path: Path) -> None:
             continue
         steps, returns, weights = _series(logged)
         label = f"seed {config['seed']}" if len(runs) == 1 else f"{run.name}"
-        (line,) = axes.plot(
-            steps, smooth(returns, weights, max(1, len(logged) // 20)), label=f"training, {label}", lw=2
-        )
+        width = max(1, len(logged) // 20)
+        over = f", moving average over {width / len(logged):.0%} of the run" if width > 1 and len(runs) == 1 else ""
+        (line,) = axes.plot(steps, smooth(returns, weights, width), label=f"training, {label}{over}", lw=2)
         if len(runs) == 1:
-            axes.plot(steps, returns, ".", color=line.get_color(), alpha=0.25, ms=3, zorder=1)
+            style = {"color": line.get_color(), "alpha": 0.25, "ms": 3, "zorder": 1}
+            axes.plot(steps, returns, ".", label="mean of the episodes that ended in a row of the log", **style)
         if (run / "evaluation.json").exists():
             evaluation = read_json(run / "evaluation.json")
             mean, std = float(evaluation["mean"]), float(evaluation["std"])  # may be "nan" or "inf"
-            text = f"final evaluation, {mean:.1f} ± {std:.1f}"
+            text = f"final evaluation, {mean:.1f} ± {std:.1f} (standard deviation of an episode)"
             mean, std = (mean, std) if math.isfinite(mean) else (math.nan, math.nan)
             axes.errorbar(
                 evaluation["step"],
@@ -301,6 +302,9 @@ def population(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("environment steps")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _tidy(axes)
+    marks = (Line2D([], [], color=COLOURS[0], lw=2.0), Line2D([], [], color=GREY, lw=0.8))
+    _legend(figure, marks, ("the member that ends best", "the others; a member jumps where it copies another"))
+    figure.suptitle(f"Population of {len(last)} members", fontsize=11)
     _save(figure, path)
 
 
@@ -426,11 +430,11 @@ def _one(values: list[str], what: str) -> None:
 
 
 def _log_spaced(values: list[float]) -> bool:
-    """Whether the middle value is nearer to the geometric than to the arithmetic mean of the ends, or they are far."""
+    """Whether the middle value is nearer to the geometric than to the arithmetic mean of the ends; of two, if far."""
     low, middle, high = values[0], float(np.median(values)), values[-1]
-    if low <= 0:
-        return False
-    return high >= 100 * low or (high > low and abs(middle - math.sqrt(low * high)) < abs(middle - (low + high) / 2))
+    if low <= 0 or len(values) < 3:
+        return low > 0 and high >= 100 * low
+    return high > low and abs(middle - math.sqrt(low * high)) < abs(middle - (low + high) / 2)
 
 
 def _by(runs: Sequence[dict[str, Any]], *keys: str) -> dict[Any, list[dict[str, Any]]]:

@@ -4,12 +4,12 @@ import itertools
 import json
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
 
-from rlx import report
+from rlx import plot, report
 from rlx.plot import COLOURS, GREY, curve, heatmap, learning_curves, sensitivity, smooth
 from rlx.report import interval, iqm
 
@@ -19,8 +19,13 @@ pytestmark = pytest.mark.filterwarnings("error")
 @pytest.fixture
 def draw(tmp_path, monkeypatch):
     """Draws and returns the figure; the file has to be a picture of a reasonable size."""
-    figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
+    figures, save = [], Figure.savefig
+
+    def kept(figure, *arguments, **options):
+        figures.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
 
     def draw(function, *arguments):
         path = tmp_path / "picture.png"
@@ -29,9 +34,7 @@ def draw(tmp_path, monkeypatch):
         assert path.stat().st_size < 300_000
         return figures[-1]
 
-    yield draw
-    monkeypatch.undo()
-    plt.close("all")
+    return draw
 
 
 def lane(score, *, seed=0, task="e/E", algorithm="rlx.algos.ppo", died_at=None, dropped_at=None, curve=None, **varied):
@@ -85,7 +88,11 @@ def test_curve_of_a_run_has_its_rows_and_its_evaluation(tmp_path, draw):
     line, points = axes.lines[:2]
     np.testing.assert_array_equal(points.get_xydata(), [[10, 1], [30, 3]])
     np.testing.assert_array_equal(line.get_xydata(), [[10, 1], [30, 3]])
-    assert legend(figure) == ["training, seed 0", "final evaluation, 2.0 ± 2.0"]
+    assert legend(figure) == [
+        "training, seed 0",
+        "mean of the episodes that ended in a row of the log",
+        "final evaluation, 2.0 ± 2.0 (standard deviation of an episode)",
+    ]
     assert axes.get_title() == "PPO on e/E"
 
 
@@ -96,7 +103,7 @@ def test_curve_of_several_runs_has_a_line_each(tmp_path, draw):
 
 @pytest.mark.parametrize("evaluation", ["nan", "inf"])
 def test_curve_of_a_run_without_finite_evaluation(tmp_path, draw, evaluation):
-    assert legend(draw(curve, [write_run(tmp_path / "a", evaluation=evaluation)]))[1].startswith("final evaluation")
+    assert legend(draw(curve, [write_run(tmp_path / "a", evaluation=evaluation)]))[2].startswith("final evaluation")
 
 
 def test_curve_of_a_run_that_never_ended_an_episode(tmp_path, draw):
@@ -348,7 +355,6 @@ def test_runs_that_make_no_picture_are_refused(tmp_path, lanes, names, message):
     with pytest.raises(ValueError, match=message):
         heatmap(lanes, *(names or ("learning_rate", "clip")), tmp_path / "x.png")
     assert not list(tmp_path.iterdir())
-    assert not plt.get_fignums()
 
 
 def test_heatmap_needs_two_hyperparameters_of_a_grid(tmp_path):
@@ -366,3 +372,31 @@ def test_colours_are_told_apart_from_grey():
     for colour in COLOURS:
         red, green, blue = matplotlib.colors.to_rgb(colour)
         assert max(red, green, blue) - min(red, green, blue) > 0.15
+
+
+@pytest.mark.parametrize(
+    ("values", "log"),
+    [
+        ([0.004, 0.21, 0.37, 0.55, 0.81, 0.99], False),  # uniform draws that come near to 0
+        ([1e-4, 1e-3, 1e-2, 1e-1], True),
+        ([1e-4, 3e-4, 1e-3, 2e-2], True),
+        ([1, 2, 3, 4], False),
+        ([1e-4, 1e-1], True),
+        ([1.0, 2.0], False),
+        ([0.0, 1.0, 100.0], False),
+    ],
+)
+def test_an_axis_is_logarithmic_where_the_values_are_spread_like_that(values, log):
+    assert plot._log_spaced(values) is log
+
+
+def test_the_picture_of_a_population_says_what_its_lines_are(tmp_path, monkeypatch):
+    rows = [{"step": i, "episode_return": [i, 2.0 * i], "varied.clip": [0.1, 0.2]} for i in range(3)]
+    drawn = []
+    monkeypatch.setattr(plot, "_save", lambda figure, path: drawn.append(figure))
+    plot.population(rows, tmp_path / "population.png")
+    assert drawn[0].get_suptitle() == "Population of 2 members"
+    assert [text.get_text() for text in drawn[0].legends[0].texts] == [
+        "the member that ends best",
+        "the others; a member jumps where it copies another",
+    ]
