@@ -149,6 +149,9 @@ def measure(task_name: str, task: Task, method: Method, shown: Demonstrations, *
         new, metrics = algorithm.update(config, env, state)
         return rlx.replace(new, params=new.params | {"actor": state.params["actor"]}), metrics
 
+    def returns(metrics):
+        return jnp.where(metrics["num_episodes"] > 0, metrics["episode_return"], jnp.nan)
+
     def lane(one):
         key, state = one
         before_key, after_key = jax.random.split(key)
@@ -156,10 +159,10 @@ def measure(task_name: str, task: Task, method: Method, shown: Demonstrations, *
         curves = []
         if method.cloned:
             state, metrics = jax.lax.scan(warm, state, length=WARMUP)
-            curves.append(metrics["episode_return"])
+            curves.append(returns(metrics))
         num_updates = rlx.total_updates(config) - WARMUP * method.cloned
         state, metrics = rlx.resume(algorithm, config, env, state, num_updates=num_updates)
-        curve = jnp.concatenate([*curves, metrics["episode_return"]])
+        curve = jnp.concatenate([*curves, returns(metrics)])
         return before, score(task, algorithm, config, env, state, after_key), curve
 
     before, after, curve = jax.device_get(spread(lane)((keys[:, 2], fresh)))

@@ -223,7 +223,7 @@ def measure(task: Task, method: Method, short: bool) -> dict[str, Any]:
             for name, value in task.measure(algorithm, config, env, state, measure_key).items()
             if not suffix or value.ndim == 0
         }
-        return found, metrics["episode_return"]
+        return found, jnp.where(metrics["num_episodes"] > 0, metrics["episode_return"], jnp.nan)
 
     keys = jax.vmap(jax.random.key)(np.arange(task.seeds))
     started = time.process_time()  # of all cores; others may be using the machine

@@ -99,7 +99,8 @@ def evolve(kind: str, seed: int, budget: Budget, directory: Path) -> tuple[Any, 
         if kind == "uniform":
             drawn = jax.vmap(level)(jax.random.split(chosen_key, budget.levels))
         keys = jax.random.split(key, budget.levels)
-        returns = lives(candidates, drawn, keys)
+        returns = np.asarray(lives(candidates, drawn, keys))
+        returns = np.where(np.isfinite(returns), returns, np.nan)
         regret = np.asarray(ORDINARY[ppo]((drawn, keys), A2C, env)) - np.nanmean(returns, axis=0)
         if kind == "groove":
             state["buffer"] = meta.record(state["buffer"], chosen, jnp.asarray(regret), fresh_key, level)
