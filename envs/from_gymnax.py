@@ -63,7 +63,9 @@ class Gymnax:
     def step(self, key, state, action, params):
         if not self.differentiable:
             state, action, params = _refusing_gradients(self.environment.name, (state, action, params))
-        obs, state, reward, terminated, info = self.environment.step_env(key, state, action, params)
+        obs, new, reward, terminated, info = self.environment.step_env(key, state, action, params)
+        # Under x64 a start is float64 where a step computes float32.
+        state = jax.tree.map(lambda x, old: jnp.asarray(x, jnp.result_type(old)), new, state)
         truncated = self.environment.is_truncated(state, params)
         return self._cast(obs, params), state, jnp.asarray(reward, jnp.float32), terminated, truncated, info
 

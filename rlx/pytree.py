@@ -129,7 +129,8 @@ def _traced(name: str, field: dataclasses.Field, given: Any) -> Any:
 
     Raises ValueError for a Python value of another kind than the field's, and for arrays of anything but numbers.
     """
-    kind, value, wrong = _kind(field), plain(given), f"{name}.{field.name} = {given!r}"
+    kind, wrong = _kind(field), f"{name}.{field.name} = {given!r}"
+    value = given if isinstance(given, jax.Array) else plain(given)
     if kind not in (bool, int, float):
         return given
     if hasattr(value, "dtype"):

@@ -32,6 +32,7 @@ def check(algorithm, env):
     return rlx.check_algorithm(algorithm, env, algorithm.Config(**known))
 
 
+@pytest.mark.more
 def test_the_example_of_the_page_keeps_the_contract_and_learns(cartpole):
     lines = check(module(), cartpole)
     assert len(lines) == 10

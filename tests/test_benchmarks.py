@@ -240,6 +240,7 @@ def test_speed_cases_are_whole_updates_of_one_configuration():
     assert all(other in CASES[case][1] and quantity in QUANTITIES for case, other, quantity in AIMS)
 
 
+@pytest.mark.more
 def test_speed_measurement_has_the_schema(speed_result):
     from speed import CASES, measurement
 

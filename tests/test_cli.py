@@ -149,6 +149,7 @@ def test_logged_rows_cover_every_update(run):
     assert all(row["episode_return"] is None or row["episode_return"] >= 8 for row in logged)
 
 
+@pytest.mark.more
 def test_host_loop_is_the_same_run_as_train(run):
     config = ppo.Config(total_steps=2048, num_envs=4, num_steps=32, hidden_sizes=(8,))
     key, _ = jax.random.split(jax.random.key(0))
@@ -253,6 +254,7 @@ def test_what_was_killed_before_it_wrote_anything_can_be_started_again(tmp_path,
     assert rlx(*TRAIN, "--out", tmp_path / "cut") == 0
 
 
+@pytest.mark.more
 def test_same_key_same_bits_in_another_process(run, tmp_path):
     command = [sys.executable, "-m", "rlx", *TRAIN, "--out", "run", "--no-compile-cache"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
@@ -264,6 +266,7 @@ def test_same_key_same_bits_in_this_process(run, tmp_path):
     assert same_run(run, tmp_path / "run")
 
 
+@pytest.mark.more
 def test_resume_goes_beyond_the_end_when_total_steps_is_raised(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "longer")
     assert rlx("train", "ppo", "--resume", tmp_path / "longer", "--total-steps", "4096") == 0
@@ -304,6 +307,7 @@ def test_eval_plot_and_envs_work_on_what_train_left(run, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "gymnax/CartPole-v1"
 
 
+@pytest.mark.more
 def test_a_copy_of_the_file_anywhere_runs_edited(tmp_path):
     text = (ROOT / "algos" / "ppo.py").read_text()
     (tmp_path / "mine.py").write_text(text.replace('"learning_rate": learning_rate,', '"my_metric": learning_rate,'))
@@ -470,6 +474,7 @@ def test_a_damaged_checkpoint_can_be_gone_around(long, cut, tmp_path, monkeypatc
     assert numbers(tmp_path / "cut" / "checkpoints-set-aside") == numbers(cut / "checkpoints")[-1:]
 
 
+@pytest.mark.more
 @pytest.mark.usefixtures("long")
 def test_parameters_of_the_environment_are_recorded_and_kept(tmp_path, capsys, monkeypatch):
     as_long(monkeypatch)  # and so its compiled programs
@@ -562,6 +567,7 @@ def test_ctrl_c_leaves_logs_whole_and_says_how_far_it_came(tmp_path):
     assert last["update"] == max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
 
 
+@pytest.mark.more
 def test_another_objective_is_an_option_with_its_coefficients_and_is_remembered(tmp_path, capsys):
     spo = ["--objective", "spo", "--epsilon", "0.05"]
     out = tmp_path / "spo"
@@ -582,6 +588,7 @@ def test_another_objective_is_an_option_with_its_coefficients_and_is_remembered(
     assert [row["update"] for row in rows(out)] == [row["update"] for row in rows(tmp_path / "whole")]
 
 
+@pytest.mark.more
 def test_another_objective_trains_as_in_the_library(tmp_path):
     for name, flags in {"SPO": ["--epsilon", "0.05"], "ImportanceWeighted": []}.items():
         assert rlx(*TRAIN, "--objective", name, *flags, "--out", tmp_path / name) == 0
@@ -594,6 +601,7 @@ def test_another_objective_trains_as_in_the_library(tmp_path):
     assert not np.allclose(logged, [row["policy_loss"] for row in rows(tmp_path / "ImportanceWeighted")], rtol=0.05)
 
 
+@pytest.mark.more
 def test_an_edited_copy_takes_another_objective_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "algos" / "ppo.py", tmp_path / "mine.py")

@@ -207,6 +207,7 @@ def test_a_gaussian_is_cloned_by_its_likelihood(pendulum):
     np.testing.assert_allclose(loss(jax.random.key(0)), expected.sum(-1), rtol=1e-4)
 
 
+@pytest.mark.more
 def test_a_diffusion_policy_is_cloned_by_the_noise_that_it_predicts(pendulum):
     """The mean over many draws is the integral over the noise of each step, here by quadrature."""
     config, state, obs, action, _ = losses(dppo, pendulum)
@@ -261,6 +262,7 @@ def test_observations_are_normalised_by_those_that_are_learned_from(shown, clone
     np.testing.assert_allclose(state.obs_stats.mean, shown.obs.mean(0), atol=0.2)
 
 
+@pytest.mark.more
 def test_what_is_held_out_is_not_learned_from(pendulum, shown):
     """Episodes whose actions are other ones: learned from, they change the weights; held out, nothing but the loss."""
     run = partial(clone, ppo, CONFIGS[ppo], pendulum, num_steps=20, batch_size=16, num_rows=1, key=jax.random.key(5))
@@ -318,6 +320,7 @@ def test_a_run_starts_from_what_another_has_learned(pendulum, cloned):
         started_from(other, learned)
 
 
+@pytest.mark.more
 def test_a_diffusion_policy_goes_on_as_the_one_that_it_starts_from(pendulum):
     """It may be of two actors, where the first steps are not trained, or of one, which new runs train in part."""
     in_part, whole = replace(CONFIGS[dppo], trained_steps=2), CONFIGS[dppo]
@@ -344,6 +347,7 @@ def test_what_else_is_learned_is_not_left_behind_in_silence(pendulum):
         started_from(state, state)
 
 
+@pytest.mark.more
 def test_actions_that_the_policy_cannot_make_are_warned_of(shown):
     env = rlx.envs.make("MultiGoal", max_steps=5)
     wide = collect(policy(lambda obs: 4.0 * jnp.ones((len(obs), 2))), None, env, None, jax.random.key(0), 4)
@@ -483,6 +487,7 @@ def test_bad_commands_are_one_line(runs, capsys, arguments, message):
     assert error.count("\n") == 1
 
 
+@pytest.mark.more
 def test_a_resumed_run_still_says_what_it_started_from(runs, tmp_path, capsys):
     for name, key in (("fine", "start_from"), ("clone", "cloned")):
         copy = shutil.copytree(runs / name, tmp_path / name)

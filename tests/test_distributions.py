@@ -219,6 +219,7 @@ def test_mixture_entropy_is_exact_for_equal_and_for_distant_components():
     np.testing.assert_allclose(distant.entropy(), expected, **ROUNDING)
 
 
+@pytest.mark.more
 def test_mixture_gradients_pass_the_finite_difference_check():
     action = RNG.normal(size=(4, 2))
     function = lambda *parts: NormalMixture(*parts).log_prob(action).sum() + NormalMixture(*parts).entropy().sum()

@@ -321,6 +321,7 @@ def test_with_one_step_it_is_ppo_with_a_gaussian_of_fixed_std(config, env):
     np.testing.assert_allclose(found, ppo(params["actor"]), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.more
 def test_the_sum_over_steps_of_the_score_is_the_gradient_of_what_is_expected(env):
     """All steps trained, exact advantages: against finite differences of the expected pay under common noise."""
     config = dppo.Config(denoising_steps=2, trained_steps=2, hidden_sizes=(4,), noise_bound=8.0, least_std=0.3)

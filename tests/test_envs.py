@@ -188,6 +188,7 @@ SHIPPED = [name for name in rlx.envs.names("gymnax") if NEEDS_DOWNLOAD not in na
 LARGE = "gymnax/Seaquest-MinAtar"  # compiles for as long as ten others
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == LARGE else n for n in SHIPPED])
 def test_contract_of_gymnax(name):
     check(rlx.envs.make(name), random_starts=name not in FIXED_STARTS)
@@ -306,6 +307,7 @@ def test_a_dictionary_of_observations_is_refused():
         rlx.envs.make("brax/fast", obs_mode="dict_pixels")
 
 
+@pytest.mark.more
 def test_brax_params_are_the_model_that_is_stepped_and_can_be_swept():
     env = brax("inverted_pendulum", "mjx")
 
@@ -328,6 +330,7 @@ def test_parameters_are_bound_to_no_device(name):
     assert not [x for x in jax.tree.leaves(rlx.envs.make(name)) if getattr(x, "committed", False)]
 
 
+@pytest.mark.more
 def test_brax_does_not_write_into_the_state_that_it_is_given():
     env = brax("reacher", "spring")
     key = jax.random.key(0)

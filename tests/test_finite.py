@@ -66,7 +66,7 @@ def config(ppo):
     )
 
 
-@pytest.mark.parametrize("faults", [{"obs": np.array(np.nan)}, {"obs": np.inf}, {"obs": 0.0, "reward": -np.inf}])
+@pytest.mark.parametrize("faults", [{"obs": jnp.array(np.nan)}, {"obs": np.inf}, {"obs": 0.0, "reward": -np.inf}])
 def test_a_step_that_is_not_finite_ends_its_episode_with_finite_numbers(faults):
     env = faulty(after=2, **faults)
     state = env.reset(jax.random.key(0))

@@ -182,6 +182,7 @@ def test_advantages_and_presets_are_those_of_control(small, reverse):
         jax.tree.map(np.testing.assert_array_equal, tokens, control)
 
 
+@pytest.mark.more
 def test_members_of_a_group_share_their_prompt_and_nothing_else(small, reverse, init):
     state = init(small, reverse, jax.random.key(0))
     start = grpo_tokens.starts(small, reverse, state, jax.random.key(1))
@@ -194,6 +195,7 @@ def test_members_of_a_group_share_their_prompt_and_nothing_else(small, reverse, 
     assert len(np.unique(traj.action.T.reshape(3, 4, T)[0], axis=0)) > 1
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("length", [2, 4])
 def test_the_warm_start_raises_the_likelihood_of_solutions_until_it_is_what_was_asked_for(small, reverse, length):
     accuracy = {}

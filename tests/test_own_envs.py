@@ -13,6 +13,7 @@ from rlx.envs import check, gridworld, multigoal, own, pointmaze
 from rlx.envs.multigoal import coverage, goal_entropy, goal_shares, goals, goals_reached
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", own.NAMES)
 def test_contract(name):
     check(rlx.envs.make(f"rlx/{name}"), num_steps=128)

@@ -228,21 +228,27 @@ def test_values_of_another_kind_are_refused_by_the_name_of_their_field(name, val
 
 
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
-def test_scalars_of_numpy_and_jax_are_the_python_numbers_that_they_are(array):
+def test_scalars_of_numpy_and_jax_are_python_values_in_static_fields(array):
     given = {
         "switch": array(True),
         "ratio": array(0.5),
         "sizes": array([8, 4]),
         "number": array(7),
-        "flag": array(False),
     }
-    found = Kinds(**given, rate=array(0.25), count=array(2))
-    assert found == Kinds(switch=True, ratio=0.5, sizes=(8, 4), number=7, flag=False, rate=0.25, count=2)
+    found = Kinds(**given)
+    assert found == Kinds(switch=True, ratio=0.5, sizes=(8, 4), number=7)
     assert [type(x) for x in vars(found).values()] == [type(x) for x in vars(Kinds()).values()]
+
+
+def test_scalars_of_numpy_become_python_numbers_in_traced_fields_and_arrays_of_jax_keep_their_dtype():
+    found = Kinds(rate=np.asarray(0.25), count=np.int64(2), flag=np.bool_(True))
+    assert (found.rate, found.count, found.flag) == (0.25, 2, True)
+    assert [type(x) for x in vars(found).values()] == [type(x) for x in vars(Kinds()).values()]
+    assert Kinds(rate=jnp.bfloat16(0.25)).rate.dtype == jnp.bfloat16
     assert Kinds(word=np.str_("relu"), sizes=[3]) == Kinds(word="relu", sizes=(3,))
     assert Kinds(rate=np.float32(0.1)).rate == float(np.float32(0.1))
     with pytest.raises(ValueError, match=r"Bounded\.share = .*1\.5"):
-        Bounded(offset=0.0, share=array(1.5))
+        Bounded(offset=0.0, share=np.asarray(1.5))
 
 
 def test_pytrees_and_arrays_may_take_the_place_of_a_traced_number():

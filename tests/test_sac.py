@@ -586,6 +586,7 @@ def test_a_dry_run_says_how_large_the_buffer_is_before_there_is_one(tmp_path, ca
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.more
 def test_a_run_goes_on_with_a_new_buffer_where_checkpoints_leave_it_out(tmp_path, capsys):
     run = tmp_path / "run"
     cli.main([*TRAIN.split(), "96", "--no-checkpoint-replay", "--out", str(run)])

@@ -129,6 +129,7 @@ def test_a_lane_is_the_run_of_its_seed(swept, ppo):
     assert [row["update"] for row in swept.log(1)] == [1, 2, 3]
 
 
+@pytest.mark.more
 def test_a_sweep_is_repeatable(sweep, swept, tmp_path):
     assert_same_sweep(sweep(tmp_path / "again", {"learning_rate": RATES, "num_envs": [4, 8]}), swept)
 
@@ -193,6 +194,7 @@ def test_another_sweep_in_the_same_directory_is_refused(sweep, swept):
         sweep(swept.job.directory, {"learning_rate": RATES, "num_envs": [4, 8]}, num_seeds=3)
 
 
+@pytest.mark.more
 def test_a_lane_that_dies_is_marked_and_the_others_are_as_without_it(sweep, tmp_path):
     sick = sweep(tmp_path / "sick", {"learning_rate": [1e-2, math.inf, 1e-3]})
     sound = sweep(tmp_path / "sound", {"learning_rate": [1e-2, 3e-3, 1e-3]})
@@ -206,6 +208,7 @@ def test_a_lane_that_dies_is_marked_and_the_others_are_as_without_it(sweep, tmp_
     sick.export(2, tmp_path / "dead")
 
 
+@pytest.mark.more
 def test_lanes_run_in_batches_below_the_memory_bound(sweep, swept, tmp_path):
     whole = json.loads((swept.job.directory / "batches" / "r0g0.json").read_text())
     space = {"learning_rate": RATES}
@@ -416,6 +419,7 @@ def test_a_sweep_with_damaged_checkpoints_goes_on_from_before_them(sweep, tmp_pa
     assert_same_sweep(found, whole)
 
 
+@pytest.mark.more
 def test_a_damaged_state_of_a_lane_says_how_to_train_it_again(sweep, tmp_path):
     space = {"learning_rate": RATES}
     found = sweep(tmp_path / "sweep", space)

@@ -106,7 +106,7 @@ def test_advance_freezes_a_run_at_its_last_finite_state(cuts):
         values += metrics["value"][:num].tolist()
         episodes += metrics["num_episodes"][:num].tolist()
     assert (int(state.num_updates), float(state.value)) == (2, 2.0)
-    np.testing.assert_array_equal(values, [1, 2, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(values, [1, 2, 0, 0, 0])
     assert episodes == [1, 1, 0, 0, 0]
     twice = jax.random.split(jax.random.split(jax.random.key(0))[0])[0]
     assert (jax.random.key_data(state.key) == jax.random.key_data(twice)).all()
@@ -461,18 +461,18 @@ class Length:
     steps_per_update: int = rlx.static(1)
 
 
-def test_a_function_that_is_replaced_is_the_one_that_trains(constant):
-    key, total = jax.random.key(0), lambda *args: int(rlx.train(constant, Length(), None, *args)[0].total)
+def test_a_function_that_is_replaced_is_the_one_that_trains(constant, cartpole):
+    key, total = jax.random.key(0), lambda *args: int(rlx.train(constant, Length(), cartpole, *args)[0].total)
     own = constant.step
     assert total(key) == 3
     constant.step = lambda: 10
     assert total(key) == 30
-    lanes = jax.vmap(lambda key: rlx.train(constant, Length(), None, key)[0].total)(jax.random.split(key, 2))
+    lanes = jax.vmap(lambda key: rlx.train(constant, Length(), cartpole, key)[0].total)(jax.random.split(key, 2))
     assert lanes.tolist() == [30, 30]
-    state, _ = rlx.resume(constant, Length(), None, Total(jnp.int32(0), jnp.int32(0)), num_updates=2)
+    state, _ = rlx.resume(constant, Length(), cartpole, Total(jnp.int32(0), jnp.int32(0)), num_updates=2)
     assert state.total == 20
     program = jax.jit(advance, static_argnames=("algorithm", "length"))
-    moved = lambda: int(program(Current(constant), None, None, Total(jnp.int32(0), jnp.int32(0)), 0, 1, 1)[0].total)
+    moved = lambda: int(program(Current(constant), None, cartpole, Total(jnp.int32(0), jnp.int32(0)), 0, 1, 1)[0].total)
     assert moved() == 10
     constant.step = lambda: 5
     assert (total(key), moved()) == (15, 5)
@@ -480,10 +480,10 @@ def test_a_function_that_is_replaced_is_the_one_that_trains(constant):
     assert (total(key), moved()) == (3, 1)
 
 
-def test_nothing_is_traced_again_while_nothing_is_replaced(constant):
-    rlx.train(constant, Length(), None, jax.random.key(0))
+def test_nothing_is_traced_again_while_nothing_is_replaced(constant, cartpole):
+    rlx.train(constant, Length(), cartpole, jax.random.key(0))
     traces = len(TRACED)
-    rlx.train(constant, Length(), None, jax.random.key(1))
+    rlx.train(constant, Length(), cartpole, jax.random.key(1))
     assert len(TRACED) == traces
     assert Current(constant) == Current(Current(constant))
     before = Current(constant)

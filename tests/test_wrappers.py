@@ -106,6 +106,7 @@ def test_bounds_are_traced(meter):
     np.testing.assert_allclose(jax.vmap(mass)(jnp.array([0.5, 3.0])), [1.0, 6.0])
 
 
+@pytest.mark.more
 def test_it_keeps_the_contract(meter):
     assert len(rlx.envs.check(randomized(rlx.envs.make("Pendulum-v1"), {"g m": (0.5, 2.0)}))) == len(CLAUSES)
 
