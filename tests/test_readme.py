@@ -44,7 +44,8 @@ def examples():
 
 
 def shape(text):
-    """The text without numbers, line breaks and how often progress is told, which depend on the machine."""
+    """The text without numbers, line breaks, and what depends on the machine: progress, and what it has compiled."""
+    text = re.sub(r"^(compiling [^:]*):.*$", r"\1", text, flags=re.MULTILINE)
     text = re.sub(r"^ *\d+ %.*\n(?=^ *\d+ %)", "", text, flags=re.MULTILINE)
     return " ".join(re.sub(r"[\d.,]+", "#", text).split())
 
