@@ -166,7 +166,7 @@ def test_a_sweep_does_not_go_on_with_another_objective_in_the_same_file(found, t
     capsys.readouterr()
     with pytest.raises(SystemExit):
         cli.main(["sweep", "--resume", str(tmp_path / "s")])
-    assert "is another than that of" in capsys.readouterr().err
+    assert "mine.npz has changed since" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_objective_is_refused(tmp_path, capsys):
