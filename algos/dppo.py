@@ -12,8 +12,7 @@ Every element of a minibatch is one denoising step of one step of the environmen
 in the last denoising step and almost none before it, but begin at noise: they differ from one key to the next.
 
 Deviations from the paper and its code, beside those of ppo.py from its own:
-- Time limits bootstrap from the value of their true successor. The code takes them for ends in its Gym tasks; in those
-  of Robomimic and D3IL it cuts nothing there, and bootstraps from the observation after the reset.
+- Time limits bootstrap from the true successor. The code: ends in Gym tasks, else the observation after the reset.
 - Observations and rewards may be normalised by running statistics in place of those of a dataset.
 - The trunk is plain layers with orthogonal kernels, the last of gain 0.01, where the code has a residual block.
 - A single trained step has the clip of the last one, where the code has NaN.
@@ -122,8 +121,7 @@ def networks(config, env):
 
 def optimizer(config):
     """Of steps of size 1, to be scaled for actor and critic."""
-    clip = clip_by_global_norm(config.max_grad_norm)
-    adam = optax.adam(1.0, eps=config.adam_epsilon, eps_root=1e-20)  # to be differentiable at gradients of 0
+    clip, adam = clip_by_global_norm(config.max_grad_norm), optax.adam(1.0, eps=config.adam_epsilon, eps_root=1e-20)
     return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
 
 
