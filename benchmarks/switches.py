@@ -2,9 +2,10 @@
 
     python benchmarks/switches.py
 
-Every measurement is a process of its own and compiles anew. A change for speed is measured by the time that a program
-takes to trace and compile and by its steps per second; a change without which programs are wrong or do not end, by
-whether they are right and end. On a version of jaxlib for which a change is not made there is nothing to measure.
+Every measurement is a process of its own and compiles anew. A change for speed is measured by the processor time that a
+program takes to trace and compile and by its steps per second of processor time; a change without which programs are
+wrong or do not end, by whether they are right and end. On a version of jaxlib for which a change is not made there is
+nothing to measure.
 """
 
 import json
