@@ -22,7 +22,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
-from jax.lax import stop_gradient
 
 from rlx.env import EnvState
 from rlx.networks import Critic, TanhActor, Torso, initialize
@@ -161,49 +160,48 @@ def kept(traj):
     return Batch(traj.obs, traj.recorded, traj.reward, traj.next_obs, traj.terminated)
 
 
-def critic_loss(params, target_params, config, env, batch, noise):
+def critic_loss(params, fixed, target_params, config, env, batch, noise):
     """Loss of the critics, and their values `[E, B]`; the target is that of equations 3 and 5."""
     actor, critic = networks(config, env)
     q = jax.vmap(critic.apply, in_axes=(0, None, None))
-    pi = actor.apply(params["actor"], batch.next_obs)
+    pi = actor.apply(fixed["actor"], batch.next_obs)
     u = pi.mean + jnp.exp(pi.log_std) * noise
     next_q = q(target_params, batch.next_obs, jnp.tanh(u)).min(axis=0)
-    next_value = next_q - jnp.exp(params["log_alpha"]) * pi.log_prob(u)
+    next_value = next_q - jnp.exp(fixed["log_alpha"]) * pi.log_prob(u)
     target = config.reward_scale * batch.reward + config.gamma * jnp.where(batch.terminated, 0.0, next_value)
     value = q(params["critic"], batch.obs, batch.action)
-    return jax.vmap(optax.l2_loss, in_axes=(0, None))(value, stop_gradient(target)).sum(axis=0).mean(), value
+    return jax.vmap(optax.l2_loss, in_axes=(0, None))(value, target).sum(axis=0).mean(), value
 
 
-def actor_loss(params, config, env, batch, noise):
+def actor_loss(params, fixed, config, env, batch, noise):
     """Loss of the actor, equation 9, and its log-probabilities `[B]`."""
     actor, critic = networks(config, env)
     pi = actor.apply(params["actor"], batch.obs)
     u = pi.mean + jnp.exp(pi.log_std) * noise
     log_prob = pi.log_prob(u)
-    others = stop_gradient(params)
-    q = jax.vmap(critic.apply, in_axes=(0, None, None))(others["critic"], batch.obs, jnp.tanh(u)).min(axis=0)
-    return (jnp.exp(others["log_alpha"]) * log_prob - q).mean(), log_prob
+    q = jax.vmap(critic.apply, in_axes=(0, None, None))(fixed["critic"], batch.obs, jnp.tanh(u)).min(axis=0)
+    return (jnp.exp(fixed["log_alpha"]) * log_prob - q).mean(), log_prob
 
 
-def alpha_loss(params, config, env, log_prob):
+def alpha_loss(log_alpha, config, env, log_prob):
     """Loss of the temperature, equation 18."""
     free = num_free(env.action_space)  # a dimension that is constant may as well be uniform
     target_entropy = config.target_entropy * free + (size(env.action_space) - free) * jnp.log(2.0)
-    return (jnp.exp(params["log_alpha"]) * stop_gradient(-log_prob - target_entropy)).mean()
+    return (jnp.exp(log_alpha) * (-log_prob - target_entropy)).mean()
 
 
-def loss(params, target_params, config, env, batch, noise):
-    """The sum of the three losses of one minibatch `[B]`, none of which has a gradient for another's parameters."""
-    q_loss, value = critic_loss(params, target_params, config, env, batch, noise[0])
-    pi_loss, log_prob = actor_loss(params, config, env, batch, noise[1])
-    temperature_loss = alpha_loss(params, config, env, log_prob)
-    return q_loss + pi_loss + temperature_loss, {
+def loss(params, fixed, target_params, config, env, batch, noise):
+    """The losses of critics and actor for one minibatch `[B]`, neither with a gradient for the other's parameters."""
+    q_loss, value = critic_loss(params, fixed, target_params, config, env, batch, noise[0])
+    pi_loss, log_prob = actor_loss(params, fixed, config, env, batch, noise[1])
+    parts = {
         "critic_loss": q_loss,
         "actor_loss": pi_loss,
         "value": value.mean(),
         "entropy": -log_prob.mean(),
         "alpha": jnp.exp(params["log_alpha"]),
     }
+    return q_loss + pi_loss, (log_prob, parts)
 
 
 def update(config, env, state):
@@ -220,7 +218,10 @@ def update(config, env, state):
         batch = take(memory, index)
         obs, next_obs = normalized(config, state, batch.obs), normalized(config, state, batch.next_obs)
         batch = replace(batch, obs=obs, next_obs=next_obs)
-        grads, parts = jax.grad(loss, has_aux=True)(params, target_params, config, env, batch, noise)
+        # What a loss takes as given is an argument of its own, no stop_gradient: gradients through training see it.
+        inputs = params, params, target_params, config, env, batch, noise
+        grads, (log_prob, parts) = jax.grad(loss, has_aux=True)(*inputs)
+        grads["log_alpha"] = jax.grad(alpha_loss)(params["log_alpha"], config, env, log_prob)
         updates, opt_state = optimizer(config).update(grads, opt_state)
         params = optax.apply_updates(params, updates)
         target_params = optax.incremental_update(params["critic"], target_params, config.tau)

@@ -20,7 +20,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
-from jax.lax import stop_gradient
 
 from rlx.env import EnvState
 from rlx.networks import ActionValues, Actor, Torso, initialize
@@ -158,48 +157,47 @@ def kept(traj):
     return Batch(traj.obs, traj.action, traj.reward, traj.next_obs, traj.terminated)
 
 
-def critic_loss(params, target_params, config, env, batch):
+def critic_loss(params, fixed, target_params, config, env, batch):
     """Loss of the critics, and their values of the taken actions `[E, B]`; soft values are those of equation 10."""
     actor, critic = networks(config, env)
     q = jax.vmap(critic.apply, in_axes=(0, None))
-    log_p = jax.nn.log_softmax(actor.apply(params["actor"], batch.next_obs).logits)
+    log_p = jax.nn.log_softmax(actor.apply(fixed["actor"], batch.next_obs).logits)
     next_q = q(target_params, batch.next_obs).min(axis=0)
-    next_value = jnp.sum(jnp.exp(log_p) * (next_q - jnp.exp(params["log_alpha"]) * log_p), axis=-1)
+    next_value = jnp.sum(jnp.exp(log_p) * (next_q - jnp.exp(fixed["log_alpha"]) * log_p), axis=-1)
     target = config.reward_scale * batch.reward + config.gamma * jnp.where(batch.terminated, 0.0, next_value)
     taken = batch.action[:, None] == jnp.arange(env.action_space.n)
     value = jnp.where(taken, q(params["critic"], batch.obs), 0.0).sum(axis=-1)
-    return jax.vmap(optax.l2_loss, in_axes=(0, None))(value, stop_gradient(target)).sum(axis=0).mean(), value
+    return jax.vmap(optax.l2_loss, in_axes=(0, None))(value, target).sum(axis=0).mean(), value
 
 
-def actor_loss(params, config, env, batch):
+def actor_loss(params, fixed, config, env, batch):
     """Loss of the actor, equation 12, and its entropy `[B]`."""
     actor, critic = networks(config, env)
     pi = actor.apply(params["actor"], batch.obs)
     log_p = jax.nn.log_softmax(pi.logits)
-    others = stop_gradient(params)
-    q = jax.vmap(critic.apply, in_axes=(0, None))(others["critic"], batch.obs).min(axis=0)
-    loss = jnp.sum(jnp.exp(log_p) * (jnp.exp(others["log_alpha"]) * log_p - q), axis=-1)
+    q = jax.vmap(critic.apply, in_axes=(0, None))(fixed["critic"], batch.obs).min(axis=0)
+    loss = jnp.sum(jnp.exp(log_p) * (jnp.exp(fixed["log_alpha"]) * log_p - q), axis=-1)
     return loss.mean(), pi.entropy()
 
 
-def alpha_loss(params, config, env, entropy):
+def alpha_loss(log_alpha, config, env, entropy):
     """Loss of the temperature, equation 11."""
     target_entropy = config.target_entropy * jnp.log(env.action_space.n)
-    return (jnp.exp(params["log_alpha"]) * stop_gradient(entropy - target_entropy)).mean()
+    return (jnp.exp(log_alpha) * (entropy - target_entropy)).mean()
 
 
-def loss(params, target_params, config, env, batch):
-    """The sum of the three losses of one minibatch `[B]`, none of which has a gradient for another's parameters."""
-    q_loss, value = critic_loss(params, target_params, config, env, batch)
-    pi_loss, entropy = actor_loss(params, config, env, batch)
-    temperature_loss = alpha_loss(params, config, env, entropy)
-    return q_loss + pi_loss + temperature_loss, {
+def loss(params, fixed, target_params, config, env, batch):
+    """The losses of critics and actor for one minibatch `[B]`, neither with a gradient for the other's parameters."""
+    q_loss, value = critic_loss(params, fixed, target_params, config, env, batch)
+    pi_loss, entropy = actor_loss(params, fixed, config, env, batch)
+    parts = {
         "critic_loss": q_loss,
         "actor_loss": pi_loss,
         "value": value.mean(),
         "entropy": entropy.mean(),
         "alpha": jnp.exp(params["log_alpha"]),
     }
+    return q_loss + pi_loss, (entropy, parts)
 
 
 def update(config, env, state):
@@ -214,7 +212,10 @@ def update(config, env, state):
         batch = take(memory, index)
         obs, next_obs = normalized(config, state, batch.obs), normalized(config, state, batch.next_obs)
         batch = replace(batch, obs=obs, next_obs=next_obs)
-        grads, parts = jax.grad(loss, has_aux=True)(params, target_params, config, env, batch)
+        # What a loss takes as given is an argument of its own, no stop_gradient: gradients through training see it.
+        inputs = params, params, target_params, config, env, batch
+        grads, (entropy, parts) = jax.grad(loss, has_aux=True)(*inputs)
+        grads["log_alpha"] = jax.grad(alpha_loss)(params["log_alpha"], config, env, entropy)
         updates, opt_state = optimizer(config).update(grads, opt_state)
         params = optax.apply_updates(params, updates)
         target_params = optax.incremental_update(params["critic"], target_params, config.tau)

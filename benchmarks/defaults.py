@@ -1,52 +1,71 @@
-"""Returns of PPO with its defaults for a kind of environment and with those of its Config, on tasks without a table.
+"""Returns with the defaults for a kind of environment and with those of the Config, on tasks without a table.
 
     python benchmarks/defaults.py
 
-Writes `results/defaults.json`: by task the mean evaluation return of each seed, with the defaults of the Config and
-with those of `[defaults.continuous]` in `algos/ppo.toml`, after as many steps. The defaults were not chosen on them.
+Writes `results/defaults.json`: by algorithm and task the mean evaluation return of each seed, with the defaults of the
+Config and with those of `[defaults.continuous]` in the algorithm's TOML file, after as many steps. Settings were not
+chosen on these tasks.
 """
 
 import json
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import jax
+from provenance import RESULTS, commit, machine, versions
 
 import rlx
-from rlx.algos import ppo
-from rlx.presets import configure, defaults
+from rlx.presets import configure, defaults, settings
 
-TASKS = {"gymnax/MountainCarContinuous-v0": 200_000}
+ON_POLICY = {"gymnax/MountainCarContinuous-v0": 200_000, "gymnax/Reacher-misc": 200_000}
+OFF_POLICY = {"gymnax/Reacher-misc": 20_000, "gymnax/Swimmer-misc": 20_000}
+TASKS = dict.fromkeys(("ppo", "mdpo", "trpo", "grpo", "fpo", "policyflow", "dppo"), ON_POLICY)
+TASKS |= dict.fromkeys(("sac", "mdpo_offpolicy"), OFF_POLICY)
 NUM_SEEDS = 3
-OUT = Path(__file__).parent / "results" / "defaults.json"
 
 
-def returns(config, env) -> list[float]:
+def returns(algorithm, config, env) -> list[float]:
     """Mean return of each seed."""
 
     def seed(key):
         train_key, evaluate_key = jax.random.split(key)
-        state, _ = rlx.train(ppo, config, env, train_key)
-        return rlx.evaluate(ppo, config, env, state, evaluate_key, num_episodes=32).returns.mean()
+        state, _ = rlx.train(algorithm, config, env, train_key)
+        return rlx.evaluate(algorithm, config, env, state, evaluate_key, num_episodes=32).returns.mean()
 
     return jax.jit(jax.vmap(seed))(jax.random.split(jax.random.key(0), NUM_SEEDS)).tolist()
 
 
-def main() -> None:
-    found = {}
-    for name, total_steps in TASKS.items():
-        env = rlx.envs.make(name)
-        make = partial(configure, ppo.Config)
-        own = make({"total_steps": total_steps})
-        of_kind = make(defaults(ppo, env)[0] | {"total_steps": total_steps})
-        found[name] = {
-            "total_steps": total_steps,
-            "config_defaults": returns(own, env),
-            "defaults_of_the_kind": returns(of_kind, env),
-        }
-        print(name, found[name], flush=True)
-        OUT.write_text(json.dumps({"algorithm": "ppo", "tasks": found}, indent=1) + "\n")
+def measured(algorithm, task: str, total_steps: int) -> dict:
+    """Both on one task, whose time limit both know."""
+    env = rlx.envs.make(task)
+    if settings(algorithm, task):
+        raise ValueError(f"{algorithm.__name__} has a table for {task}: defaults are for tasks without one")
+    steps = {"total_steps": total_steps} | rlx.presets.of_episode(algorithm, env)
+    make = partial(configure, algorithm.Config)
+    both = {"config_defaults": make(steps), "defaults_of_the_kind": make(defaults(algorithm, env)[0] | steps)}
+    return {"total_steps": total_steps} | {title: returns(algorithm, config, env) for title, config in both.items()}
+
+
+def main(out: Path = RESULTS / "defaults.json", only: tuple[str, ...] = tuple(TASKS)) -> None:
+    """Measures, and keeps what is in the file for other algorithms.
+
+    Args:
+        out: the JSON file.
+        only: algorithms to measure.
+    """
+    found = json.loads(out.read_text()).get("algorithms", {}) if out.exists() else {}
+    for name in only:
+        algorithm = import_module(f"rlx.algos.{name}")
+        found[name] = {}
+        for task, total_steps in TASKS[name].items():
+            found[name][task] = measured(algorithm, task, total_steps)
+            print(name, task, found[name][task], flush=True)
+        about = {"seeds": NUM_SEEDS, "commit": commit(), "machine": machine(), "versions": versions("jax", "gymnax")}
+        out.write_text(json.dumps({"algorithms": found, **about}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    import tyro
+
+    tyro.cli(main)

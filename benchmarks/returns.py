@@ -137,14 +137,18 @@ def lanes_program(algorithm, updates, num_episodes):
     return spread(lane)
 
 
-def measure(tasks: Sequence[Task], algorithm_name: str = "ppo", num_seeds: int = 10) -> list[dict[str, Any]]:
+def measure(
+    tasks: Sequence[Task], algorithm_name: str = "ppo", num_seeds: int = 10, **changed: Any
+) -> list[dict[str, Any]]:
     """Trains and evaluates all seeds of a task, or of tasks that are the same runs after more and more steps.
+
+    Fields of the Config that are `changed` are others than those that ship.
 
     Returns the results as they are written to their files.
     """
     algorithm = import_module(f"rlx.algos.{algorithm_name}")
     env_name, options, num_episodes = tasks[0].env, tasks[0].options, tasks[0].episodes
-    configs = [preset(algorithm, task.env, total_steps=task.total_steps) for task in tasks]
+    configs = [preset(algorithm, task.env, **{"total_steps": task.total_steps} | changed) for task in tasks]
     updates = [rlx.total_updates(config) for config in configs]
     env = rlx.envs.make(env_name, **options)
     keys = jax.vmap(jax.random.key)(np.arange(num_seeds))

@@ -1,4 +1,4 @@
-"""Writes the tables of the README, docs/scaling.md and docs/compiler.md from the results of the benchmarks.
+"""Writes the tables of the README and of pages in docs/ from the results of the benchmarks.
 
     python benchmarks/tables.py
     python benchmarks/tables.py --check
@@ -21,7 +21,7 @@ from rlx.report import fill
 
 NAMES = ("algorithms", "communication", "decoding", "flow", "lifetimes", "physics", "returns", "scaling", "shuffling")
 NAMES += ("speed", "sweeps", "roofline", "shell", "hours", "switches")
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "scaling.md", ROOT / "docs" / "compiler.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("scaling", "compiler", "settings")))
 
 
 def markdown(header: list[str], body: list[tuple[str, ...]], num_text: int) -> str:
@@ -239,6 +239,30 @@ def sweeps_table(sweeps: dict, kills: dict) -> str:
     return markdown(["quantity", "measured"], body, num_text=2)
 
 
+def annealing_table(result: dict) -> str:
+    """Returns with and without annealing, beside Rejax with the same settings and with the best of a grid."""
+    show = lambda one: f"{one['mean']['value']:.1f} [{one['mean']['low']:.1f}, {one['mean']['high']:.1f}]"
+    body = []
+    for name, found in result["tasks"].items():
+        best = found["best"]
+        rate, clip = f"{best['learning_rate']:.3g}", f"{best['max_grad_norm']:g}"
+        ours = (show(found["rlx"][title]) for title in ("annealed", "constant"))
+        body.append((name, *ours, show(found["rejax"][0]), show(best), f"learning rate {rate}, clip {clip}"))
+    header = ["task", "rlx, annealed", "rlx, constant", "Rejax, same settings", "Rejax, best of its grid", "which"]
+    return markdown(header, body, num_text=1)
+
+
+def defaults_table(result: dict) -> str:
+    """Mean returns of the seeds with the defaults of the Config and with those for the kind of environment."""
+    show = lambda returns: ", ".join(f"{x:.0f}" for x in returns)
+    body = [
+        (name, task, f"{found['total_steps']:,}", show(found["config_defaults"]), show(found["defaults_of_the_kind"]))
+        for name, tasks in result["algorithms"].items()
+        for task, found in tasks.items()
+    ]
+    return markdown(["algorithm", "task", "steps", "defaults of the Config", "defaults of the kind"], body, num_text=2)
+
+
 def algorithms_table() -> str:
     """What there is in `algos/`, in the first words of each file."""
     paths = [path for path in sorted((ROOT / "algos").glob("*.py")) if path.stem != "__init__"]
@@ -254,6 +278,8 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     single = {"speed": speed_table, "decoding": decoding_table, "flow": flow_table}
     single |= {"roofline": roofline_table, "shell": shell_table, "hours": hours_table}
     single |= {
+        "annealing": annealing_table,
+        "defaults": defaults_table,
         "switches": switches_table,
         "lifetimes": lifetimes_table,
         "physics": physics_table,

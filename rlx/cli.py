@@ -16,11 +16,13 @@ import sys
 import time
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import tyro
 from rich.console import Console
 
@@ -30,7 +32,7 @@ from rlx import hosts, objectives, source, storage, streams
 from rlx.algorithm_check import check_algorithm, check_module
 from rlx.env import Env, with_params
 from rlx.envs.registry import full_name
-from rlx.presets import configure, of_episode, origin, settings, variant
+from rlx.presets import configure, episode_fields, of_episode, origin, settings, variant
 from rlx.presets import defaults as defaults_of
 from rlx.replay import without_replay
 from rlx.run import (
@@ -49,7 +51,7 @@ from rlx.run import (
     write_json,
 )
 from rlx.sharding import missing_platform, num_cores, use_devices
-from rlx.timings import announcement, program_name, remember
+from rlx.timings import announced, program_name
 from rlx.train import state_shapes, steps_taken
 
 COMMANDS = {
@@ -156,6 +158,8 @@ class WhyOptions:
     """run directory"""
     from_update: int | None = None
     """Replay the update after this one; by default the one after the newest checkpoint."""
+    output: Path | None = None
+    """Folder for the states of environments that diverged; by default one in the run directory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +260,7 @@ def run_file(path: str) -> None:
         check_module(sys.modules["__main__"], path)
         sources, rest = _sources(sys.argv[1:], prog, TrainSources)
         module, file = sys.modules["__main__"], Path(path).resolve()
-        module.__sources__ = {file.name: file.read_bytes()}
+        module.__sources__ = {file.name: file.read_bytes()} | source.beside(file)
         algorithm, name = module, str(file)
         if sources.resume is not None:
             algorithm, name = _resumed(sources, "config.json", algorithm, name)
@@ -290,7 +294,9 @@ def load_algorithm(name: str) -> ModuleType:
     content = path.read_bytes()
     module.__sources__ = {path.name: content}
     try:  # what the run keeps a copy of is what is run: not what Python has cached of an earlier second
-        exec(compile(content, str(path), "exec", dont_inherit=True), vars(module))
+        with source.importing(path.parent):
+            exec(compile(content, str(path), "exec", dont_inherit=True), vars(module))
+            module.__sources__ |= source.beside(path)
     except Exception as error:  # whatever a file raises that is not finished
         raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     check_module(module, str(path))
@@ -496,17 +502,10 @@ def _train_algorithm(
     chosen = {name: value for name, value in vars(job.config).items() if value != vars(defaults["config"])[name]}
     kind = f"{f'{devices} x ' if devices > 1 else ''}{jax.devices()[0].device_kind}"
     console.print(f"{short_name(algorithm_name)} on {env_name}, seed {job.seed}, {kind}")
-    for title, values in (
-        (_origin(algorithm, env_name, job.env), tuned),
-        ("your settings", chosen),
-        ("environment", env_params),
-    ):
+    _tell_settings(console, algorithm, env_name, job.env, tuned, told=saved is None and sources.preset)
+    for title, values in (("your settings", chosen), ("environment", env_params)):
         if values:
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
-    if saved is None and sources.preset and (others := _tuned_elsewhere(algorithm, env_name)):
-        console.print(f"no tuned settings: there is no {short_name(algorithm_name)}.toml; {env_name} is in {others}")
-    elif saved is None and sources.preset and not tuned:
-        console.print(f"no tuned settings for {env_name}: the defaults of the Config")
     if options.dry_run:
         console.print(plan(job))
         return
@@ -516,6 +515,26 @@ def _train_algorithm(
         status = execute(job, console, resume=saved is not None, from_update=options.from_update)
     if status:
         sys.exit(status)
+
+
+def _tell_settings(
+    console: Console, algorithm: ModuleType, env_name: str, env: Env, tuned: dict[str, Any], told: bool = True
+) -> None:
+    """Prints the settings that the options start from and where they are from; `told`, also where there are none."""
+    if tuned:
+        values = ", ".join(f"{name}={value}" for name, value in tuned.items())
+        console.print(f"{_origin(algorithm, env_name, env)}: {values}")
+    if not told:
+        return
+    if others := _tuned_elsewhere(algorithm, env_name):
+        name = Path(algorithm.__file__).with_suffix(".toml").name
+        console.print(f"no tuned settings: there is no {name}; {env_name} is in {others}")
+    elif not tuned:
+        console.print(f"no tuned settings for {env_name}: the defaults of the Config")
+    if (fields := episode_fields(_preset_file(algorithm))) and env.horizon is None:
+        console.print(
+            f"how many steps an episode of {env_name} takes is not known: one has to fit in {' and '.join(fields)}"
+        )
 
 
 def _devices(options: TrainOptions, saved: dict[str, Any] | None) -> int:
@@ -597,10 +616,8 @@ def _eval(options: EvalOptions) -> None:
     name = program_name(
         f"evaluation of {short_name(job.algorithm_name)}", job.env_name, job.config, options.num_episodes
     )
-    console.print(announcement(name))
-    started = time.perf_counter()
-    result = evaluate_run(job, state, key, options.num_episodes, console, deterministic=not options.stochastic)
-    remember(name, time.perf_counter() - started)
+    with announced(name, console.print):
+        result = evaluate_run(job, state, key, options.num_episodes, console, deterministic=not options.stochastic)
     how = "-stochastic" * options.stochastic
     name = f"evaluations/update-{int(state.num_updates)}-seed-{options.seed}-episodes-{options.num_episodes}{how}.json"
     output = options.output or storage.beside(options.run, name, console.print)
@@ -620,10 +637,8 @@ def _render(options: RenderOptions) -> None:
     job, state, key = _load(options, lambda env: check_output(env, output, options.camera))
     deterministic = not options.stochastic
     name = program_name(f"episode of {short_name(job.algorithm_name)}", job.env_name, job.config, options.num_steps)
-    print(announcement(name), flush=True)
-    started = time.perf_counter()
-    episode, total = record(job.algorithm, job.config, job.env, state, key, options.num_steps, deterministic)
-    remember(name, time.perf_counter() - started)
+    with announced(name, partial(print, flush=True)):
+        episode, total = record(job.algorithm, job.config, job.env, state, key, options.num_steps, deterministic)
     with storage.naming(output, lambda: f"{options.run} is as it was; --output says where else"):
         write(job.env, episode, output, options.width, options.height, options.camera)
     after = steps_taken(job.config, int(state.num_updates))
@@ -656,7 +671,7 @@ def _load(options: Checkpoint, check: Callable[[Env], None] = lambda env: None) 
 
 
 def _why(options: WhyOptions) -> None:
-    from rlx.why import why
+    from rlx.why import diverged, why
 
     job, state, _ = _load(Checkpoint(options.run, from_update=options.from_update))
     if not read_config(options.run).get("checkpoint_replay", True):
@@ -664,6 +679,14 @@ def _why(options: WhyOptions) -> None:
     done = int(state.num_updates)
     lines = why(job.algorithm, job.config, job.env, state)
     print("\n".join([f"update {done + 1}:", *lines] if lines else [f"update {done + 1} is finite"]))
+    steps = diverged(job.algorithm, job.config, job.env, state) if lines else []
+    folder = options.output or (storage.beside(options.run, "diverged", print) if steps else Path())
+    for number, step in enumerate(steps):
+        file = folder / f"update-{done + 1}-{number}.npz"
+        with storage.naming(file, lambda: f"{options.run} is as it was; --output says where else"):
+            folder.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(file, **step.named())
+        print(f"environment {step.index} diverged in step {step.step} of the update; its state before that: {file}")
 
 
 def _envs(arguments: list[str]) -> None:
@@ -785,9 +808,11 @@ def _assignments(flag: str, texts: tuple[str, ...]) -> dict[str, Any]:
         if not (name and equals):
             raise ValueError(f"{flag} {text}: give name=value")
         try:
-            found[name] = ast.literal_eval(value)
+            read = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[name] = value
+            read = value
+        whole = type(read) is float and "e" in value.lower() and read.is_integer()  # 1e3 is meant as 1000
+        found[name] = int(read) if whole else read
     return found
 
 

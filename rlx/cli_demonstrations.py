@@ -2,6 +2,8 @@
 
 import dataclasses
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -29,6 +31,7 @@ from rlx.env import with_params
 from rlx.presets import configure
 from rlx.run import OPTIONS, Job, describe, evaluate_run, identity, keys, short_name, write_json, write_rows
 from rlx.storage import check_empty, naming, owned, reserved
+from rlx.timings import announced, announcement, program_name, remember
 
 SIZES = ("gradient_steps", "cloning_batch", "cloning_rate", "validation_share")
 
@@ -127,7 +130,9 @@ def _collect(options: CollectOptions, counts: list[int]) -> None:
         where, env = here, with_params(job.env, changed)
         key = jax.random.fold_in(key, len(parts))
         deterministic = not options.stochastic
-        part = play(job.algorithm, job.config, env, state, key, count, options.noise, deterministic)
+        program = program_name(f"episodes of {short_name(job.algorithm_name)}", job.env_name, job.config, count)
+        with announced(program, partial(print, flush=True)):
+            part = play(job.algorithm, job.config, env, state, key, count, options.noise, deterministic)
         returns = part.returns
         parts.append(part)
         policies.append(
@@ -200,7 +205,11 @@ def clone(arguments: list[str]) -> None:
     shown = f"{len(demonstrations.ends)} episodes, {len(demonstrations.reward):,} steps, "
     console.print(f"{short_name(name)} from {early.file}: {shown}mean return {demonstrations.returns.mean():.1f}")
 
+    program = program_name(f"imitation by {short_name(name)}", job.env_name, job.config, options.cloning_batch)
+
     def show(row):
+        if row["number"] == 1:
+            remember(program, time.perf_counter() - began)
         if row["number"] % 5 == 0:
             text = "gradient step {gradient_step:,}: loss {loss:.4g}, held out {validation_loss:.4g}"
             console.print(text.format(**row))
@@ -210,6 +219,8 @@ def clone(arguments: list[str]) -> None:
     safe = lambda: f"{options.file} is as it was: free some space, and clone again"
     with owned(job.directory, numbered=options.out is None, say=console.print) as directory, naming(directory, safe):
         job = dataclasses.replace(job, directory=directory)
+        console.print(announcement(program))
+        began = time.perf_counter()
         state, rows = learn(algorithm, job.config, job.env, demonstrations, train_key, *sizes, show=show)
         cloned = {"file": options.file.name, **{key: getattr(options, key) for key in SIZES}, **about}
         source.keep(directory, source.read(name, algorithm))
@@ -221,7 +232,7 @@ def clone(arguments: list[str]) -> None:
         write_rows(directory / "evaluations.jsonl", [result])
         write_json(directory / "evaluation.json", result)
         _draw_losses(rows, directory / "cloning.png", console)
-    console.print(f"{job.directory}: go on with rlx train {short_name(name)} --start-from {job.directory}")
+    console.print(f"{job.directory}: go on with rlx train {arguments[0]} --start-from {job.directory}")
 
 
 def _draw_losses(rows: list[dict[str, float]], path: Path, console: Console) -> None:

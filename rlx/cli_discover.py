@@ -23,6 +23,7 @@ from rlx.report import interval, read_json
 from rlx.run import Stop, provenance, read_rows, strict, write_json, write_rows
 from rlx.sharding import use_devices
 from rlx.storage import naming, owned
+from rlx.timings import announced, announcement, program_name, remember
 
 CLIP, ppo = 0.2, load_algorithm("ppo")
 OTHERS = {"policy gradient": ImportanceWeighted(), "PPO": Clip(CLIP), "DPO": DPO(), "SPO": SPO(CLIP)}
@@ -129,7 +130,9 @@ def _discover(options, saved, names, directory, console):
         for i, (name, _) in enumerate(_named(options.train)):
             try:
                 key = jax.random.fold_in(scale_key, i)
-                lifetimes[name] = meta.scaled(ppo, names[name], OTHERS["PPO"], key, SCALE_SEEDS)
+                program = program_name("lifetimes of PPO", name, names[name].config, SCALE_SEEDS)
+                with announced(program, console.print):
+                    lifetimes[name] = meta.scaled(ppo, names[name], OTHERS["PPO"], key, SCALE_SEEDS)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
         scales = {name: [lifetime.low, lifetime.high] for name, lifetime in lifetimes.items()}
@@ -216,6 +219,9 @@ def _evolve(options, strategy, generation, lifetimes, look_key, rows, directory,
     """Runs the generations that are left, and keeps the log; returns what evolution proposes."""
     measure = meta.trial(ppo, lifetimes, options.num_seeds, options.chunk)
     look = meta.trial(ppo, lifetimes, LOOK_SEEDS)
+    config, sizes = lifetimes[0].config, (len(lifetimes), options.population, options.num_seeds)
+    program = program_name(f"generations of {options.kind}", options.train, config, *sizes)
+    console.print(announcement(program))
     began = told = saved = time.perf_counter()
     first, parts = len(rows), {}
 
@@ -241,6 +247,8 @@ def _evolve(options, strategy, generation, lifetimes, look_key, rows, directory,
             row |= {"proposed": float(meta.fitness(lifetimes, returns)[0])}
         rows.append(row)
         now = time.perf_counter()
+        if len(rows) == first + 1:
+            remember(program, now - began)
         if now - told > PLAIN_SECONDS or "proposed" in row:
             told, each = now, (now - began) / (len(rows) - first)
             text = f"generation {number} of {options.generations}: fitness {row['fitness']:.3f}, best"

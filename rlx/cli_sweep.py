@@ -21,6 +21,7 @@ from rlx.cli import (
     _configure,
     _new_directory,
     _parse,
+    _tell_settings,
     _tuned,
     _unknown,
     full_name,
@@ -131,7 +132,7 @@ class PlotOptions:
 def sweep(arguments: list[str]) -> None:
     """`rlx sweep`."""
     algorithm, name, sources, rest, prog = _algorithm("sweep", arguments)
-    console = _console()
+    console, resume = _console(), sources.resume is not None
     default = SweepOptions(**vars(sources))
     if {"-h", "--help"} & set(rest):
         _help(algorithm, sources, prog)
@@ -154,6 +155,8 @@ def sweep(arguments: list[str]) -> None:
         job = saved_job(sources.resume, algorithm)
         job = dataclasses.replace(job, algorithm_name=name, checkpoint_seconds=options.checkpoint_seconds)
         job = dataclasses.replace(job, memory=_bytes(options.memory) or job.memory)
+    if not resume:
+        _tell_settings(console, algorithm, job.env_name, job.env, job.preset, told=sources.preset)
     usual = vars(configure(algorithm.Config, job.preset))
     if chosen := [f"{name}={value}" for name, value in vars(job.config).items() if value != usual[name]]:
         console.print(f"your settings, of all lanes: {', '.join(chosen)}")
@@ -161,7 +164,6 @@ def sweep(arguments: list[str]) -> None:
         console.print(f"{short_name(name)} on {job.env_name}, {plan(job)}")
         return
     console.print(f"{short_name(name)} on {job.env_name}")
-    resume = sources.resume is not None
     numbered = options.out is None and not resume
     with owned(job.directory, resume=resume, numbered=numbered, say=console.print) as directory:
         job = dataclasses.replace(job, directory=directory)

@@ -2,7 +2,9 @@
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable
+from functools import reduce
 from typing import Any, Protocol
 
 import jax
@@ -180,7 +182,7 @@ class Env:
 def _finite(tree: Any) -> jax.Array:
     """Whether no floating-point number of the tree is NaN or infinite."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
-    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in floats]))
+    return reduce(operator.and_, (jnp.isfinite(leaf).all() for leaf in floats), jnp.bool_(True))
 
 
 def with_params(env: Env, values: dict[str, Any]) -> Env:

@@ -62,8 +62,12 @@ def defaults(algorithm: ModuleType | Path, env: Env) -> tuple[dict[str, Any], st
 
 def of_episode(algorithm: ModuleType | Path, env: Env) -> dict[str, int]:
     """The Config fields that are the most steps of an episode; empty where these are not known, or no field is."""
-    fields = _file(algorithm).get("defaults", {}).get("episode", {}).get("fields", ())
-    return {} if env.horizon is None else dict.fromkeys(fields, env.horizon)
+    return {} if env.horizon is None else dict.fromkeys(episode_fields(algorithm), env.horizon)
+
+
+def episode_fields(algorithm: ModuleType | Path) -> tuple[str, ...]:
+    """The Config fields that have to hold a whole episode."""
+    return tuple(_file(algorithm).get("defaults", {}).get("episode", {}).get("fields", ()))
 
 
 def published(algorithm: ModuleType | Path, env_name: str) -> str:

@@ -1,10 +1,15 @@
 """The source of a run's algorithm: hashes that tell versions apart, and copies that a run keeps of files of its own.
 
 An algorithm's name is that of a module that ships, `rlx.algos.ppo`, or the path of a file; after a `+` comes an
-objective, by its name or as the file of a learned one. The copies are in `source/` of the run directory.
+objective, by its name or as the file of a learned one. The copies are in `source/` of the run directory. The modules
+that a file imports from its own folder are kept with it.
 """
 
 import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +29,46 @@ def parts(name: str) -> tuple[str, str]:
 def files(name: str) -> list[Path]:
     """The files of one's own in an algorithm's name: its code, a learned objective."""
     return [Path(part) for part in parts(name) if part.endswith((".py", ".npz"))]
+
+
+@contextmanager
+def importing(folder: Path) -> Iterator[None]:
+    """Imports in the block find the modules of `folder` first, as those of a script do, and read them anew."""
+    folder, bytecode = folder.resolve(), sys.dont_write_bytecode
+    names = {path.stem for path in folder.glob("*.py")}
+    others = {name: sys.modules[name] for name in names & sys.modules.keys() if _is_own(sys.modules[name])}
+    for name in others:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = bytecode
+        sys.path.remove(str(folder))
+        for name in others:
+            sys.modules[name] = others[name]
+
+
+def beside(file: Path) -> dict[str, bytes]:
+    """The content of the modules from the folder of an algorithm's file that are imported, by the names of files."""
+    folder, found = file.resolve().parent, {}
+    for module in list(sys.modules.values()):
+        path = _file(module)
+        if path is not None and path.parent == folder and path.suffix == ".py" and path != file.resolve():
+            found[path.name] = path.read_bytes()
+    return found
+
+
+def _is_own(module: ModuleType) -> bool:
+    """Whether a module is a file of one's own: neither of a package nor Python's."""
+    path, packages = _file(module), ("site-packages", "dist-packages", os.path.dirname(os.__file__))
+    return path is not None and not any(part in str(path) for part in packages)
+
+
+def _file(module: ModuleType) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file).resolve() if file and "." not in module.__name__ and Path(file).exists() else None
 
 
 def read(name: str, algorithm: ModuleType) -> dict[str, bytes]:
@@ -55,9 +100,11 @@ def keep(directory: Path, kept: dict[str, bytes]) -> None:
 
 def changes(name: str, saved: dict[str, Any], loaded: ModuleType | None = None) -> dict[Path, str]:
     """The files of one's own that a run knows and that have become others since: `has changed` or `is gone`."""
-    known, found = saved.get("source", {}), {}
+    known, found, base = saved.get("source", {}), {}, Path(parts(name)[0])
     now = {} if loaded is None else read(name, loaded)
-    for path in files(name):
+    own = {path.name: path for path in files(name)}
+    imported = [base.parent / file for file in known if base.suffix == file[-3:] == ".py" and file not in own]
+    for path in [*own.values(), *imported]:
         if path.name in known and path.name not in now and not path.exists():
             found[path] = "is gone"
         elif path.name in known and _hash(now.get(path.name) or path.read_bytes()) != known[path.name]:

@@ -2,7 +2,10 @@
 
 import json
 import os
+import time
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,15 @@ def program_name(what: str, env_name: str | None, config: Any, *sizes: int) -> s
     static = [(f.name, getattr(config, f.name)) for f in fields(config) if is_static(f) and f.name != "total_steps"]
     mark = zlib.crc32(repr((static, sizes, jax.devices()[0].device_kind, jax.device_count())).encode())
     return f"{what} on {env_name or 'an environment'} {mark:08x}"
+
+
+@contextmanager
+def announced(name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Says what the block compiles and how long that took last time; what it takes is kept where it does not fail."""
+    say(announcement(name))
+    started = time.perf_counter()
+    yield
+    remember(name, time.perf_counter() - started)
 
 
 def announcement(name: str) -> str:
@@ -59,4 +71,4 @@ def _read() -> dict[str, float]:
         return {}
 
 
-__all__ = ["announcement", "program_name", "remember"]
+__all__ = ["announced", "announcement", "program_name", "remember"]

@@ -33,8 +33,9 @@ class Current:
     """An algorithm as a static argument of jit, equal to another as long as nothing that it calls is replaced.
 
     Compared are, by identity, the names of its module, those of the modules of rlx and the own ones that these come
-    from, and the globals of functions that were put in from elsewhere: after `ppo.networks = mine` the next program is
-    a new one. Attributes are those of the algorithm.
+    from, the methods of classes there, and the globals of functions that were put in from elsewhere: after
+    `ppo.networks = mine` or `networks.Torso.__call__ = mine` the next program is a new one. Attributes are those of
+    the algorithm.
     """
 
     def __init__(self, algorithm: Any):
@@ -53,7 +54,12 @@ class Current:
                 names[value.__module__] = getattr(sys.modules.get(value.__module__), "__dict__", {})
         spaces = [space for name, space in names.items() if space is not own and _is_own(name, space.get("__file__"))]
         for space in (own, *spaces):
-            self.values += [value for name, value in space.items() if name[:2] != "__"]
+            for name, value in space.items():
+                if name[:2] == "__":
+                    continue
+                self.values.append(value)
+                if isinstance(value, type) and value.__module__ == space.get("__name__"):
+                    self.values += [x for x in vars(value).values() if type(x) is FunctionType]
 
     def __getattr__(self, name):
         return getattr(self.algorithm, name)
@@ -167,8 +173,11 @@ def _scan(algorithm, config, env, state, num_updates, kwargs):
     return jax.lax.scan(update, state, length=num_updates)
 
 
-def check_state(config: Any, state: Any, like: Any) -> None:
-    """Raises ValueError where a State has not the leaves that `config` gives it, `like`, by `jax.ShapeDtypeStruct`s."""
+def check_state(config: Any, state: Any, like: Any, field: str = "") -> None:
+    """Raises ValueError where a State has not the leaves that `config` gives it, `like`, by `jax.ShapeDtypeStruct`s.
+
+    Both may be a `field` of it, such as ".params".
+    """
     kinds = [
         {
             jax.tree_util.keystr(path): (leaf.shape, leaf.dtype)
@@ -186,8 +195,8 @@ def check_state(config: Any, state: Any, like: Any) -> None:
         named = f", probably with another {' or '.join(likely)}" if likely else ""
         has, gives = ("nothing" if x is None else f"{x[1]}{list(x[0])}" for x in (has, gives))
         raise ValueError(
-            f"state{name} is {has} and these settings and this environment make it {gives}: the state was made with "
-            f"others{named}; give those"
+            f"state{field}{name} is {has} and these settings and this environment make it {gives}: the state was made "
+            f"with others{named}; give those"
         )
 
 
@@ -268,8 +277,17 @@ def evaluate(
     Rewards are raw. `max_steps` bounds an environment that never ends an episode; `finished` says where it did.
     `diverged` says where an episode ended because a number was not finite: its return is the sum before that.
     Training state is not touched.
+
+    Raises:
+        ValueError: for parameters of other networks than `config` and `env` give.
     """
-    return play(Current(algorithm), config, env, state, key, num_episodes, deterministic, max_steps)
+    try:
+        return play(Current(algorithm), config, env, state, key, num_episodes, deterministic, max_steps)
+    except Exception:  # whatever a network raises for parameters that are not its own
+        like = state_shapes(algorithm, config, env)
+        if hasattr(state, "params"):
+            check_state(config, state.params, like.params, ".params")
+        raise
 
 
 @partial(jax.jit, static_argnames=("algorithm", "num_episodes", "deterministic", "max_steps"))

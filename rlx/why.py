@@ -2,11 +2,13 @@
 
 An update is replayed as its jaxpr. From a number of the new State that is not finite the search goes back, from
 equation to equation, through those of its inputs that are not finite either, and into loops and functions where their
-inputs are finite, until a single operation is left.
+inputs are finite, until a single operation is left. Environments whose episodes diverged in the update are named, with
+their states before that step.
 """
 
 import linecache
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from rlx.env import Env
+from rlx.pytree import replace
 from rlx.replay import is_replay
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex")
@@ -41,6 +45,67 @@ def why(algorithm: Any, config: Any, env: Any, state: Any) -> list[str]:
     names = [keystr(path, simple=True, separator=".") for path, _ in tree_leaves_with_path((new, metrics))]
     jaxpr = jax.make_jaxpr(update)(state)
     return lines + _origin(jaxpr, jax.tree.leaves(state), names.index(f"0.{fields[0]}"))[0]
+
+
+@dataclass(frozen=True)
+class Diverged:
+    """A step of one environment whose observation or reward is not finite, or that the environment says has diverged.
+
+    `index` is the environment's place among all, `step` that of the call within the update, from 0. `state` is the
+    environment's own state before the step. Arrays are numpy's.
+    """
+
+    index: int
+    step: int
+    state: Any
+    action: Any
+    next_obs: Any
+    reward: Any
+
+    def named(self) -> dict[str, np.ndarray]:
+        """All of it by dotted names, to be written to a file."""
+        leaves = tree_leaves_with_path(vars(self))
+        arrays = [(keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
+        return {name: np.asarray(leaf) for name, leaf in arrays}
+
+
+def diverged(algorithm: Any, config: Any, env: Env, state: Any, most: int = 8) -> list[Diverged]:
+    """The first `most` diverged steps of the update after `state`, in the order in which they were taken."""
+    found, calls = [], [0]
+
+    def see(bad, env_state, action, next_obs, reward):
+        """Called with all environments of a step at once, whose axis is the first one; with one without an axis."""
+        seen = jax.tree.map(np.asarray, (env_state, action, next_obs, reward))
+        for index in np.flatnonzero(np.asarray(bad)):
+            if len(found) < most:
+                one = jax.tree.map(lambda x, i=int(index): x[i] if np.ndim(bad) else x, seen)
+                found.append(Diverged(int(index), calls[0], *one))
+        calls[0] += 1
+        return np.zeros(np.shape(bad), np.float32)
+
+    watched = replace(env, environment=_Watched(env.environment, see))
+    jax.block_until_ready(jax.jit(lambda state: algorithm.update(config, watched, state))(state))
+    return found
+
+
+class _Watched:
+    """An environment that shows every step to `see`; everything else of it is as it was."""
+
+    def __init__(self, environment: Any, see: Any):
+        self.environment, self.see = environment, see
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.environment, name)
+
+    def step(self, key: jax.Array, state: Any, action: Any, params: Any) -> tuple:
+        next_obs, stepped, reward, terminated, truncated, info = self.environment.step(key, state, action, params)
+        reported = jnp.any(info["diverged"]) if isinstance(info, dict) and "diverged" in info else False
+        finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((next_obs, reward)) if _floating(x)]
+        bad = ~jnp.all(jnp.array(finite)) | reported
+        plain = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, (state, action, next_obs, reward))
+        kind = jax.ShapeDtypeStruct((), jnp.float32)
+        zero = jax.pure_callback(self.see, kind, bad, *plain, vmap_method="broadcast_all")
+        return next_obs, stepped, reward + jax.lax.stop_gradient(zero), terminated, truncated, info
 
 
 def _origin(jaxpr: ClosedJaxpr, args: Sequence[Any], target: int) -> tuple[list[str], int | None]:
@@ -126,7 +191,7 @@ def _told(equation: Any, inputs: list[Any], output: Any) -> list[str]:
 
 
 def _range(x: Any) -> str:
-    x = np.asarray(x) if not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key) else np.zeros(0)
+    x = np.zeros(0) if _is_key(x) else np.asarray(x)
     if not x.size:
         return f"an array {list(x.shape)}"
     if x.size == 1:
@@ -138,9 +203,15 @@ def _range(x: Any) -> str:
 
 
 def _bad(x: Any) -> bool:
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-        return False
-    return not bool(jnp.isfinite(x).all())
+    return _floating(x) and not bool(jnp.isfinite(x).all())
 
 
-__all__ = ["not_finite", "why"]
+def _floating(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+
+
+__all__ = ["Diverged", "diverged", "not_finite", "why"]

@@ -1,5 +1,8 @@
 """Numbers that are not finite: which of them end a run, an episode, or nothing, and gradients that stay finite."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 from importlib import import_module
 
@@ -220,3 +223,34 @@ def test_the_tsallis_divergence_has_its_gradient_in_the_index_at_1():
         slope, h = float(jax.grad(partial(p.tsallis, other))(1.0)), 0.05
         expected = (float(p.tsallis(other, 1 + h)) - float(p.tsallis(other, 1 - h))) / (2 * h)
         assert slope == pytest.approx(expected, rel=0.02)
+
+
+GRADIENTS = """
+import jax, jax.numpy as jnp
+from importlib import import_module
+import rlx
+SIZES = dict(total_steps=64, warmup_steps=32, num_envs=4, num_steps=8, batch_size=16, hidden_sizes=(8,), capacity=128)
+for name, env in (("sac", "Pendulum-v1"), ("mdpo_offpolicy", "Pendulum-v1"), ("sac_discrete", "CartPole-v1")):
+    algorithm, env = import_module(f"rlx.algos.{name}"), rlx.envs.make(env)
+    config = algorithm.Config(**SIZES, activation="tanh")
+
+    def last(rate):
+        state, _ = rlx.train(algorithm, rlx.replace(config, learning_rate=rate), env, jax.random.key(0))
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(state.params))
+
+    value = jax.jit(last)
+    print(float(jax.jit(jax.grad(last))(1e-3)), float(value(1e-3 + 1e-6) - value(1e-3 - 1e-6)) / 2e-6)
+"""
+
+
+@pytest.mark.more
+def test_gradients_through_training_are_finite_differences_where_losses_take_each_other_as_given():
+    """In float64. A stop_gradient in a loss would hold for the outer gradient as well, and make it wrong and finite."""
+    out = subprocess.run(
+        [sys.executable, "-c", GRADIENTS], capture_output=True, text=True, env=os.environ | {"JAX_ENABLE_X64": "1"}
+    )
+    assert out.returncode == 0, out.stderr
+    pairs = [[float(x) for x in line.split()] for line in out.stdout.splitlines()]
+    assert len(pairs) == 3
+    for gradient, difference in pairs:
+        np.testing.assert_allclose(gradient, difference, rtol=1e-4)

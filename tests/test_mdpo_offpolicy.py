@@ -48,7 +48,7 @@ def problem(small):
 
 def loss_and_gradient(algorithm):
     """Of an actor, the gradient for all parameters as a vector."""
-    loss = lambda *args: algorithm.actor_loss(*args)[0]
+    loss = lambda params, *args: algorithm.actor_loss(params, *args)[0]
     return jax.jit(lambda *args: (loss(*args), ravel_pytree(jax.grad(loss)(*args))[0]))
 
 
@@ -80,7 +80,7 @@ def test_the_actors_loss_is_its_equation(small, problem, step_size):
     params, target_params, batch, noise = problem
     config = replace(small, step_size=step_size)
     expected = equation(config, params, target_params, batch, np.asarray(noise[1], np.float64))
-    value, (log_prob, kl) = mdpo_offpolicy.actor_loss(params, target_params, config, env, batch, noise[1])
+    value, (log_prob, kl) = mdpo_offpolicy.actor_loss(params, params, target_params, config, env, batch, noise[1])
     # Means of 32 float32 numbers of order 1 to 10, over a step size of 0.1.
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
     actor, _ = mdpo_offpolicy.networks(config, env)
@@ -96,7 +96,7 @@ def test_the_loss_is_a_penalised_divergence_with_a_linear_entropy(small, problem
     one = jax.tree.map(lambda x: x[:1].repeat(100_000, 0), batch)
     noise = jax.random.normal(jax.random.key(2), (100_000, 1))
     loss = lambda step_size: mdpo_offpolicy.actor_loss(
-        params, target_params, replace(small, step_size=step_size), env, one, noise
+        params, params, target_params, replace(small, step_size=step_size), env, one, noise
     )
     (short, (_, kl)), (long, _) = loss(0.2), loss(2.5)
     # The rest cancels, but for noise in log pi - log pi_k of order 1, times the difference of the inverses.
@@ -107,14 +107,14 @@ def test_the_loss_is_a_penalised_divergence_with_a_linear_entropy(small, problem
 def test_where_the_step_size_is_the_inverse_temperature_or_more_the_loss_is_that_of_sac(small, problem, step_size):
     params, target_params, batch, noise = problem
     config = replace(small, step_size=float(step_size))
-    theirs, expected = actor_loss[sac](params, sac.Config(**SMALL), env, batch, noise[1])
+    theirs, expected = actor_loss[sac](params, params, sac.Config(**SMALL), env, batch, noise[1])
     for old in (target_params, moved(target_params, 2.0)):  # whatever pi_k is
-        value, gradient = actor_loss[mdpo_offpolicy](params, old, config, env, batch, noise[1])
+        value, gradient = actor_loss[mdpo_offpolicy](params, params, old, config, env, batch, noise[1])
         # The same operations in another program.
         np.testing.assert_allclose(value, theirs, rtol=1e-5)
         np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-5)
     short, elsewhere = (
-        actor_loss[mdpo_offpolicy](params, old, replace(small, step_size=1.0), env, batch, noise[1])[1]
+        actor_loss[mdpo_offpolicy](params, params, old, replace(small, step_size=1.0), env, batch, noise[1])[1]
         for old in (target_params, moved(target_params, 2.0))
     )
     assert np.abs(short - expected).max() > 0.1
@@ -123,7 +123,7 @@ def test_where_the_step_size_is_the_inverse_temperature_or_more_the_loss_is_that
 
 def test_the_loss_has_a_gradient_for_the_actor_only(small, problem):
     params, target_params, batch, noise = problem
-    loss = lambda params: mdpo_offpolicy.actor_loss(params, target_params, small, env, batch, noise[1])[0]
+    loss = lambda moved: mdpo_offpolicy.actor_loss(moved, params, target_params, small, env, batch, noise[1])[0]
     norms = {name: jnp.linalg.norm(ravel_pytree(g)[0]) for name, g in jax.grad(loss)(params).items()}
     assert norms.pop("actor") > 0.1
     assert norms == dict.fromkeys(norms, 0.0)
@@ -135,7 +135,7 @@ def test_the_divergence_does_not_pull_at_pi_k_and_does_away_from_it(small, probl
     params = params | {"critic": jax.tree.map(jnp.zeros_like, params["critic"]), "log_alpha": -jnp.inf}
     states = jax.tree.map(lambda x: x[:8].repeat(8_000, 0), batch)
     noise = jax.random.normal(jax.random.key(3), (64_000, 1))
-    pull = lambda old: actor_loss[mdpo_offpolicy](params, {"actor": old}, small, env, states, noise)[1]
+    pull = lambda old: actor_loss[mdpo_offpolicy](params, params, {"actor": old}, small, env, states, noise)[1]
     # The mean of scores, which are of order 1 to 10, over samples.
     assert np.abs(pull(params["actor"])).max() < 0.05
     assert np.abs(pull(jax.tree.map(lambda x: -x, target_params["actor"]))).max() > 0.5

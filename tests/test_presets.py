@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import rlx
 from rlx import cli
@@ -101,5 +102,20 @@ def test_where_no_table_fits_defaults_are_chosen_by_the_spaces_and_the_horizon(t
     assert "your settings: num_envs=8" in out
     cli.main([*arguments[:3], "gymnax/CartPole-v1", "--dry-run"])
     assert "no tuned settings for gymnax/CartPole-v1" in capsys.readouterr().out
-    cli.main(["train", "grpo", "--env", "Pendulum-v1", "--env-options", "max_steps=10", "--dry-run"])
-    assert "num_steps=10" in capsys.readouterr().out
+    cli.main(["train", "grpo", "--env", "Pendulum-v1", "--env-options", "max_steps=1e1", "--dry-run"])
+    out = capsys.readouterr().out
+    assert "num_steps=10" in out
+    assert "is not known" not in out
+    cli.main(["sweep", *arguments[1:4], "--learning-rate", "1e-3,1e-4", "--dry-run"])
+    assert "default settings for continuous actions: total_steps=1000000" in capsys.readouterr().out
+
+
+def test_grpo_says_so_where_the_length_of_an_episode_is_not_known(capsys):
+    endless = rlx.Env(rlx.envs.make("rlx/MultiGoal").environment, None)
+    console = Console(width=200)
+    cli._tell_settings(console, import_module("rlx.algos.grpo"), "mine", endless, {})
+    assert (
+        "how many steps an episode of mine takes is not known: one has to fit in num_steps" in capsys.readouterr().out
+    )
+    cli._tell_settings(console, import_module("rlx.algos.ppo"), "mine", endless, {})
+    assert "is not known" not in capsys.readouterr().out

@@ -188,9 +188,12 @@ def test_the_losses_are_their_equations(sac, small, problem, initial_alpha):
         state = replace(state, params=state.params | {"log_alpha": jnp.log(initial_alpha)})
     config = replace(small, reward_scale=3.0, gamma=0.8, target_entropy=-0.3)
     expected = numbers(config, state, batch, noise)
-    total, parts = sac.loss(state.params, state.target_params, config, env, batch, noise)
+    inputs = state.params, state.params, state.target_params, config, env, batch, noise
+    total, (log_prob, parts) = sac.loss(*inputs)
     # Means of 64 float32 numbers of order 1 to 10.
-    np.testing.assert_allclose(total, sum(expected[f"{name}_loss"] for name in ("critic", "actor", "alpha")), rtol=1e-4)
+    np.testing.assert_allclose(total, expected["critic_loss"] + expected["actor_loss"], rtol=1e-4)
+    alpha_loss = sac.alpha_loss(state.params["log_alpha"], config, env, log_prob)
+    np.testing.assert_allclose(alpha_loss, expected["alpha_loss"], rtol=1e-4, atol=1e-5)
     for name, part in parts.items():
         np.testing.assert_allclose(part, expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
     assert parts.keys() == expected.keys() - {"alpha_loss"}
@@ -203,18 +206,17 @@ def gradient_of(loss):
 
 def test_no_loss_has_a_gradient_for_the_parameters_of_another(sac, small, problem):
     state, batch, noise = problem
-    critic = lambda params: sac.critic_loss(params, state.target_params, small, env, batch, noise[0])[0]
-    actor = lambda params: sac.actor_loss(params, small, env, batch, noise[1])[0]
-    alpha = lambda params: sac.alpha_loss(params, small, env, sac.actor_loss(params, small, env, batch, noise[1])[1])
-    for name, loss in {"critic": critic, "actor": actor, "log_alpha": alpha}.items():
+    critic = lambda params: sac.critic_loss(params, state.params, state.target_params, small, env, batch, noise[0])[0]
+    actor = lambda params: sac.actor_loss(params, state.params, small, env, batch, noise[1])[0]
+    for name, loss in {"critic": critic, "actor": actor}.items():
         norms = gradient_of(loss)(state.params)
         assert norms.pop(name) > 1e-3
         assert norms == dict.fromkeys(norms, 0.0)
 
 
 def test_the_temperature_falls_where_the_entropy_is_above_its_target(sac, small, problem):
-    params = problem[0].params
-    slope = lambda log_prob: jax.grad(sac.alpha_loss)(params, small, env, jnp.full(8, log_prob))["log_alpha"]
+    log_alpha = problem[0].params["log_alpha"]
+    slope = lambda log_prob: jax.grad(sac.alpha_loss)(log_alpha, small, env, jnp.full(8, log_prob))
     assert slope(0.9) > 0 > slope(1.1)  # an entropy of -0.9 is above the target of -1
     assert slope(1.0) == 0
 
@@ -222,13 +224,14 @@ def test_the_temperature_falls_where_the_entropy_is_above_its_target(sac, small,
 def test_the_target_entropy_counts_every_action_dimension(sac, small, problem):
     wide = Env(Wide(3), 1.0)
     alpha = jnp.exp(problem[0].params["log_alpha"])
-    found = sac.alpha_loss(problem[0].params, replace(small, target_entropy=-0.5), wide, jnp.zeros(4))
+    found = sac.alpha_loss(problem[0].params["log_alpha"], replace(small, target_entropy=-0.5), wide, jnp.zeros(4))
     np.testing.assert_allclose(found, alpha * 1.5, rtol=1e-6)
 
 
 def test_terminal_steps_are_worth_their_reward_and_truncated_ones_more(sac, small, problem):
     state, batch, noise = problem
-    loss = lambda batch: sac.critic_loss(state.params, state.target_params, small, env, batch, noise[0])[0]
+    params, target_params = state.params, state.target_params
+    loss = lambda batch: sac.critic_loss(params, params, target_params, small, env, batch, noise[0])[0]
     elsewhere = lambda where: replace(batch, next_obs=jnp.where(where[:, None], 7.0, batch.next_obs))
     assert loss(elsewhere(batch.terminated)) == loss(batch)
     assert loss(elsewhere(~batch.terminated)) != loss(batch)
@@ -236,10 +239,10 @@ def test_terminal_steps_are_worth_their_reward_and_truncated_ones_more(sac, smal
 
 def test_losses_do_not_depend_on_the_order_of_the_batch(sac, small, problem):
     state, batch, noise = problem
-    one = sac.loss(state.params, state.target_params, small, env, batch, noise)[0]
+    one = sac.loss(state.params, state.params, state.target_params, small, env, batch, noise)[0]
     shuffled = jax.tree.map(lambda x: x[::-1], batch)
     # The same 64 terms summed in another order.
-    other = sac.loss(state.params, state.target_params, small, env, shuffled, noise[:, ::-1])[0]
+    other = sac.loss(state.params, state.params, state.target_params, small, env, shuffled, noise[:, ::-1])[0]
     np.testing.assert_allclose(one, other, rtol=1e-5)
 
 

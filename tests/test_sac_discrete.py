@@ -134,9 +134,11 @@ def test_the_losses_are_their_equations(sac, small, problem):
     state, batch = problem
     config = replace(small, reward_scale=3.0, gamma=0.8, target_entropy=0.3)
     expected = numbers(config, state, batch)
-    total, parts = sac.loss(state.params, state.target_params, config, env, batch)
+    total, (entropy, parts) = sac.loss(state.params, state.params, state.target_params, config, env, batch)
     # Means of 64 float32 numbers of order 1 to 10.
-    np.testing.assert_allclose(total, sum(expected[f"{name}_loss"] for name in ("critic", "actor", "alpha")), rtol=1e-4)
+    np.testing.assert_allclose(total, expected["critic_loss"] + expected["actor_loss"], rtol=1e-4)
+    alpha_loss = sac.alpha_loss(state.params["log_alpha"], config, env, entropy)
+    np.testing.assert_allclose(alpha_loss, expected["alpha_loss"], rtol=1e-4, atol=1e-5)
     for name, part in parts.items():
         np.testing.assert_allclose(part, expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
     assert parts.keys() == expected.keys() - {"alpha_loss"}
@@ -152,19 +154,20 @@ def test_the_best_policy_is_the_softmax_of_the_values(sac, small, problem):
     # A policy without weights: the biases of its last layer are the logits.
     actor = jax.tree.map(jnp.zeros_like, state.params["actor"])
     actor["params"]["head"]["bias"] = q / alpha
-    loss, grads = jax.value_and_grad(lambda p: sac.actor_loss(state.params | {"actor": p}, small, env, one)[0])(actor)
+    loss, grads = jax.value_and_grad(
+        lambda p: sac.actor_loss(state.params | {"actor": p}, state.params, small, env, one)[0]
+    )(actor)
     np.testing.assert_allclose(loss, -alpha * jax.nn.logsumexp(q / alpha), rtol=1e-5)
     assert np.abs(ravel_pytree(grads)[0]).max() < 1e-5
     actor["params"]["head"]["bias"] = q / alpha + jnp.array([0.5, -0.5])
-    assert sac.actor_loss(state.params | {"actor": actor}, small, env, one)[0] > loss + 1e-3
+    assert sac.actor_loss(state.params | {"actor": actor}, state.params, small, env, one)[0] > loss + 1e-3
 
 
 def test_no_loss_has_a_gradient_for_the_parameters_of_another(sac, small, problem):
     state, batch = problem
     losses = {
-        "critic": lambda params: sac.critic_loss(params, state.target_params, small, env, batch)[0],
-        "actor": lambda params: sac.actor_loss(params, small, env, batch)[0],
-        "log_alpha": lambda params: sac.alpha_loss(params, small, env, sac.actor_loss(params, small, env, batch)[1]),
+        "critic": lambda params: sac.critic_loss(params, state.params, state.target_params, small, env, batch)[0],
+        "actor": lambda params: sac.actor_loss(params, state.params, small, env, batch)[0],
     }
     for name, loss in losses.items():
         norms = {k: jnp.linalg.norm(ravel_pytree(v)[0]) for k, v in jax.grad(loss)(state.params).items()}
@@ -176,7 +179,7 @@ def test_losses_are_finite_where_probabilities_vanish(sac, small, problem):
     state, batch = problem
     actor = jax.tree.map(jnp.zeros_like, state.params["actor"])
     actor["params"]["head"]["bias"] = jnp.array([1e4, -1e4])
-    loss = lambda params: sac.loss(params, state.target_params, small, env, batch)[0]
+    loss = lambda params: sac.loss(params, params, state.target_params, small, env, batch)[0]
     total, grads = jax.value_and_grad(loss)(state.params | {"actor": actor})
     assert np.isfinite(total)
     assert np.isfinite(ravel_pytree(grads)[0]).all()

@@ -61,7 +61,8 @@ def test_only_gradients_and_statistics_cross_devices(eight, name):
 
 
 def test_lanes_on_eight_devices_are_those_of_a_vmap_on_one(eight):
-    assert eight["sweep"]["difference"] == 0.0
+    # A program for one lane and one for eight: 0.0 with jaxlib 0.10.2, the last bit of a float32 with 0.11.2.
+    assert eight["sweep"]["difference"] < 1e-6
 
 
 @pytest.mark.more

@@ -194,3 +194,29 @@ def test_a_learned_objective_is_kept_and_told_apart(tmp_path):
     assert source.changes(name, saved) == {tmp_path / "lpo.npz": "has changed"}
     base, objective = source.kept(tmp_path / "run", saved)
     assert (base, Path(objective).read_bytes()) == ("rlx.algos.ppo", b"1")
+
+
+def test_what_a_file_imports_from_its_folder_is_kept_and_used(tmp_path, capsys):
+    folder = tmp_path / "with"
+    folder.mkdir()
+    text = (ROOT / "algos" / "ppo.py").read_text()
+    assert OTHER[0] in text
+    (folder / "mine.py").write_text(
+        "from chosen import choose\n" + text.replace(OTHER[0], f"choose(pi) {OTHER[0][10:]}")
+    )
+    (folder / "chosen.py").write_text("def choose(pi):\n    return pi.mode()\n")
+    assert rlx("train", folder / "mine.py", *SMALL, "--out", folder / "run") == 0
+    assert (folder / "run" / "source" / "chosen.py").read_bytes() == (folder / "chosen.py").read_bytes()
+    assert rlx("eval", folder / "run", "--num-episodes", "2", "--output", folder / "before.json") == 0
+    (folder / "chosen.py").write_text("def choose(pi):\n    return 1 - pi.mode()\n")
+    capsys.readouterr()
+    assert rlx("eval", folder / "run", "--num-episodes", "2", "--output", folder / "after.json") == 0
+    assert "chosen.py has changed since" in capsys.readouterr().out
+    assert (folder / "before.json").read_bytes() == (folder / "after.json").read_bytes()
+    assert rlx("train", "--resume", folder / "run", "--total-steps", "96") == 2
+    assert "chosen.py has changed since" in capsys.readouterr().err
+    shutil.rmtree(folder / "run" / "source" / "__pycache__", ignore_errors=True)
+    for name in ("mine.py", "chosen.py"):
+        (folder / name).unlink()
+    assert rlx("eval", folder / "run", "--num-episodes", "2", "--output", folder / "gone.json") == 0
+    assert (folder / "before.json").read_bytes() == (folder / "gone.json").read_bytes()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import rlx
-from rlx import Env, pytree, replace, stack
+from rlx import Env, networks, pytree, replace, stack
 from rlx.objectives import SPO, clipped_surrogate, with_objective
 from rlx.replay import Replay, insert, replay, sample, take
 from rlx.spaces import Box, Discrete
@@ -489,6 +489,19 @@ def test_nothing_is_traced_again_while_nothing_is_replaced(constant, cartpole):
     before = Current(constant)
     constant.step = lambda: 1
     assert before != Current(constant)
+
+
+def test_a_method_that_is_replaced_on_a_class_is_noticed(ppo, monkeypatch):
+    before = Current(ppo)
+    assert before == Current(ppo)
+    monkeypatch.setattr(networks.Torso, "__call__", lambda self, obs: obs)
+    assert before != Current(ppo)
+
+
+def test_evaluation_of_the_weights_of_other_networks_is_refused_by_name(ppo, cartpole, small, init):
+    state = init(replace(small, hidden_sizes=(8,)), cartpole, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"state.params\['actor'\].*probably with another .*hidden_sizes"):
+        rlx.evaluate(ppo, small, cartpole, state, jax.random.key(0), num_episodes=2)
 
 
 def test_what_an_algorithm_with_another_objective_calls_is_compared_too(ppo, monkeypatch):

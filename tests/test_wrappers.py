@@ -242,8 +242,9 @@ def test_chunks_of_one_are_the_environment():
     env = chunked(plain, 1)
     policy = lambda obs, key: (jnp.sin(obs[:, :1]), None)
     trajs = [rollout(e, policy, starts(e, 4), jax.random.key(1), 20)[1] for e in (plain, env)]
+    # Two programs with the same operations round differently in the last bits, which a pendulum carries on.
     for name in ("obs", "action", "reward", "next_obs", "terminated", "truncated", "episode_return", "episode_length"):
-        np.testing.assert_allclose(*(getattr(traj, name) for traj in trajs), rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(*(getattr(traj, name) for traj in trajs), rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(
