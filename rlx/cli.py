@@ -86,18 +86,19 @@ class Sources:
     """Where the defaults of all other options come from."""
 
     env: str = ""
-    """environment, `namespace/Name` or an unambiguous `Name`; `rlx envs` lists them"""
+    """Name of the environment, `namespace/Name` or `Name` where only one suite has it; `rlx envs` lists them."""
     resume: Path | None = None
-    """run directory to go on with, in its own settings; --total-steps may be raised"""
+    """Run directory to resume, in its own settings; only --total-steps may be raised."""
     objective: str = ""
-    """policy objective in place of the algorithm's own: one such as SPO, whose coefficients become options, or the file
-    of one that was learned"""
+    """Policy objective to use in place of the algorithm's own: a name such as SPO, whose coefficients become options,
+    or the file of a learned one."""
     variant: str = ""
-    """settings that have a name in the algorithm's VARIANTS, such as dapo in grpo, over tuned ones"""
+    """Named settings from the algorithm's VARIANTS, such as dapo in grpo; they go over the tuned ones."""
     preset: bool = True
-    """start from the tuned settings"""
+    """Start from the settings that ship for the environment."""
     source: Literal["", "copy", "file"] = ""
-    """of what is resumed where its algorithm file has changed since: the copy that it kept, or the file as it is now"""
+    """Which source to resume where the algorithm file has changed: the copy that the run kept, or the file as it is
+    now."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,8 @@ class TrainSources(Sources):
     """The same of a single run."""
 
     start_from: Path | None = None
-    """run directory, such as a clone, whose networks, observation statistics and environment a new run begins with"""
+    """Run directory, such as a clone, whose networks, observation statistics and environment the new run starts
+    with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,41 +115,42 @@ class TrainOptions(TrainSources):
     """Train an agent, with tuned settings where the algorithm ships some for the environment."""
 
     env_options: tuple[str, ...] = ()
-    """options of the environment as name=value, such as backend=mjx or max_steps=200"""
+    """Options of the environment as name=value, such as backend=mjx or max_steps=200."""
     env_params: tuple[str, ...] = ()
-    """parameters of the environment as name=value, such as gravity=3.7 or opt.gravity=[0,0,-3.7]"""
+    """Parameters of the environment as name=value, such as gravity=3.7 or opt.gravity=[0,0,-3.7]."""
     seed: int = 0
-    """of everything random"""
+    """Random seed of the whole run."""
     out: Path | None = None
-    """run directory; default: a new one under runs/"""
+    """Run directory to write; by default a new one under runs/."""
     from_update: int | None = None
-    """resume from the checkpoint of this update; newer ones are set aside"""
+    """Resume from the checkpoint of this update; newer checkpoints are set aside."""
     num_evaluations: int = 1
-    """evaluations during training, evenly spread, the last one at its end"""
+    """Number of evaluations, evenly spread over training; the last one is at its end."""
     eval_episodes: int = 32
-    """episodes of each evaluation"""
+    """Number of episodes of each evaluation."""
     render_every: int = 0
-    """draw an episode at every so many evaluations, into episodes/ of the run directory; 0 for never"""
+    """Draw an episode at every so many evaluations, into episodes/ of the run directory; 0 draws none."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
-    """how often to write a checkpoint; evaluations and the end come with one"""
+    """Seconds between checkpoints; every evaluation and the end of the run write one too."""
     checkpoint_replay: bool = True
-    """keep a replay buffer in checkpoints; without it they are small, and a resumed run begins with a new buffer of
-    random actions: it is another run than the one that was never stopped"""
+    """Keep the replay buffer in checkpoints. Without it they are small, and a resumed run starts with a new buffer of
+    random actions, so that it is not the run that was never stopped."""
     devices: int | None = None
-    """GPUs, or cores of a CPU, that the environments are spread over; default: those of the resumed run, else 1, and on
-    a CPU all cores from 1,024 environments on"""
+    """Number of GPUs, or cores of a CPU, that the environments are spread over; by default that of the resumed run,
+    else 1, and on a CPU all cores from 1,024 environments on."""
     distributed: bool = False
-    """train together with other processes that are given the same command, on all of their devices"""
+    """Train together with other processes that are given the same command, on all of their devices."""
     coordinator: str | None = None
-    """HOST:PORT of the first of them; this and the next two are known under SLURM, Open MPI and on Cloud TPU"""
+    """HOST:PORT of the first process of a distributed run; SLURM, Open MPI and Cloud TPU provide this and the next
+    two."""
     num_processes: int | None = None
-    """how many they are"""
+    """Number of processes of a distributed run."""
     process_id: int | None = None
-    """which of them this one is, from 0"""
+    """Number of this process in a distributed run, from 0."""
     dry_run: bool = False
-    """say what would run and how much memory its state takes, and stop"""
+    """Print what would run and the memory of its state, and stop."""
     compile_cache: bool = True
-    """keep compiled programs on disk for the next start"""
+    """Keep compiled programs on disk for the next start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +158,7 @@ class WhyOptions:
     """Replays the update after a checkpoint and names the first operation whose result is not finite."""
 
     run: tyro.conf.Positional[Path]
-    """run directory"""
+    """Run directory to look into."""
     from_update: int | None = None
     """Replay the update after this one; by default the one after the newest checkpoint."""
     output: Path | None = None
@@ -167,17 +170,17 @@ class Checkpoint:
     """A checkpoint of a run, the newest one where no other is asked for, and how its policy acts."""
 
     run: tyro.conf.Positional[Path]
-    """run directory"""
+    """Run directory whose policy acts."""
     best: bool = False
-    """the weights that did best in the evaluations during training"""
+    """Use the weights that did best in the evaluations during training."""
     from_update: int | None = None
-    """the weights after this update"""
+    """Use the weights after this update."""
     seed: int = 0
-    """of start states and of the environment; another stream than training's"""
+    """Random seed of start states and of the environment; training uses another stream."""
     stochastic: bool = False
-    """sample actions instead of taking the most likely"""
+    """Sample actions; by default the policy takes its most likely action."""
     compile_cache: bool = True
-    """keep compiled programs on disk for the next start"""
+    """Keep compiled programs on disk for the next start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,9 +188,9 @@ class EvalOptions(Checkpoint):
     """Evaluate a checkpoint of a run, the newest one where no other is asked for."""
 
     num_episodes: int = 32
-    """whole episodes"""
+    """Number of whole episodes to play."""
     output: Path | None = None
-    """file, .json; default: one in evaluations/ of the run directory, named by what was asked for"""
+    """JSON file to write; by default one in evaluations/ of the run directory, named by update, seed and episodes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,15 +198,16 @@ class RenderOptions(Checkpoint):
     """Draw an episode of a run's policy, from a start that --seed chooses."""
 
     output: Path | None = None
-    """file: .gif, .mp4, .png (a filmstrip) or, for Brax, .html; default: episode.gif in the run directory"""
+    """File to write: .gif, .mp4, .png (a filmstrip) or, for Brax, .html; by default episode.gif in the run
+    directory."""
     num_steps: int = 1000
-    """at most so many steps of the episode"""
+    """Largest number of steps to draw."""
     width: int = 320
-    """of the picture, or of each in a filmstrip, pixels"""
+    """Width of the picture in pixels, or of each picture of a filmstrip."""
     height: int = 240
-    """likewise"""
+    """Height of the picture in pixels, or of each picture of a filmstrip."""
     camera: str | None = None
-    """one of the model's cameras; default: its first"""
+    """Name of one of the model's cameras; by default its first."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,27 +41,28 @@ class CollectOptions:
     """Write whole episodes of one or several runs' policies to a file of demonstrations."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """run directories, all of one environment"""
+    """Run directories to collect from, all of one environment."""
     output: Path
-    """file, .npz; the format is described in rlx/demonstrations.py"""
+    """File to write, .npz; rlx/demonstrations.py describes its format."""
     episodes: int = 100
-    """of all runs together"""
+    """Number of episodes of all runs together."""
     shares: tuple[float, ...] = ()
-    """of the episodes, for each run, such as 3 1; default: the same number for all"""
+    """Share of the episodes of each run, such as 3 1; by default all runs give the same number."""
     noise: float = 0.0
-    """standard deviation of what is added to actions that go from -1 to 1; how often a discrete one is a random one"""
+    """Standard deviation of the noise on actions within [-1, 1]; the probability of a random action where actions are
+    discrete."""
     stochastic: bool = False
-    """sample actions instead of taking the most likely"""
+    """Sample actions; by default the policy takes its most likely action."""
     best: bool = False
-    """the weights that did best in the evaluations during training, in place of the last"""
+    """Use the weights that did best in the evaluations during training."""
     from_update: int | None = None
-    """the weights after this update"""
+    """Use the weights after this update."""
     env_params: tuple[str, ...] = ()
-    """parameters of the environment other than the runs', as name=value"""
+    """Parameters of the environment that differ from those of the runs, as name=value."""
     seed: int = 0
-    """of start states, of the environment and of the noise"""
+    """Random seed of start states, of the environment and of the noise."""
     compile_cache: bool = True
-    """keep compiled programs on disk for the next start"""
+    """Keep compiled programs on disk for the next start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,31 +70,31 @@ class CloneOptions:
     """Train a policy to do what demonstrations show, and write it as a run directory to evaluate and to train on."""
 
     file: tyro.conf.Positional[Path]
-    """demonstrations, as rlx collect writes them"""
+    """File of demonstrations, as rlx collect writes it."""
     out: Path | None = None
-    """run directory; default: a new one under runs/"""
+    """Run directory to write; by default a new one under runs/."""
     gradient_steps: int = 20_000
-    """of Adam"""
+    """Number of gradient steps with Adam."""
     cloning_batch: int = 256
-    """steps of the environment in each of them"""
+    """Number of environment steps in each gradient step."""
     cloning_rate: float = 1e-3
-    """learning rate of the first; it falls to a tenth"""
+    """Learning rate of the first gradient step; it falls to a tenth."""
     validation_share: float = 0.1
-    """of the episodes, not learned from; the weights that do best there are kept"""
+    """Share of the episodes that is held out; the weights that do best on it are kept."""
     env_options: tuple[str, ...] = ()
-    """options of the environment beside those of the demonstrations, such as chunk=4"""
+    """Options of the environment beside those of the demonstrations, such as chunk=4."""
     env_params: tuple[str, ...] = ()
-    """parameters of the environment other than those of the demonstrations, as name=value"""
+    """Parameters of the environment that differ from those of the demonstrations, as name=value."""
     seed: int = 0
-    """of everything random"""
+    """Random seed of the whole training."""
     eval_episodes: int = 100
-    """episodes of the evaluation at the end"""
+    """Number of episodes of the evaluation at the end."""
     preset: bool = True
-    """start from the tuned settings"""
+    """Start from the settings that ship for the environment."""
     variant: str = ""
-    """settings that have a name in the algorithm's VARIANTS, over tuned ones"""
+    """Named settings from the algorithm's VARIANTS; they go over the tuned ones."""
     compile_cache: bool = True
-    """keep compiled programs on disk for the next start"""
+    """Keep compiled programs on disk for the next start."""
 
 
 def collect(arguments: list[str]) -> None:

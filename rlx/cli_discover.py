@@ -38,30 +38,30 @@ class DiscoverOptions:
     """Learn a drift for PPO by evolution: a population of them trains agents from beginning to end, over and over."""
 
     kind: tyro.conf.Positional[Literal["", "lpo", "talpo"]] = ""
-    """lpo, or talpo, which knows how far a run has come"""
+    """Kind of objective to learn: lpo, or talpo, which is given the progress of the run."""
     train: str = ""
-    """environments that fitness is the return of, separated by commas; each counts from 0, untrained, to 1, PPO;
-    Pendulum-v1:80000 has lifetimes of its own length"""
+    """Environments to train on, separated by commas; fitness is their mean return, scaled from 0, untrained, to 1, PPO.
+    Pendulum-v1:80000 gives an environment lifetimes of its own length."""
     holdout: str = ""
-    """environments on which what was found is only evaluated"""
+    """Environments that the result is only evaluated on."""
     generations: int = 100
-    """of evolution"""
+    """Number of generations."""
     population: int = 32
-    """candidates of each generation"""
+    """Number of candidates in each generation."""
     num_seeds: int = 2
-    """lifetimes of a candidate in each environment, with the same keys for all of them"""
+    """Number of lifetimes of a candidate in each environment; all candidates have the same keys."""
     steps: int = 30_000
-    """environment steps of a lifetime, where its environment has no number of its own"""
+    """Environment steps of a lifetime where its environment has no length of its own."""
     strategy: Literal["open_es", "snes"] = "open_es"
-    """of evolution: in antithetic pairs, or with a deviation for every weight"""
+    """Evolution strategy: open_es samples antithetic pairs, snes has a standard deviation for every weight."""
     sigma: float = 0.04
-    """deviation of the candidates"""
+    """Standard deviation of the candidates at the start."""
     evolution_rate: float | None = None
-    """learning rate of the strategy; by default 0.01 of open_es, 1 of snes"""
+    """Learning rate of the strategy; by default 0.01 of open_es and 1 of snes."""
     start: Literal["random", "none", "ppo"] = "random"
-    """a random drift; none, which is plain policy gradient; or PPO's with nothing added, and it stays"""
+    """What evolution starts from: a random drift; none, which is plain policy gradient; or ppo, whose clip stays."""
     num_hidden: int = 128
-    """units of the drift's network"""
+    """Number of hidden units of the drift's network."""
     settings: tuple[str, ...] = (
         "num_envs=16",
         "num_steps=64",
@@ -69,23 +69,24 @@ class DiscoverOptions:
         "num_minibatches=4",
         "learning_rate=5e-3",
     )
-    """of PPO in every lifetime as name=value, over its tuned ones; many epochs at a high rate make objectives differ"""
+    """Settings of PPO in every lifetime as name=value, over its tuned ones; many epochs at a high rate make objectives
+    differ."""
     chunk: int | None = None
-    """at most so many candidates at once, to save memory"""
+    """Largest number of candidates that train at once, to save memory."""
     look_every: int = 20
-    """generations between evaluations of what evolution proposes, with other keys and 8 seeds"""
+    """Number of generations between evaluations of the strategy's mean, with other keys and 8 seeds."""
     eval_seeds: int = 10
-    """lifetimes of the evaluation at the end, in each environment"""
+    """Number of lifetimes in each environment of the evaluation at the end."""
     seed: int = 0
-    """of everything random"""
+    """Random seed of the whole search."""
     out: Path | None = None
-    """directory; default: a new one under runs/"""
+    """Directory to write; by default a new one under runs/."""
     resume: Path | None = None
-    """directory to go on with, in its own settings; --generations may be raised"""
+    """Directory to resume, in its own settings; only --generations may be raised."""
     checkpoint_seconds: float = 60.0
-    """how often to write a checkpoint"""
+    """Seconds between checkpoints."""
     compile_cache: bool = True
-    """keep compiled programs on disk for the next start"""
+    """Keep compiled programs on disk for the next start."""
 
 
 def discover(arguments: list[str]) -> None:

@@ -53,9 +53,9 @@ class SweepOptions(Sources):
     """Sweep directory to resume, in its own settings; none of them may change."""
 
     env_options: tuple[str, ...] = ()
-    """options of the environment as name=value, such as backend=mjx or max_steps=200"""
+    """Options of the environment as name=value, such as backend=mjx or max_steps=200."""
     env_params: tuple[str, ...] = ()
-    """the environment's parameters as name=VALUES, such as gravity=9.8,12 or length=log:0.3:1"""
+    """Parameters of the environment as name=VALUES, such as gravity=9.8,12 or length=log:0.3:1."""
     configs: Path | None = None
     """File with a configuration a line, each a JSON object of fields, in place of a grid."""
     num_seeds: int = 1
@@ -70,19 +70,20 @@ class SweepOptions(Sources):
     """Population-based training with this many generations: the worst lanes copy the best and perturb the fields that
     vary."""
     memory: str = ""
-    """bound, such as 4GB, above which lanes run in batches; default: half of it, 80 % on an accelerator"""
+    """Memory, such as 4GB, above which lanes run in batches; by default half of the machine's, and 80 % of an
+    accelerator's."""
     out: Path | None = None
-    """sweep directory; default: a new one under runs/"""
+    """Sweep directory to write; by default a new one under runs/."""
     eval_episodes: int = 32
-    """episodes of each lane's evaluation"""
+    """Number of episodes of each lane's evaluation."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
-    """how often to write a checkpoint"""
+    """Seconds between checkpoints."""
     devices: int | None = None
-    """GPUs, or cores of a CPU, that the lanes are spread over; default: all"""
+    """Number of GPUs, or cores of a CPU, that the lanes are spread over; by default all."""
     dry_run: bool = False
-    """say what would run, and stop"""
+    """Print what would run, and stop."""
     compile_cache: bool = True
-    """keep compiled programs on disk for the next start"""
+    """Keep compiled programs on disk for the next start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +91,11 @@ class ExportOptions:
     """Write a lane of a sweep as a run directory, to be evaluated and gone on with."""
 
     sweep: tyro.conf.Positional[Path]
-    """sweep directory"""
+    """Sweep directory to read."""
     lane: tyro.conf.Positional[int]
-    """number of the lane, as in results.csv"""
+    """Number of the lane, as in results.csv."""
     out: Path
-    """run directory"""
+    """Run directory to write."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,17 +103,17 @@ class ReportOptions:
     """Compare groups of runs: means, interquartile means, intervals, and who beats whom."""
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
-    """run directories and sweep directories; runs that differ only in their seed are a group"""
+    """Run directories and sweep directories to compare; runs that differ only in their seed are a group."""
     target: float | None = None
-    """return that the optimality gap is measured to"""
+    """Return that the optimality gap is measured to."""
     bounds: tuple[str, ...] = ()
-    """returns that count as 0 and 1 of each environment, NAME=LOW:HIGH, to compare across environments"""
+    """Returns that count as 0 and as 1 in an environment, as NAME=LOW:HIGH, to compare across environments."""
     confidence: float = 0.95
-    """of the intervals"""
+    """Confidence of the intervals, between 0 and 1."""
     limit: int = 20
-    """rows of a table"""
+    """Largest number of rows of a table."""
     json: Path | None = None
-    """file to write all of it to"""
+    """JSON file to write the whole report to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,13 +121,13 @@ class PlotOptions:
     """Draw runs and sweeps: learning curves with intervals over seeds, or the return against what was varied."""
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
-    """run directories and sweep directories"""
+    """Run directories and sweep directories to draw."""
     output: Path = Path("curves.png")
-    """picture to write"""
+    """Picture to write."""
     sensitivity: tuple[str, ...] | None = None
-    """draw the final return against these settings, or with none given against all that were varied"""
+    """Draw the final return against these settings; with none given, against all that were varied."""
     heatmap: tuple[str, str] | None = None
-    """draw the final return against two settings of a grid"""
+    """Draw the final return against these two settings of a grid."""
 
 
 def sweep(arguments: list[str]) -> None:
