@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import rlx.versions  # noqa: F401 (refuses other versions of JAX, before anything of it is imported)
-from rlx import compiler as compiler  # sets a switch of XLA, before anything is compiled
+from rlx.devices import compiler  # sets a switch of XLA, before anything is compiled
 from rlx.env import Env, EnvState, Transition
 from rlx.pytree import pytree, replace, stack, static, traced
 from rlx.train import Episodes, evaluate, resume, state_bytes, steps_taken, total_updates, train
@@ -12,7 +12,7 @@ from rlx.train import Episodes, evaluate, resume, state_bytes, steps_taken, tota
 if TYPE_CHECKING:
     from rlx import algos, envs, meta
     from rlx.algorithm_check import check_algorithm
-    from rlx.sweeps import sweep
+    from rlx.sweeps.train import sweep
 
 __version__ = "0.1.0"
 

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import rlx
-from rlx import lanes, replay, rollout, run, sharding
+from rlx import replay, rollout, run
 from rlx.algos import fpo, ppo, sac
+from rlx.devices import sharding
+from rlx.sweeps import lanes
 from rlx.train import advance, state_shapes
 
 SMALL = {"hidden_sizes": (16,), "total_steps": 100_000}

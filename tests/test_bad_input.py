@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import rlx as library
-from rlx import cli, meta, timings
+from rlx import cli, meta
 from rlx.algos import ppo
-from rlx.cli_sweep import _bytes
-from rlx.search import Choice, parse, points
+from rlx.cli.sweep import _bytes
+from rlx.run import timings
+from rlx.sweeps.search import Choice, parse, points
 
 PPO = ["ppo", "--env", "CartPole-v1"]
 
@@ -127,7 +128,7 @@ def test_whole_numbers_may_be_written_as_floats_and_with_underscores(capsys):
     ],
 )
 def test_a_list_of_tuples_has_one_reading(text, sizes):
-    from rlx.cli_sweep import _values
+    from rlx.cli.sweep import _values
 
     found = _values(ppo.Config(), "hidden_sizes", text, "rlx sweep ppo")
     assert (found.values if isinstance(found, Choice) else found) == sizes

@@ -20,11 +20,13 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import rlx as library
 from rlx import cli
+from rlx.algorithm import short_name
 from rlx.algos import ppo
-from rlx.checkpoint import numbers, restore
+from rlx.files import evaluation_points
 from rlx.objectives import SPO
-from rlx.progress import Display
-from rlx.run import Logger, best, evaluate_run, evaluation_points, keys, short_name
+from rlx.run import Logger, best, evaluate_run, keys
+from rlx.run.checkpoint import numbers, restore
+from rlx.run.progress import Display
 
 EXACT = True  # bits are compared
 
@@ -211,10 +213,10 @@ def test_resumed_run_is_bitwise_the_run_that_was_never_stopped(long, cut, tmp_pa
 
 
 MOMENTS = {
-    "rlx.checkpoint.save": 1,  # before the first checkpoint
+    "rlx.run.checkpoint.save": 1,  # before the first checkpoint
     "rlx.run.evaluate_run": 8,  # the last one
     "rlx.run.draw": 1,
-    "rlx.checkpoint._checksums": 5,
+    "rlx.run.checkpoint._checksums": 5,
 }
 
 

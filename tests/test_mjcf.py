@@ -10,7 +10,8 @@ import pytest
 
 import rlx
 from rlx.env import with_params
-from rlx.envs import mjcf, mjx_tasks
+from rlx.envs import mjcf
+from rlx.envs.tasks import mjx_tasks
 
 SLIDER = """
 <mujoco>

@@ -10,7 +10,8 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from rlx import plot, report
-from rlx.plot import COLOURS, GREY, curve, heatmap, learning_curves, sensitivity, smooth
+from rlx.plot import curve, heatmap, learning_curves, sensitivity, smooth
+from rlx.plot.style import COLOURS, GREY
 from rlx.report import interval, iqm
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 import rlx
-from rlx import cli, render, run
-from rlx.render import record, write
+from rlx import cli, run
+from rlx.run import render
+from rlx.run.render import record, write
 
 TRAIN = ["train", "ppo", "--env", "CartPole-v1", "--total-steps", "64", "--num-envs", "4", "--num-steps", "16"]
 TRAIN += ["--num-minibatches", "2", "--hidden-sizes", "8", "--eval-episodes", "2", "--no-compile-cache"]

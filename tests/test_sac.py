@@ -15,11 +15,11 @@ from jax.flatten_util import ravel_pytree
 import rlx
 from rlx import Env, cli, replace, stack
 from rlx.algos import sac as module
-from rlx.checkpoint import restore
-from rlx.envs.probes import ContinuousAction, Discount, Endless, Mixed, Observation
+from rlx.envs.tasks.probes import ContinuousAction, Discount, Endless, Mixed, Observation
+from rlx.files import read_config
 from rlx.pytree import is_static
 from rlx.replay import take, with_replay, without_replay
-from rlx.run import read_config
+from rlx.run.checkpoint import restore
 from rlx.spaces import Box, Discrete
 from rlx.train import advance
 

@@ -12,8 +12,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rlx import sharding
-from rlx.cli import _cores, main
+from rlx.cli import main
+from rlx.cli.train import cores_for
+from rlx.devices import sharding
 from rlx.replay import arranged, insert, replay, sample, take
 from rlx.rollout import flatten, gather, minibatches
 
@@ -120,9 +121,9 @@ def test_replay_on_two_devices_keeps_the_newest_of_each(two):
 @pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1), (2, 4), (4, 2)])
 def test_a_buffer_on_another_number_of_devices_has_the_same_elements(before, now, monkeypatch):
     def on(num):
-        for module in ("rlx.replay", "rlx.rollout", "rlx.sharding"):
+        for module in ("rlx.replay", "rlx.rollout", "rlx.devices.sharding"):
             monkeypatch.setattr(f"{module}.num_blocks", lambda: num)
-        monkeypatch.setattr("rlx.sharding._constrain", lambda x, spec: x)
+        monkeypatch.setattr("rlx.devices.sharding._constrain", lambda x, spec: x)
 
     def held(buffer):
         index = sample(buffer, jax.random.key(0), (400, 16))
@@ -188,7 +189,7 @@ def test_devices_that_do_not_fit_are_refused_before_anything_is_written(argument
 )
 def test_many_environments_take_as_many_cores_as_fit(settings, cores, monkeypatch, ppo):
     monkeypatch.setattr("rlx.cli.num_cores", lambda: 4)
-    assert _cores(ppo.Config(**settings)) == cores
+    assert cores_for(ppo.Config(**settings)) == cores
 
 
 def test_collectives_of_a_program_have_their_kinds_and_bytes(two):

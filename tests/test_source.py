@@ -10,7 +10,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from rlx import cli, cli_sweep, report, run, source, sweeps
+from rlx import cli, report, run, source, sweeps
+from rlx.cli import sweep as cli_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--env", "CartPole-v1", "--total-steps", "64", "--num-envs", "4", "--num-steps", "8", "--num-epochs", "1"]

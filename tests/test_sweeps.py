@@ -15,11 +15,12 @@ from rich.console import Console
 
 import rlx
 from rlx import cli, replace
-from rlx.checkpoint import restore
-from rlx.progress import Display
-from rlx.run import keys, read_rows
-from rlx.search import LogUniform
+from rlx.files import read_rows
+from rlx.run import keys
+from rlx.run.checkpoint import restore
+from rlx.run.progress import Display
 from rlx.sweeps import rungs
+from rlx.sweeps.search import LogUniform
 
 RATES = [1e-2, 1e-3]
 SIZES = ["--num-steps", "16", "--num-epochs", "2", "--num-minibatches", "2", "--hidden-sizes", "16"]

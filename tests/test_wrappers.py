@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import rlx
-from rlx.envs.contract import CLAUSES
+from rlx.envs.contract.clauses import CLAUSES
 from rlx.meta import detached
 from rlx.pytree import pytree
 from rlx.rollout import check_horizon, rollout
