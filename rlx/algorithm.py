@@ -1,4 +1,4 @@
-"""Algorithms by name: those that ship, files of one's own, and either with another objective; their saved Configs."""
+"""What an algorithm is, and algorithms by name: those that ship, files of one's own, either with another objective."""
 
 import dataclasses
 import importlib
@@ -9,26 +9,52 @@ import sys
 import zlib
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-import rlx.algos
-import rlx.envs
 from rlx import objectives, source
 from rlx.algorithm_check import check_module
 from rlx.messages import unknown_name
 from rlx.presets import configure
 
+FOLDER = "rlx.algos"  # the package of those that ship; imported by name, as those of users are
 NAMES = ("Clip", "ClipHigher", "DPO", "ForwardKL", "ImportanceWeighted", "ReverseKL", "Rollback", "SPO")
 OBJECTIVES = {name: getattr(objectives, name) for name in NAMES}
 LEARNED = ".npz"  # how the file of a learned objective ends
 
 
+class Algorithm(Protocol):
+    """A module with these names; `docs/own-algorithm.md` has the rules and `rlx.check_algorithm` proves them.
+
+    `Config` has the static field `total_steps` and the property `steps_per_update`, and `init_steps` where `init` takes
+    steps that belong to the run. A State counts its updates in `num_updates`. `check(config, env)`, which raises
+    ValueError for settings that do not fit, and `VARIANTS` are optional.
+    """
+
+    Config: type
+
+    def init(self, config: Any, env: Any, key: jax.Array) -> Any:
+        """The State before the first update."""
+
+    def update(self, config: Any, env: Any, state: Any, **kwargs: Any) -> tuple[Any, dict[str, jax.Array]]:
+        """The State after one update, and its metrics."""
+
+    def act(
+        self, config: Any, env: Any, state: Any, obs: Any, key: jax.Array, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """Actions for observations `[N, ...]`, and what the loss needs of them."""
+
+
+def shipped() -> Path:
+    """The folder of the algorithms that ship with rlx."""
+    return Path(importlib.util.find_spec(FOLDER).submodule_search_locations[0])
+
+
 def algorithms() -> list[str]:
     """Names of the algorithms that ship with rlx."""
-    return sorted(module.name for module in pkgutil.iter_modules(rlx.algos.__path__))
+    return sorted(module.name for module in pkgutil.iter_modules([str(shipped())]))
 
 
 def load_algorithm(name: str) -> ModuleType:
@@ -42,7 +68,7 @@ def load_algorithm(name: str) -> ModuleType:
         return with_named(load_algorithm(base), objective)
     short = name.removeprefix("rlx.algos.")
     if short in algorithms():
-        return importlib.import_module(f"rlx.algos.{short}")
+        return importlib.import_module(f"{FOLDER}.{short}")
     path = Path(name)
     if path.suffix != ".py" or not path.exists():
         raise ValueError(unknown_name("algorithm", name, algorithms()))
@@ -112,7 +138,7 @@ def saved_config(algorithm: ModuleType, saved: dict[str, Any]) -> Any:
 def preset_file(algorithm: ModuleType) -> Path:
     """The TOML file beside an algorithm, else the one that ships for an algorithm of the same name."""
     beside = Path(algorithm.__file__).resolve().with_suffix(".toml")
-    return beside if beside.exists() else Path(rlx.algos.__path__[0]) / beside.name
+    return beside if beside.exists() else shipped() / beside.name
 
 
 def learned(algorithm: ModuleType) -> dict[str, int]:

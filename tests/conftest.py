@@ -19,7 +19,8 @@ if os.environ["RLX_TEST_FLAGS"] == "fast":
     os.environ["RLX_TEST_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *known_flags(FAST)]).strip()
     os.environ["XLA_FLAGS"] = os.environ["RLX_TEST_FLAGS"]
 
-rlx.devices.sharding.use_devices(2)  # lanes are spread over devices here too; in use from now on, so that no test has others
+# Lanes are spread over devices here too; they are in use from now on, so that no test has others.
+rlx.devices.sharding.use_devices(2)
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 

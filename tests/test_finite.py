@@ -21,7 +21,8 @@ from rlx.normalize import normalize, reward_scale, scale_rewards, statistics, up
 from rlx.pytree import pytree, replace
 from rlx.run import best, evaluation
 from rlx.spaces import Box
-from rlx.sweeps import Sweep, returns_of
+from rlx.sweeps import Sweep
+from rlx.sweeps.results import returns_of
 from rlx.train import advance
 
 

@@ -394,7 +394,7 @@ def test_an_axis_is_logarithmic_where_the_values_are_spread_like_that(values, lo
 def test_the_picture_of_a_population_says_what_its_lines_are(tmp_path, monkeypatch):
     rows = [{"step": i, "episode_return": [i, 2.0 * i], "varied.clip": [0.1, 0.2]} for i in range(3)]
     drawn = []
-    monkeypatch.setattr(plot, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("rlx.plot.curves.save_figure", lambda figure, path: drawn.append(figure))
     plot.population(rows, tmp_path / "population.png")
     assert drawn[0].get_suptitle() == "Population of 2 members"
     assert [text.get_text() for text in drawn[0].legends[0].texts] == [

@@ -12,6 +12,7 @@ from rich.console import Console
 
 import rlx
 from rlx import cli
+from rlx.cli.options import tell_settings
 from rlx.presets import defaults, of_episode, origin, preset, published, settings
 
 FILES = sorted(Path(rlx.algos.__path__[0]).glob("*.toml"))
@@ -113,9 +114,9 @@ def test_where_no_table_fits_defaults_are_chosen_by_the_spaces_and_the_horizon(t
 def test_grpo_says_so_where_the_length_of_an_episode_is_not_known(capsys):
     endless = rlx.Env(rlx.envs.make("rlx/MultiGoal").environment, None)
     console = Console(width=200)
-    cli._tell_settings(console, import_module("rlx.algos.grpo"), "mine", endless, {})
+    tell_settings(console, import_module("rlx.algos.grpo"), "mine", endless, {})
     assert (
         "how many steps an episode of mine takes is not known: one has to fit in num_steps" in capsys.readouterr().out
     )
-    cli._tell_settings(console, import_module("rlx.algos.ppo"), "mine", endless, {})
+    tell_settings(console, import_module("rlx.algos.ppo"), "mine", endless, {})
     assert "is not known" not in capsys.readouterr().out

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import rlx
-from rlx import cli, run
+from rlx import cli
 from rlx.run import render
 from rlx.run.render import record, write
 
@@ -237,7 +237,7 @@ def test_training_draws_episodes_when_asked(tmp_path, capsys, monkeypatch):
     def fails(*args):
         raise RuntimeError("no display")
 
-    monkeypatch.setattr(run, "write", fails)
+    monkeypatch.setattr("rlx.run.evaluations.write", fails)
     cli.main([*TRAIN, "--out", str(tmp_path / "other"), "--render-every", "1"])
     assert "no picture of an episode: no display" in capsys.readouterr().out
     assert (tmp_path / "other" / "evaluation.json").exists()

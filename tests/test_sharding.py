@@ -188,7 +188,7 @@ def test_devices_that_do_not_fit_are_refused_before_anything_is_written(argument
     ],
 )
 def test_many_environments_take_as_many_cores_as_fit(settings, cores, monkeypatch, ppo):
-    monkeypatch.setattr("rlx.cli.num_cores", lambda: 4)
+    monkeypatch.setattr("rlx.cli.train.num_cores", lambda: 4)
     assert cores_for(ppo.Config(**settings)) == cores
 
 

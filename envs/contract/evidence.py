@@ -90,7 +90,8 @@ class Evidence:
         return moved
 
     def play(self, env: Env) -> "Episodes":
-        start, traj = jax.tree.map(on_host, play_episodes(env, jax.random.split(self.key, NUM_EPISODES), self.num_steps))
+        played = play_episodes(env, jax.random.split(self.key, NUM_EPISODES), self.num_steps)
+        start, traj = jax.tree.map(on_host, played)
         return Episodes(start=start, **traj)
 
     def one(self, index: int) -> tuple:

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-import rlx.algos
 import rlx.envs
 from rlx.algorithm import algorithms, load_algorithm, split_name
 from rlx.algorithm_check import check_algorithm
-from rlx.cli.options import configure_jax, make_env
+from rlx.cli.options import configure_jax, make_env, parse_options
 from rlx.cli.play import Checkpoint, load_checkpoint
 from rlx.envs.registry import full_name
 from rlx.files import read_config
@@ -43,9 +42,11 @@ class CheckOptions:
     """Keep compiled programs on disk for the next start."""
 
 
-def why(options: WhyOptions) -> None:
+def why(arguments: list[str]) -> None:
+    """`rlx why`."""
     from rlx.run.why import diverged, why
 
+    options = parse_options(WhyOptions, arguments, "rlx why")
     job, state, _ = load_checkpoint(Checkpoint(options.run, from_update=options.from_update))
     if not read_config(options.run).get("checkpoint_replay", True):
         raise ValueError(f"{options.run} keeps no replay buffer in its checkpoints: its updates cannot be replayed")
@@ -62,7 +63,9 @@ def why(options: WhyOptions) -> None:
         print(f"environment {step.index} diverged in step {step.step} of the update; its state before that: {file}")
 
 
-def check(options: CheckOptions) -> None:
+def check(arguments: list[str]) -> None:
+    """`rlx check`."""
+    options = parse_options(CheckOptions, arguments, "rlx check")
     configure_jax(options.compile_cache)
     shipped = options.target.removeprefix("rlx.algos.") in algorithms()
     if not (shipped or options.target.endswith(".py") or split_name(options.target)[1]):

@@ -2,42 +2,37 @@
 
 import contextlib
 import importlib
-import importlib.util
 import os
 import sys
-from pathlib import Path
 
-import rlx.algos
-import rlx.envs
-from rlx import source
+import rlx
 from rlx.algorithm import algorithms
-from rlx.algorithm_check import check_module
-from rlx.cli.check import CheckOptions, WhyOptions, check, why
-from rlx.cli.envs import envs
-from rlx.cli.options import TrainSources, parse_options, parse_sources, resumed, with_asked
-from rlx.cli.play import EvalOptions, RenderOptions, evaluate, render
-from rlx.cli.train import train, train_algorithm
 from rlx.devices import hosts
 from rlx.devices.sharding import missing_platform
 from rlx.messages import unknown_name
 from rlx.run import storage, streams
 
+# Each command is a function of a file of this package, given the arguments after its name, and a line of help.
 COMMANDS = {
-    "train": "train an agent:  rlx train ppo --env CartPole-v1",
-    "eval": "evaluate a run:  rlx eval runs/NAME --num-episodes 100",
-    "sweep": "train many configurations:  rlx sweep ppo --env CartPole-v1 --learning-rate 1e-4,1e-3 --num-seeds 8",
-    "export": "a lane of a sweep as a run:  rlx export runs/SWEEP 17 --out runs/NAME",
-    "report": "compare runs and sweeps, with intervals:  rlx report runs/A runs/B",
-    "collect": "what policies do, as a file:  rlx collect runs/NAME --output demonstrations.npz",
-    "clone": "imitate demonstrations:  rlx clone dppo demonstrations.npz",
-    "discover": "learn an objective:  rlx discover lpo --train CartPole-v1 --holdout Acrobot-v1",
-    "render": "watch a policy:  rlx render runs/NAME --output episode.gif",
-    "plot": "draw runs and sweeps:  rlx plot runs/A runs/B --output curves.png",
-    "why": "what made a run end in NaN:  rlx why runs/NAME",
-    "envs": "list environments:  rlx envs [brax]",
-    "check": "test an algorithm or an environment:  rlx check my_ppo.py --env CartPole-v1",
-    "version": "the version:  rlx --version",
-    "help": "this list, or the options of a command:  rlx help train",
+    "train": ("train.train", "train an agent:  rlx train ppo --env CartPole-v1"),
+    "eval": ("play.evaluate", "evaluate a run:  rlx eval runs/NAME --num-episodes 100"),
+    "sweep": (
+        "sweep.sweep",
+        "train many configurations:  rlx sweep ppo --env CartPole-v1 --learning-rate 1e-4,1e-3 --num-seeds 8",
+    ),
+    "export": ("sweep.export", "a lane of a sweep as a run:  rlx export runs/SWEEP 17 --out runs/NAME"),
+    "report": ("report.report", "compare runs and sweeps, with intervals:  rlx report runs/A runs/B"),
+    "collect": (
+        "demonstrations.collect",
+        "what policies do, as a file:  rlx collect runs/NAME --output demonstrations.npz",
+    ),
+    "clone": ("demonstrations.clone", "imitate demonstrations:  rlx clone dppo demonstrations.npz"),
+    "discover": ("discover.discover", "learn an objective:  rlx discover lpo --train CartPole-v1 --holdout Acrobot-v1"),
+    "render": ("play.render", "watch a policy:  rlx render runs/NAME --output episode.gif"),
+    "plot": ("report.plot", "draw runs and sweeps:  rlx plot runs/A runs/B --output curves.png"),
+    "why": ("check.why", "what made a run end in NaN:  rlx why runs/NAME"),
+    "envs": ("envs.envs", "list environments:  rlx envs [brax]"),
+    "check": ("check.check", "test an algorithm or an environment:  rlx check my_ppo.py --env CartPole-v1"),
 }
 
 
@@ -47,48 +42,33 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments[:1] == ["help"] and len(arguments) > 1:
         arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print("usage: rlx COMMAND ...\n\n" + "\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items()))
-        print("\nrlx COMMAND --help says more; the algorithms are " + ", ".join(algorithms()))
+        print(usage())
         sys.exit(0)
     command, rest = arguments[0], arguments[1:]
+    if command in ("version", "--version", "-V"):
+        print(f"rlx {rlx.__version__}")
+        return
     with _errors():
-        if command == "train":
-            train(rest)
-        elif command == "eval":
-            evaluate(parse_options(EvalOptions, rest, "rlx eval"))
-        elif command == "render":
-            render(parse_options(RenderOptions, rest, "rlx render"))
-        elif command in ("sweep", "export", "report", "plot"):
-            getattr(importlib.import_module("rlx.cli.sweep"), command)(rest)
-        elif command in ("collect", "clone"):
-            getattr(importlib.import_module("rlx.cli.demonstrations"), command)(rest)
-        elif command == "discover":
-            importlib.import_module("rlx.cli.discover").discover(rest)
-        elif command == "why":
-            why(parse_options(WhyOptions, rest, "rlx why"))
-        elif command == "envs":
-            envs(rest)
-        elif command == "check":
-            check(parse_options(CheckOptions, rest, "rlx check"))
-        elif command in ("version", "--version", "-V"):
-            print(f"rlx {rlx.__version__}")
-        else:
-            raise ValueError(unknown_name("command", command, [name for name in COMMANDS if name != "version"]))
+        if command not in COMMANDS:
+            raise ValueError(unknown_name("command", command, [*COMMANDS, "help"]))
+        file, function = COMMANDS[command][0].split(".")
+        getattr(importlib.import_module(f"rlx.cli.{file}"), function)(rest)
+
+
+def usage() -> str:
+    """The list of commands, and of the algorithms that ship."""
+    lines = {name: text for name, (_, text) in COMMANDS.items()}
+    lines |= {"version": "the version:  rlx --version"}
+    lines |= {"help": "this list, or the options of a command:  rlx help train"}
+    shown = "\n".join(f"  {name:8} {text}" for name, text in lines.items())
+    known = ", ".join(algorithms())
+    return f"usage: rlx COMMAND ...\n\n{shown}\n\nrlx COMMAND --help says more; the algorithms are {known}"
 
 
 def run_file(path: str) -> None:
     """The command line of an algorithm file that is run as a script; `path` is its `__file__`."""
     with _errors():
-        prog = f"python {sys.argv[0]}"
-        check_module(sys.modules["__main__"], path)
-        sources, rest = parse_sources(sys.argv[1:], prog, TrainSources)
-        module, file = sys.modules["__main__"], Path(path).resolve()
-        module.__sources__ = {file.name: file.read_bytes()} | source.beside(file)
-        algorithm, name = module, str(file)
-        if sources.resume is not None:
-            algorithm, name = resumed(sources, "config.json", algorithm, name)
-        algorithm, name = with_asked(algorithm, name, sources)
-        train_algorithm(algorithm, name, sources, rest, prog)
+        importlib.import_module("rlx.cli.train").train_file(path)
 
 
 @contextlib.contextmanager

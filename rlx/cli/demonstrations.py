@@ -124,7 +124,8 @@ def _collect(options: CollectOptions, counts: list[int]) -> None:
     parts, policies, where = [], [], None
     changed = assignments("--env-params", options.env_params)
     for run, count in zip(options.runs, counts, strict=True):
-        job, state, key = load_checkpoint(Checkpoint(run, **asked, seed=options.seed, compile_cache=options.compile_cache))
+        chosen = Checkpoint(run, **asked, seed=options.seed, compile_cache=options.compile_cache)
+        job, state, key = load_checkpoint(chosen)
         here = {"env": job.env_name, "env_options": job.env_options, "env_params": job.env_params | changed}
         if where is not None and here != where:
             raise ValueError(f"{run} is of another environment than {options.runs[0]}: {here} and {where}")

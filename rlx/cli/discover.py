@@ -15,9 +15,9 @@ from rich.console import Console
 import rlx
 from rlx import meta
 from rlx.algorithm import load_algorithm
-from rlx.cli.commands import full_name
 from rlx.cli.options import assignments, check_seed, configure_jax, parse_options
 from rlx.devices.sharding import use_devices
+from rlx.envs.registry import full_name
 from rlx.files import read_json, read_rows, strict, write_json, write_rows
 from rlx.meta import pictures
 from rlx.objectives import DPO, SPO, Clip, ImportanceWeighted

@@ -2,10 +2,11 @@
 
 import sys
 
+from rlx.envs.registry import names
+
 
 def envs(arguments: list[str]) -> None:
-    from rlx.envs.registry import names
-
+    """`rlx envs`."""
     if any(argument.startswith("-") for argument in arguments):
         print("usage: rlx envs [part of a name]")
         sys.exit(0 if arguments[0] in ("-h", "--help") else 2)

@@ -5,8 +5,6 @@ import atexit
 import contextlib
 import dataclasses
 import gc
-import importlib
-import importlib.util
 import io
 import re
 import sys
@@ -20,7 +18,6 @@ import jax
 import tyro
 from rich.console import Console
 
-import rlx.algos
 import rlx.envs
 from rlx import source
 from rlx.algorithm import (
@@ -30,11 +27,11 @@ from rlx.algorithm import (
     named_algorithm,
     preset_file,
     saved_algorithm,
+    shipped,
     short_name,
     split_name,
     with_named,
 )
-from rlx.cli.train import TrainOptions
 from rlx.devices import hosts
 from rlx.env import Env, with_params
 from rlx.files import read_config
@@ -73,10 +70,11 @@ class TrainSources(Sources):
     with."""
 
 
-def algorithm_of(command: str, arguments: list[str]) -> tuple[ModuleType, str, Sources, list[str], str]:
+def algorithm_of(command: str, arguments: list[str], general: type) -> tuple[ModuleType, str, Sources, list[str], str]:
     """The algorithm that a command is about, its name, the sources of defaults, the other arguments, and the program.
 
-    Without a name it is the algorithm of the directory to resume or to start from.
+    Without a name it is the algorithm of the directory to resume or to start from. `general` are the command's options
+    beside the settings of an algorithm.
     """
     of_run = any(argument.startswith(("--resume", "--start-from")) for argument in arguments)
     if arguments and arguments[0].startswith("-") and {"-h", "--help"} & set(arguments) and not of_run:
@@ -84,7 +82,6 @@ def algorithm_of(command: str, arguments: list[str]) -> tuple[ModuleType, str, S
             f"usage: rlx {command} ALGORITHM --env NAME ...; `rlx {command} ppo --help` lists the settings of ppo too"
         )
         print(f"algorithms: {', '.join(algorithms())}")
-        general = TrainOptions if command == "train" else importlib.import_module("rlx.cli.sweep").SweepOptions
         parse_options(general, ["--help"], f"rlx {command} ALGORITHM")
     named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
     prog = " ".join([f"rlx {command}", *named])
@@ -132,9 +129,7 @@ def resumed(sources: Sources, file: str, given: ModuleType | None, name: str) ->
     return (with_named(given, objective), f"{name}+{objective}") if objective else (given, name)
 
 
-def with_asked(
-    algorithm: ModuleType, name: str, sources: Sources, file: str = "config.json"
-) -> tuple[ModuleType, str]:
+def with_asked(algorithm: ModuleType, name: str, sources: Sources, file: str = "config.json") -> tuple[ModuleType, str]:
     """The algorithm and its name with the objective asked for, or that of what is resumed; else as they are."""
     known = {objective.lower(): objective for objective in OBJECTIVES}
     objective = known.get(sources.objective.replace("-", "").lower(), "")
@@ -215,7 +210,7 @@ def tuned_settings(algorithm: ModuleType, env_name: str, sources: Sources, env: 
 
 def tuned_elsewhere(algorithm: ModuleType, env_name: str) -> str:
     """For an algorithm without a TOML file: the files that ship with settings for the environment."""
-    files = [] if preset_file(algorithm).exists() else sorted(Path(rlx.algos.__path__[0]).glob("*.toml"))
+    files = [] if preset_file(algorithm).exists() else sorted(shipped().glob("*.toml"))
     return ", ".join(file.name for file in files if settings(file, env_name))
 
 

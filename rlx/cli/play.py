@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 
 from rlx.algorithm import saved_algorithm, saved_config, short_name
-from rlx.cli.options import check_seed, configure_jax, make_env
+from rlx.cli.options import check_seed, configure_jax, make_env, parse_options
 from rlx.env import Env
 from rlx.files import read_config, read_rows, write_json
 from rlx.replay import without_replay
@@ -67,7 +67,9 @@ class RenderOptions(Checkpoint):
     """Name of one of the model's cameras; by default its first."""
 
 
-def evaluate(options: EvalOptions) -> None:
+def evaluate(arguments: list[str]) -> None:
+    """`rlx eval`."""
+    options = parse_options(EvalOptions, arguments, "rlx eval")
     if options.num_episodes < 1:
         raise ValueError(f"--num-episodes {options.num_episodes}: give at least 1")
     job, state, key = load_checkpoint(options)
@@ -86,9 +88,11 @@ def evaluate(options: EvalOptions) -> None:
     console.print(f"evaluation: {output}")
 
 
-def render(options: RenderOptions) -> None:
+def render(arguments: list[str]) -> None:
+    """`rlx render`."""
     from rlx.run.render import check_output, record, write
 
+    options = parse_options(RenderOptions, arguments, "rlx render")
     for name in ("num_steps", "width", "height"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")

@@ -7,8 +7,8 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from rlx.cli.commands import full_name
 from rlx.cli.options import parse_options
+from rlx.envs.registry import full_name
 from rlx.run.storage import naming
 
 

@@ -12,7 +12,6 @@ import jax
 import tyro
 
 from rlx.algorithm import learned, saved_algorithm, saved_config, short_name
-from rlx.cli.commands import full_name
 from rlx.cli.options import (
     Sources,
     algorithm_of,
@@ -27,13 +26,14 @@ from rlx.cli.options import (
 )
 from rlx.cli.report import ReportOptions, plain_console, print_report
 from rlx.devices.sharding import use_devices
+from rlx.envs.registry import full_name
 from rlx.files import loose, read_config, read_rows
 from rlx.messages import unknown_name
 from rlx.presets import configure
 from rlx.pytree import replace
 from rlx.run.job import CHECKPOINT_SECONDS
 from rlx.run.storage import check_empty, owned
-from rlx.sweeps.job import Job, apply, check_sizes, plan
+from rlx.sweeps.job import SweepJob, apply, check_sizes, plan
 from rlx.sweeps.results import Sweep
 from rlx.sweeps.search import Choice, LogUniform, Uniform, parse, points, split
 from rlx.sweeps.train import execute
@@ -101,7 +101,7 @@ class ExportOptions:
 
 def sweep(arguments: list[str]) -> None:
     """`rlx sweep`."""
-    algorithm, name, sources, rest, prog = algorithm_of("sweep", arguments)
+    algorithm, name, sources, rest, prog = algorithm_of("sweep", arguments, SweepOptions)
     console, resume = plain_console(), sources.resume is not None
     default = SweepOptions(**vars(sources))
     if {"-h", "--help"} & set(rest):
@@ -160,7 +160,7 @@ def _help(algorithm: ModuleType, sources: Sources, prog: str) -> None:
     parse_options(both, ["--help"], prog)
 
 
-def saved_job(directory: Path, algorithm: ModuleType | None = None) -> Job:
+def saved_job(directory: Path, algorithm: ModuleType | None = None) -> SweepJob:
     """The sweep that a directory was made by, of its own algorithm unless one is given.
 
     Raises:
@@ -185,7 +185,7 @@ def saved_job(directory: Path, algorithm: ModuleType | None = None) -> Job:
         "memory",
         "preset",
     )
-    return Job(
+    return SweepJob(
         algorithm=algorithm,
         algorithm_name=saved["algorithm"],
         config=saved_config(algorithm, saved),
@@ -197,7 +197,9 @@ def saved_job(directory: Path, algorithm: ModuleType | None = None) -> Job:
     )
 
 
-def _new_job(algorithm: ModuleType, algorithm_name: str, options: SweepOptions, given: list[str], prog: str) -> Job:
+def _new_job(
+    algorithm: ModuleType, algorithm_name: str, options: SweepOptions, given: list[str], prog: str
+) -> SweepJob:
     if not options.env:
         raise ValueError(f"{prog} needs an environment: --env NAME; `rlx envs` lists them")
     for flag, number, least in (
@@ -211,7 +213,8 @@ def _new_job(algorithm: ModuleType, algorithm_name: str, options: SweepOptions, 
     check_seed(options.seed)
     env_name = full_name(options.env)
     env_options = assignments("--env-options", options.env_options)
-    tuned = tuned_settings(algorithm, env_name, options, make_env(env_name, env_options, {}) if options.preset else None)
+    env = make_env(env_name, env_options, {}) if options.preset else None
+    tuned = tuned_settings(algorithm, env_name, options, env)
     config = configure(algorithm.Config, tuned)
     space = {name: _values(config, name, text, prog) for name, text in _flags(given, prog).items()}
     for text in options.env_params:
@@ -238,7 +241,7 @@ def _new_job(algorithm: ModuleType, algorithm_name: str, options: SweepOptions, 
         apply(config, env, point)
     directory = options.out or new_directory(f"sweep-{short_name(algorithm_name)}", env_name, options.seed)
     check_empty(directory)
-    return Job(
+    return SweepJob(
         algorithm=algorithm,
         algorithm_name=algorithm_name,
         config=config,

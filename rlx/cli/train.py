@@ -10,7 +10,9 @@ import jax
 import tyro
 from rich.console import Console
 
+from rlx import source
 from rlx.algorithm import saved_config, short_name, split_name
+from rlx.algorithm_check import check_module
 from rlx.cli.options import (
     Sources,
     TrainSources,
@@ -22,8 +24,11 @@ from rlx.cli.options import (
     make_env,
     new_directory,
     parse_options,
+    parse_sources,
+    resumed,
     tell_settings,
     tuned_settings,
+    with_asked,
 )
 from rlx.cli.play import Checkpoint, load_checkpoint
 from rlx.devices import hosts
@@ -85,7 +90,21 @@ class TrainOptions(TrainSources):
 
 
 def train(arguments: list[str]) -> None:
-    train_algorithm(*algorithm_of("train", arguments))
+    """`rlx train`."""
+    train_algorithm(*algorithm_of("train", arguments, TrainOptions))
+
+
+def train_file(path: str) -> None:
+    """`python some/ppo.py`, which is the running script."""
+    module, file, prog = sys.modules["__main__"], Path(path).resolve(), f"python {sys.argv[0]}"
+    check_module(module, path)
+    sources, rest = parse_sources(sys.argv[1:], prog, TrainSources)
+    module.__sources__ = {file.name: file.read_bytes()} | source.beside(file)
+    algorithm, name = module, str(file)
+    if sources.resume is not None:
+        algorithm, name = resumed(sources, "config.json", algorithm, name)
+    algorithm, name = with_asked(algorithm, name, sources)
+    train_algorithm(algorithm, name, sources, rest, prog)
 
 
 def train_algorithm(

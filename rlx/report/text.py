@@ -16,7 +16,8 @@ def tables(report: dict[str, Any], limit: int = 20) -> Group:
     for part in report["tasks"]:
         gap = None if part["target"] is None else f"gap to {part['target']:g} [{percent}]"
         parts += markdown(f"{part['task']}: return of the final evaluation", part["groups"], gap, percent, limit)
-        parts += markdown(f"{part['task']}: return after fewer steps than planned", part["stopped"], gap, percent, limit)
+        title = f"{part['task']}: return after fewer steps than planned"
+        parts += markdown(title, part["stopped"], gap, percent, limit)
     if overall := report["overall"]:
         title, gap = f"{len(report['tasks'])} tasks", None
         if overall["normalised"]:

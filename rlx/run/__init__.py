@@ -3,9 +3,9 @@
 from rlx.faces import face
 
 HOMES = {
-    "job": "CHECKPOINT_SECONDS OPTIONS PACKAGES Job keys devices_of plan identity describe provenance",
+    "job": "CHECKPOINT_SECONDS OPTIONS PACKAGES Job keys plan identity describe provenance",
     "log": "ROWS NO_LOG Logger",
-    "evaluations": "evaluate_run render_episode evaluation best draw",
-    "loop": "T CHUNK_SECONDS CHUNK_UPDATES LOGS jitted chunk placed execute Stop",
+    "evaluations": "evaluate_run evaluation best draw",
+    "loop": "CHUNK_SECONDS CHUNK_UPDATES LOGS jitted chunk placed execute Stop",
 }
 __all__, __getattr__, __dir__ = face(__name__, HOMES)

@@ -1,11 +1,11 @@
 """A run from the host: compiled chunks of updates, and logs, evaluations, checkpoints and pictures between them.
 
 A run directory holds `config.json` (what ran, on what), `metrics.jsonl` (a row a line, at most about 1000),
-`evaluations.jsonl` (a row for each evaluation during training), `checkpoints/` (the whole State, see rlx.run.checkpoint),
-`evaluation.json` (the last evaluation of training), `curve.png`, `source/` (copies of an algorithm file of one's own
-and of a learned objective, see rlx.source), `evaluations/` (those that `rlx eval` was asked for), and `episodes/` where
-pictures of episodes were asked for. It can be killed at any moment: what is written later says less than what is
-written before it, and resuming drops what the newest checkpoint does not know.
+`evaluations.jsonl` (a row for each evaluation during training), `checkpoints/` (the whole State, see
+rlx.run.checkpoint), `evaluation.json` (the last evaluation of training), `curve.png`, `source/` (copies of an algorithm
+file of one's own and of a learned objective, see rlx.source), `evaluations/` (those that `rlx eval` was asked for), and
+`episodes/` where pictures of episodes were asked for. It can be killed at any moment: files are written in an order in
+which later ones say less than earlier ones, and resuming drops what the newest checkpoint does not know.
 """
 
 import json
@@ -88,8 +88,8 @@ def placed(like: T) -> T:
 def execute(job: Job, console: Console, resume: bool = False, from_update: int | None = None) -> int:
     """Runs the job, or goes on with what is in its directory: from the newest checkpoint, or that of `from_update`.
 
-    Whoever calls owns the directory, see `rlx.run.storage.owned`. Ctrl-C, SIGTERM and SIGHUP end the run at the next border
-    between chunks, with a checkpoint; a second one ends it at once.
+    Whoever calls owns the directory, see `rlx.run.storage.owned`. Ctrl-C, SIGTERM and SIGHUP end the run at the next
+    border between chunks, with a checkpoint; a second one ends it at once.
 
     Returns the exit status: 0, 1 when training died of NaN, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
 

@@ -3,9 +3,9 @@
 from rlx.faces import face
 
 HOMES = {
-    "job": "EXAMPLE Job Lane apply listed_points check_sizes label describe plan",
+    "job": "SweepJob Lane apply check_sizes describe plan",
     "strategies": "rungs exploit explore",
-    "results": "Sweep members_of states_of returns_of score_of write_results draw_results",
+    "results": "Sweep",
     "train": "ROWS sweep execute",
 }
 __all__, __getattr__, __dir__ = face(__name__, HOMES)

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 
-from rlx import run
+from rlx.algorithm import checksum
 from rlx.env import Env, with_params
 from rlx.presets import configure
 from rlx.pytree import is_static
+from rlx.run.job import CHECKPOINT_SECONDS
+from rlx.run.job import describe as describe_run
 from rlx.sweeps.lanes import MIB, Group, groups, shapes
 from rlx.sweeps.search import python, split
 from rlx.train import steps_taken
@@ -21,7 +23,7 @@ EXAMPLE = "1e-4, 1e-3"  # values to vary
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """A sweep as it was asked for: everything that `sweep.json` needs to say."""
 
     algorithm: ModuleType
@@ -39,7 +41,7 @@ class Job:
     halving: int | None = None  # the factor by which configurations are dropped
     pbt: int | None = None  # generations of population-based training
     memory: int | None = None  # bytes
-    checkpoint_seconds: float = run.CHECKPOINT_SECONDS
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     preset: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -97,7 +99,7 @@ def check_sizes(
         raise ValueError(f"halving = {halving} keeps one configuration in {halving}, and there are {num_points}")
 
 
-def label(job: Job, group: Group) -> str:
+def label(job: SweepJob, group: Group) -> str:
     """The static settings that make this group another program than the others."""
     names = [f.name for f in fields(job.config) if is_static(f)]
     configs = [config for config, _ in job.settings]
@@ -105,14 +107,14 @@ def label(job: Job, group: Group) -> str:
     return "".join(f"{n}={getattr(group.config, n)}: " for n in differ)
 
 
-def describe(job: Job) -> dict[str, Any]:
+def describe(job: SweepJob) -> dict[str, Any]:
     """What `sweep.json` says."""
     names = ("points", "num_seeds", "eval_episodes", "halving", "pbt", "memory")
     varied = list(dict.fromkeys(name for point in job.points for name in point))
-    return run.describe(job, *names) | {"varied": varied, "env_checksum": run.checksum(job.env)}
+    return describe_run(job, *names) | {"varied": varied, "env_checksum": checksum(job.env)}
 
 
-def plan(job: Job) -> str:
+def plan(job: SweepJob) -> str:
     """What would run, in words: lanes, programs, environment steps and the size of the training states."""
     programs = groups(job.settings)
     lanes, total = len(job.points) * job.num_seeds, 0

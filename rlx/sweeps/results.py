@@ -17,11 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from rlx import run, source
+from rlx import source
 from rlx.env import Env
+from rlx.files import loose, read_rows, write_json, write_rows
+from rlx.run.evaluations import draw
+from rlx.run.job import OPTIONS, Job, identity
+from rlx.run.job import describe as describe_run
+from rlx.run.log import NO_LOG
 from rlx.run.storage import naming, owned
 from rlx.run.streams import importing_matplotlib
-from rlx.sweeps.job import Job, apply, describe
+from rlx.sweeps.job import SweepJob, apply, describe
 from rlx.sweeps.lanes import Group, Program, groups, shapes
 from rlx.sweeps.search import split
 
@@ -30,7 +35,7 @@ from rlx.sweeps.search import split
 class Sweep:
     """A sweep that has come to its end: a row for each lane, as in `lanes.jsonl`."""
 
-    job: Job
+    job: SweepJob
     lanes: list[dict[str, Any]]
 
     def ranking(self) -> list[int]:
@@ -49,7 +54,7 @@ class Sweep:
 
     def settings(self, lane: int) -> tuple[Any, Env]:
         """Config and environment of a lane; of a population's member, those that it ended with."""
-        varied = {name: run.loose(value) for name, value in self.lanes[lane]["varied"].items()}
+        varied = {name: loose(value) for name, value in self.lanes[lane]["varied"].items()}
         return apply(self.job.config, self.job.env, varied)
 
     def state(self, lane: int) -> Any:
@@ -72,7 +77,7 @@ class Sweep:
         """The lanes and the log of every batch."""
         batches = [path.parent for path in (self.job.directory / "batches").glob("*/result.json")]
         lanes = [[row["lane"] for row in json.loads((batch / "result.json").read_text())] for batch in batches]
-        return [(own, run.read_rows(batch / "metrics.jsonl")) for own, batch in zip(lanes, batches, strict=True)]
+        return [(own, read_rows(batch / "metrics.jsonl")) for own, batch in zip(lanes, batches, strict=True)]
 
     def export(self, lane: int, directory: Path) -> None:
         """Writes a lane as a run directory, which can be evaluated, plotted and gone on with like any other.
@@ -89,7 +94,7 @@ class Sweep:
 
         job, row = self.job, self.lanes[lane]
         config, env = self.settings(lane)
-        own = run.Job(
+        own = Job(
             algorithm=job.algorithm,
             algorithm_name=job.algorithm_name,
             config=config,
@@ -103,14 +108,14 @@ class Sweep:
             eval_episodes=job.eval_episodes,
         )
         source.keep(directory, source.read(job.algorithm_name, job.algorithm))
-        about = {"run": run.identity(own), "log": run.NO_LOG}
+        about = {"run": identity(own), "log": NO_LOG}
         save(directory / "checkpoints", row["updates"], self.state(lane), about)
         log = [entry for entry in self.log(lane) if entry["update"] <= row["updates"]]
-        run.write_rows(directory / "metrics.jsonl", log)
-        run.write_rows(directory / "evaluations.jsonl", [row["evaluation"]])
-        run.write_json(directory / "evaluation.json", row["evaluation"])
-        run.write_json(directory / "config.json", run.describe(own, *run.OPTIONS))
-        run.draw(directory, Console(stderr=True, highlight=False, markup=False, soft_wrap=True))
+        write_rows(directory / "metrics.jsonl", log)
+        write_rows(directory / "evaluations.jsonl", [row["evaluation"]])
+        write_json(directory / "evaluation.json", row["evaluation"])
+        write_json(directory / "config.json", describe_run(own, *OPTIONS))
+        draw(directory, Console(stderr=True, highlight=False, markup=False, soft_wrap=True))
 
 
 def members_of(program: Program, state: dict[str, Any], num: int) -> dict[str, list]:
@@ -121,7 +126,7 @@ def members_of(program: Program, state: dict[str, Any], num: int) -> dict[str, l
     return {name: np.asarray(x)[:num].tolist() for name, x in (columns | {"parent": state["parent"]}).items()}
 
 
-def states_of(job: Job, group: Group, rows: Sequence[dict[str, Any]]) -> Any:
+def states_of(job: SweepJob, group: Group, rows: Sequence[dict[str, Any]]) -> Any:
     """The states that these lanes ended with, leaves `[L, ...]`; rows of a batch come one after another."""
     from rlx.run.checkpoint import Damaged, restore
 
@@ -171,7 +176,7 @@ def write_results(sweep: Sweep, programs: list[Group], seconds: float) -> None:
         log = [entry for entry in sweep.log(row["lane"]) if entry["update"] <= row["updates"]]
         curve = {name: [entry[name] for entry in log] for name in ("step", "episode_return", "num_episodes")}
         rows.append(row | {"config": asdict(config), "curve": curve})
-    run.write_rows(directory / "lanes.jsonl", rows)
+    write_rows(directory / "lanes.jsonl", rows)
 
     columns = ["seed", "updates", "steps", "return_mean", "return_std", "training_return", "died_at", "dropped_at"]
     names = describe(job)["varied"]
@@ -190,7 +195,7 @@ def write_results(sweep: Sweep, programs: list[Group], seconds: float) -> None:
         head = {"configuration": configuration, "varied": job.points[configuration], "lanes": len(own), "died": died}
         known = {"mean": float(returns.mean()), "iqm": interval([returns], iqm)} if len(returns) else {}
         ranking.append(head | {"scored": len(returns), "mean": None, "iqm": None} | known)
-    run.write_json(directory / "ranking.json", ranking)
+    write_json(directory / "ranking.json", ranking)
 
     plans = [json.loads(path.read_text()) for path in sorted((directory / "batches").glob("*.json"))]
     batches = [json.loads(path.read_text()) for path in (directory / "batches").glob("*/result.json")]
@@ -216,10 +221,10 @@ def write_results(sweep: Sweep, programs: list[Group], seconds: float) -> None:
         draw_results(job, names)
     except Exception as error:  # whatever a plotting library raises, a picture is not worth a sweep
         print(f"not all pictures of {directory} could be drawn: {' '.join(str(error).split())}", file=sys.stderr)
-    run.write_json(directory / "summary.json", summary)  # the last: it says that the others are whole
+    write_json(directory / "summary.json", summary)  # the last: it says that the others are whole
 
 
-def draw_results(job: Job, varied: list[str]) -> None:
+def draw_results(job: SweepJob, varied: list[str]) -> None:
     """Pictures, as far as there is something to be seen."""
     with importing_matplotlib():
         from rlx import plot
@@ -230,7 +235,7 @@ def draw_results(job: Job, varied: list[str]) -> None:
     if any(weight for lane in lanes for weight in lane["curve"]["num_episodes"]):
         plot.learning_curves(lanes, directory / "curves.png")
     if job.pbt:
-        plot.population(run.read_rows(directory / "batches" / "r0g0b0" / "metrics.jsonl"), directory / "population.png")
+        plot.population(read_rows(directory / "batches" / "r0g0b0" / "metrics.jsonl"), directory / "population.png")
         return
     differ = [name for name in varied if len({json.dumps(lane["varied"][name]) for lane in lanes}) > 1]
     if differ:

@@ -19,14 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from rlx import run, source
+from rlx import source
+from rlx.algorithm import short_name
 from rlx.algorithm_check import check_counters, check_metrics
 from rlx.env import Env
+from rlx.files import read_config, read_rows, strict, write_json, write_rows
 from rlx.pytree import plain
+from rlx.run.evaluations import evaluation as evaluation_of
+from rlx.run.job import CHECKPOINT_SECONDS
+from rlx.run.job import keys as keys_of
+from rlx.run.log import NO_LOG, Logger
+from rlx.run.loop import CHUNK_SECONDS, CHUNK_UPDATES, Stop
 from rlx.run.progress import Display
 from rlx.run.storage import naming, owned
 from rlx.run.timings import announcement, program_name, remember
-from rlx.sweeps.job import EXAMPLE, Job, Lane, check_sizes, describe, label, listed_points, plan
+from rlx.sweeps.job import EXAMPLE, Lane, SweepJob, check_sizes, describe, label, listed_points, plan
 from rlx.sweeps.lanes import MIB, Group, Program, carry, fit, groups, memory_bound, shapes
 from rlx.sweeps.results import Sweep, members_of, returns_of, states_of, write_results
 from rlx.sweeps.search import points
@@ -51,7 +58,7 @@ def sweep(
     halving: int | None = None,
     pbt: int | None = None,
     memory: int | None = None,
-    checkpoint_seconds: float = run.CHECKPOINT_SECONDS,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     console: Console | None = None,
 ) -> Sweep:
     """Trains and evaluates every configuration of `space` with `num_seeds` seeds; goes on with what `directory` holds.
@@ -86,7 +93,7 @@ def sweep(
     check_sizes(len(found), num_seeds, seed, halving, pbt, eval_episodes)
     own = algorithm.__name__.startswith("rlx.algos.")
     file = "".join([str(Path(algorithm.__file__).resolve()), *algorithm.__name__.partition("+")[1:]])
-    job = Job(
+    job = SweepJob(
         algorithm=algorithm,
         algorithm_name=algorithm.__name__ if own else file,
         config=config,
@@ -111,14 +118,14 @@ def sweep(
     return result
 
 
-def _resumes(job: Job) -> bool:
+def _resumes(job: SweepJob) -> bool:
     """Whether the job's directory holds an unfinished sweep, which has to be the same one."""
     path = job.directory / "sweep.json"
     if not job.directory.exists() or not any(job.directory.iterdir()):
         return False
     if not path.exists():
         raise ValueError(f"{job.directory} is not empty and not a sweep: give another directory")
-    saved, now = run.read_config(job.directory, "sweep.json"), json.loads(json.dumps(run.strict(describe(job))))
+    saved, now = read_config(job.directory, "sweep.json"), json.loads(json.dumps(strict(describe(job))))
     names = (
         "algorithm",
         "env",
@@ -138,7 +145,7 @@ def _resumes(job: Job) -> bool:
     return True
 
 
-def execute(job: Job, console: Console, resume: bool = False) -> tuple[int, Sweep | None]:
+def execute(job: SweepJob, console: Console, resume: bool = False) -> tuple[int, Sweep | None]:
     """Runs or resumes the sweep, in a directory that the caller owns. Returns the exit status and what it found.
 
     The status is 0, or that of an interrupted run; then everything is saved, and nothing was found yet.
@@ -162,9 +169,9 @@ def _safe(directory: Path) -> str:
     )
 
 
-def _execute(job: Job, console: Console, resume: bool) -> tuple[int, Sweep | None]:
+def _execute(job: SweepJob, console: Console, resume: bool) -> tuple[int, Sweep | None]:
     if resume and (job.directory / "summary.json").exists():
-        rows = run.read_rows(job.directory / "lanes.jsonl")
+        rows = read_rows(job.directory / "lanes.jsonl")
         if len(rows) == len(job.points) * job.num_seeds:
             console.print(f"{job.directory} has come to its end")
             return 0, Sweep(job, rows)
@@ -188,7 +195,7 @@ def _execute(job: Job, console: Console, resume: bool) -> tuple[int, Sweep | Non
     found: dict[int, dict[str, Any]] = {}
     before = 0.0
     schedule = rungs(len(job.points), job.halving)
-    with run.Stop() as stop, Display(console, 1) as display:
+    with Stop() as stop, Display(console, 1) as display:
         for rung, (share, keep) in enumerate(schedule):
             display.expect(display.done + _planned_steps(programs, lanes, before, schedule[rung:]))
             for number, group in enumerate(programs):
@@ -208,7 +215,7 @@ def _execute(job: Job, console: Console, resume: bool) -> tuple[int, Sweep | Non
             lanes = [lane for lane in lanes if lane.configuration in kept]
             before = share
     write_results(Sweep(job, [found[i] for i in range(len(pairs))]), programs, time.perf_counter() - started)
-    return 0, Sweep(job, run.read_rows(job.directory / "lanes.jsonl"))
+    return 0, Sweep(job, read_rows(job.directory / "lanes.jsonl"))
 
 
 def _train_group(job, group, name, lanes, start, end, found, display, stop):
@@ -222,10 +229,10 @@ def _train_group(job, group, name, lanes, start, end, found, display, stop):
         interval = max(1, group.updates // job.pbt) if job.pbt else None
         population = len(lanes) if job.pbt else None
         episodes = job.eval_episodes
-        return Program(job.algorithm, group, num_lanes, episodes, run.CHUNK_UPDATES, start == 0, interval, population)
+        return Program(job.algorithm, group, num_lanes, episodes, CHUNK_UPDATES, start == 0, interval, population)
 
     if not cut.exists():
-        known = program_name(run.short_name(job.algorithm_name), job.env_name, group.config, len(lanes), start == 0)
+        known = program_name(short_name(job.algorithm_name), job.env_name, group.config, len(lanes), start == 0)
         display.console.print(announcement(known))
         program = fit(build, len(lanes), jax.device_count(), job.memory or memory_bound())
         remember(known, program.seconds)
@@ -236,9 +243,9 @@ def _train_group(job, group, name, lanes, start, end, found, display, stop):
         batches.mkdir(parents=True, exist_ok=True)
         if not (job.directory / "sweep.json").exists():
             source.keep(job.directory, source.read(job.algorithm_name, job.algorithm))
-            run.write_json(job.directory / "sweep.json", describe(job))
+            write_json(job.directory / "sweep.json", describe(job))
         used = {"num_lanes": program.num_lanes, "bytes": program.bytes, "compile_seconds": program.seconds}
-        run.write_json(cut, used)
+        write_json(cut, used)
         display.console.print(
             f"{label(job, group)}{len(lanes)} lanes in batches of {program.num_lanes}, {program.bytes / MIB:,.0f} MiB "
             f"({program.bytes / MIB / program.num_lanes:.1f} a lane); compiled in {program.seconds:.1f} s"
@@ -263,8 +270,8 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
 
     group, num = program.group, len(lanes)
     steps = num * group.config.steps_per_update  # of an update of all lanes
-    train_keys, evaluate_keys = (jnp.stack(keys) for keys in zip(*(run.keys(lane.seed) for lane in lanes), strict=True))
-    checkpoints, log, done, logged = batch / "checkpoints", batch / "metrics.jsonl", start, run.NO_LOG
+    train_keys, evaluate_keys = (jnp.stack(keys) for keys in zip(*(keys_of(lane.seed) for lane in lanes), strict=True))
+    checkpoints, log, done, logged = batch / "checkpoints", batch / "metrics.jsonl", start, NO_LOG
     like = shapes(job.algorithm, group, num, job.pbt is not None)
     saved, intact = checkpoint.newest_intact(checkpoints, like, display.console.print)
     if saved is not None:
@@ -278,12 +285,12 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
         state = carry(values, state, keys, job.pbt is not None)
     batch.mkdir(exist_ok=True)
     checkpoint.set_aside(checkpoints, done)
-    run.write_rows(log, [row for row in run.read_rows(log) if row["update"] <= done - logged["count"]])
+    write_rows(log, [row for row in read_rows(log) if row["update"] <= done - logged["count"]])
     display.skip((done - start) * steps)
     display.label = f"lanes {lanes[0].number} to {lanes[-1].number}, best "
 
     with open(log, "a") as file:
-        logger = run.Logger(file, program.interval or math.ceil(group.updates / ROWS), group.config, logged)
+        logger = Logger(file, program.interval or math.ceil(group.updates / ROWS), group.config, logged)
 
         def save():
             own = jax.tree.map(lambda x: jax.device_put(x[:num], jax.devices()[0]), state)
@@ -300,7 +307,7 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
             known = [x for x in logger.episode_return or [] if x is not None]
             display.show(display.done + taken * steps, max(known, default=None))
             now = time.perf_counter()
-            size = max(1, min(program.length, int(taken * run.CHUNK_SECONDS / max(now - before, 1e-9)), 8 * taken))
+            size = max(1, min(program.length, int(taken * CHUNK_SECONDS / max(now - before, 1e-9)), 8 * taken))
             if now - saved_at > job.checkpoint_seconds and done < end:
                 save()
                 saved_at = time.perf_counter()
@@ -318,7 +325,7 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
         point = job.points[lane.configuration]
         if job.pbt:
             point = point | {name: column[i].item() for name, column in zip(group.names, values, strict=True)}
-        evaluation = run.evaluation(jax.tree.map(lambda x, i=i: x[i], episodes), int(updates[i]), group.config)
+        evaluation = evaluation_of(jax.tree.map(lambda x, i=i: x[i], episodes), int(updates[i]), group.config)
         rows.append(
             {
                 "lane": lane.number,
@@ -337,7 +344,7 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
                 "batch": batch.name,
             }
         )
-    run.write_json(batch / "result.json", rows)
+    write_json(batch / "result.json", rows)
 
 
 def _until(metric: np.ndarray, ran: np.ndarray) -> np.ndarray:
