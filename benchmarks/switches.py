@@ -1,4 +1,4 @@
-"""What each change of `rlx/compiler.py` gains: the same programs with it and without it, in turns.
+"""What each change of `rlx/devices/compiler.py` gains: the same programs with it and without it, in turns.
 
     python benchmarks/switches.py
 

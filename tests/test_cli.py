@@ -20,9 +20,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import rlx as library
 from rlx import cli
-from rlx.algorithm import short_name
+from rlx.algorithm import OBJECTIVES, short_name
 from rlx.algos import ppo
-from rlx.cli.options import tuned_elsewhere
+from rlx.cli.options import make_env, tuned_elsewhere
 from rlx.files import evaluation_points
 from rlx.objectives import SPO
 from rlx.run import Logger, best, evaluate_run, keys
@@ -68,7 +68,7 @@ def content(directory):
 
 def state_of(run, total_steps=2048, num_updates=None):
     config = ppo.Config(total_steps=total_steps, num_envs=4, num_steps=32, hidden_sizes=(8,))
-    like = jax.eval_shape(ppo.init, config, cli.make("gymnax/CartPole-v1", {}, {}), jax.random.key(0))
+    like = jax.eval_shape(ppo.init, config, make_env("gymnax/CartPole-v1", {}, {}), jax.random.key(0))
     return restore(run / "checkpoints", like, num_updates)
 
 
@@ -624,4 +624,4 @@ def test_every_objective_can_be_named():
     from rlx import objectives
 
     kinds = [kind for kind in vars(objectives).values() if isinstance(kind, type) and "__call__" in vars(kind)]
-    assert sorted(cli.OBJECTIVES) == sorted(kind.__name__ for kind in kinds)
+    assert sorted(OBJECTIVES) == sorted(kind.__name__ for kind in kinds)

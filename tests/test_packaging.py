@@ -150,7 +150,7 @@ def test_algorithms_import_neither_each_other_nor_environments(path):
     assert imports_of(path, "rlx.algos", "rlx.envs", "algos", "envs", "experiments", "benchmarks") == set()
 
 
-@pytest.mark.parametrize("path", files("rlx", "__init__.py", "cli.py"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", files("rlx", "__init__.py", "__main__.py"), ids=lambda path: path.name)
 def test_the_library_imports_neither_algorithms_nor_environments(path):
     assert imports_of(path, "rlx.algos", "rlx.envs", "algos", "envs", "experiments", "benchmarks") == set()
 

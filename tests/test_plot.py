@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from rlx import plot, report
 from rlx.plot import curve, heatmap, learning_curves, sensitivity, smooth
+from rlx.plot.hyperparameters import _log_spaced
 from rlx.plot.style import COLOURS, GREY
 from rlx.report import interval, iqm
 
@@ -388,7 +389,7 @@ def test_colours_are_told_apart_from_grey():
     ],
 )
 def test_an_axis_is_logarithmic_where_the_values_are_spread_like_that(values, log):
-    assert plot._log_spaced(values) is log
+    assert _log_spaced(values) is log
 
 
 def test_the_picture_of_a_population_says_what_its_lines_are(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from PIL import Image
 
 import rlx
 from rlx import cli
-from rlx.run import render
+from rlx.envs.frames import gl_context
 from rlx.run.render import record, write
 
 TRAIN = ["train", "ppo", "--env", "CartPole-v1", "--total-steps", "64", "--num-envs", "4", "--num-steps", "16"]
@@ -34,7 +34,7 @@ def has_gl():
     import mujoco
 
     try:
-        render.gl_context()
+        gl_context()
         with mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco><worldbody/></mujoco>"), 8, 8):
             return True
     except Exception:

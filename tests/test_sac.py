@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 import rlx
 from rlx import Env, cli, replace, stack
+from rlx.algorithm import saved_config
 from rlx.algos import sac as module
 from rlx.envs.tasks.probes import ContinuousAction, Discount, Endless, Mixed, Observation
 from rlx.files import read_config
@@ -610,7 +611,7 @@ def test_a_run_goes_on_with_a_new_buffer_where_checkpoints_leave_it_out(tmp_path
 
 def built(run):
     saved = read_config(run)
-    return cli.saved_config(module, saved), rlx.envs.make(saved["env"])
+    return saved_config(module, saved), rlx.envs.make(saved["env"])
 
 
 def test_only_the_buffer_is_left_out_and_put_back(sac, small, trained):

@@ -45,7 +45,7 @@ class CollectOptions:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories to collect from, all of one environment."""
     output: Path
-    """File to write, .npz; rlx/demonstrations.py describes its format."""
+    """File to write, .npz; rlx/data/demonstrations.py describes its format."""
     episodes: int = 100
     """Number of episodes of all runs together."""
     shares: tuple[float, ...] = ()

@@ -64,7 +64,7 @@ def check_output(env: Env, path: Path, camera: str | None = None) -> None:
     if not drawn and path.suffix == ".html":
         raise ValueError(f"--output {path}: only Brax environments have a page; write a .gif, .mp4 or .png")
     if not drawn:
-        raise ValueError("this environment cannot be drawn: give it a method frames, see rlx/render.py")
+        raise ValueError("this environment cannot be drawn: give it a method frames, see rlx/run/render.py")
     if path.suffix == ".mp4":
         _mediapy()
     cameras = getattr(env.environment, "cameras", lambda params: [])(env.params)
