@@ -145,6 +145,7 @@ def test_random_bits_are_those_of_jax():
     assert output("import rlx" + draw, "")[0] == output("import os" + draw, "")[0]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     ("solution", "wanted"),
     [

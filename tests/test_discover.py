@@ -18,6 +18,8 @@ from rlx.objectives import DPO, Clip
 from rlx.presets import preset
 from rlx.run import checkpoint
 
+pytestmark = pytest.mark.more
+
 SMALL = ["--population", "4", "--steps", "300000", "--num-hidden", "4", "--look-every", "2", "--eval-seeds", "2"]
 SMALL += ["--settings", "num_envs=4", "num_steps=32", "num_epochs=1", "learning_rate=1e-2", "--no-compile-cache"]
 SMALL += ["--checkpoint-seconds", "0"]

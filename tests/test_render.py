@@ -203,6 +203,7 @@ def test_mujoco_draws_what_has_moved(name):
         env.environment.frames([start], env.params, 64, 48, "behind")
 
 
+@pytest.mark.more
 def test_the_page_of_brax_holds_the_episode(tmp_path):
     env = rlx.envs.make("brax/inverted_pendulum", max_steps=3)
     env_states, _ = record(Push, None, env, jnp.float32(1), jax.random.key(0))
@@ -210,6 +211,7 @@ def test_the_page_of_brax_holds_the_episode(tmp_path):
     assert "<html" in (tmp_path / "a.html").read_text()[:500].lower()
 
 
+@pytest.mark.more
 def test_the_command_draws_a_run(tmp_path, capsys):
     out = tmp_path / "run"
     cli.main([*TRAIN, "--out", str(out)])

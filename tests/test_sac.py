@@ -527,6 +527,7 @@ def test_no_key_is_used_twice(sac, small):
     assert np.isfinite(metrics["critic_loss"]).all()
 
 
+@pytest.mark.more
 def test_the_streams_of_a_run_have_no_key_in_common(sac, small, monkeypatch):
     used = []
 

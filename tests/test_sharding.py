@@ -46,6 +46,7 @@ def test_twenty_updates_on_eight_devices_are_those_on_one_with_the_same_shuffle(
     assert found["difference"] < 1e-5
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", ["ppo", "sac", "fpo"])
 def test_every_device_has_its_own_environments(eight, name):
     found = eight[name]
@@ -53,6 +54,7 @@ def test_every_device_has_its_own_environments(eight, name):
     assert found["rows_here"] == {"ppo": 2, "sac": 1, "fpo": 2}[name]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", ["ppo", "sac", "fpo"])
 def test_only_gradients_and_statistics_cross_devices(eight, name):
     found = eight[name]
@@ -61,6 +63,7 @@ def test_only_gradients_and_statistics_cross_devices(eight, name):
     assert 0 <= sum(sizes) - found["param_bytes"] < min(512, found["minibatch_bytes"])  # a batch would be seen
 
 
+@pytest.mark.more
 def test_lanes_on_eight_devices_are_those_of_a_vmap_on_one(eight):
     # A program for one lane and one for eight: 0.0 with jaxlib 0.10.2, the last bit of a float32 with 0.11.2.
     assert eight["sweep"]["difference"] < 1e-6

@@ -16,6 +16,8 @@ from rlx.cli import sweep as cli_sweep
 from rlx.files import read_config
 from rlx.sweeps.train import _resumes
 
+pytestmark = pytest.mark.more
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--env", "CartPole-v1", "--total-steps", "64", "--num-envs", "4", "--num-steps", "8", "--num-epochs", "1"]
 SMALL += ["--hidden-sizes", "8", "--eval-episodes", "2"]

@@ -140,7 +140,7 @@ def _inside(equation: Any, args: list[Any], target: int) -> tuple[list[str], int
     """`_origin` within a loop or a function that is called; None for a plain operation."""
     params = equation.params
     if equation.primitive.name == "scan":
-        return _in_scan(params, args, target)
+        return _in_scan(equation, args, target)
     if equation.primitive.name == "cond":
         lines, argument = _origin(params["branches"][int(args[0])], args[1:], target)
         return lines, None if argument is None else argument + 1
@@ -151,9 +151,14 @@ def _inside(equation: Any, args: list[Any], target: int) -> tuple[list[str], int
     return _origin(inner, args, target) if len(inner.jaxpr.invars) == len(args) else None
 
 
-def _in_scan(params: dict[str, Any], args: list[Any], target: int) -> tuple[list[str], int | None]:
+def _in_scan(equation: Any, args: list[Any], target: int) -> tuple[list[str], int | None]:
     """`_origin` within the iteration of a scan that made its output, or what it carries, cease to be finite."""
-    body, num_consts, num_carry = params["jaxpr"], params["num_consts"], params["num_carry"]
+    params, body = equation.params, equation.params["jaxpr"]
+    # What is cut into iterations has an axis more outside than inside; versions of JAX name the numbers differently.
+    larger = lambda pair: len(pair[0].aval.shape) > len(pair[1].aval.shape)
+    stacked = lambda outside, inside: sum(map(larger, zip(outside, inside, strict=True)))
+    num_carry = len(equation.outvars) - stacked(equation.outvars, body.jaxpr.outvars)
+    num_consts = len(equation.invars) - num_carry - stacked(equation.invars, body.jaxpr.invars)
     consts, carry, xs = args[:num_consts], args[num_consts:][:num_carry], args[num_consts + num_carry :]
     step, order = jax.jit(jaxpr_as_fun(body)), range(params["length"])
     carries, outs = [carry], []
