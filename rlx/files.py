@@ -44,6 +44,8 @@ def read_config(directory: Path, file: str = "config.json") -> dict[str, Any]:
         found = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no settings")
     if missing := [name for name in NEEDED if name not in found]:
         raise ValueError(f"{path} has no {', '.join(missing)}: another version of rlx wrote it, or it was changed")
     return found

@@ -216,7 +216,7 @@ def test_resumed_run_is_bitwise_the_run_that_was_never_stopped(long, cut, tmp_pa
 MOMENTS = {
     "rlx.run.checkpoint.save": 1,  # before the first checkpoint
     "rlx.run.loop.evaluate_run": 8,  # the last one
-    "rlx.run.draw": 1,
+    "rlx.run.loop.draw": 1,
     "rlx.run.checkpoint._checksums": 5,
 }
 

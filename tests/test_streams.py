@@ -62,7 +62,7 @@ def test_an_encoding_without_a_character_gets_a_question_mark(monkeypatch):
 
 
 def test_a_closed_pipe_ends_with_status_0_and_one_line():
-    code = "from rlx import streams\nwith streams.lasting():\n    for i in range(100000): print(i)"
+    code = "from rlx.run import streams\nwith streams.lasting():\n    for i in range(100000): print(i)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"0\n"
         process.stdout.close()

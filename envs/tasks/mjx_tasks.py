@@ -14,7 +14,7 @@ from rlx.env import Env
 from rlx.pytree import pytree
 
 NAMES = ("pendulum", "cartpole", "reacher", "hopper", "ant")
-MODELS = Path(__file__).parent / "models"
+MODELS = Path(__file__).parents[1] / "models"
 
 
 # --- pendulum: swing a pole up that is too heavy to be lifted, and hold it there; the angle is 0 when it is up

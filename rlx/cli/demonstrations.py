@@ -23,17 +23,19 @@ from rlx.cli.options import (
     tuned_settings,
 )
 from rlx.cli.play import Checkpoint, load_checkpoint
+from rlx.data.cloning import check_cloning
 from rlx.data.cloning import clone as learn
 from rlx.data.demonstrations import collect as play
 from rlx.data.demonstrations import load, mixture, save
 from rlx.env import with_params
-from rlx.files import write_json, write_rows
+from rlx.files import read_config, write_json, write_rows
 from rlx.presets import configure
 from rlx.run import checkpoint
 from rlx.run.evaluations import evaluate_run
 from rlx.run.job import OPTIONS, Job, describe, identity, keys
 from rlx.run.storage import check_empty, naming, owned, reserved
 from rlx.run.timings import announced, announcement, program_name, remember
+from rlx.spaces import Discrete
 
 SIZES = ("gradient_steps", "cloning_batch", "cloning_rate", "validation_share")
 
@@ -121,17 +123,25 @@ def collect(arguments: list[str]) -> None:
 
 def _collect(options: CollectOptions, counts: list[int]) -> None:
     asked = {"best": options.best, "from_update": options.from_update, "stochastic": options.stochastic}
-    parts, policies, where = [], [], None
+    parts, policies, where = [], [], {}
     changed = assignments("--env-params", options.env_params)
+    for run in options.runs:  # all of them before any is played
+        saved = read_config(run)
+        here = {name: saved[name] for name in ("env", "env_options")} | {"env_params": saved["env_params"] | changed}
+        other = [
+            f"{name} {value} and not {where[name]}" for name, value in here.items() if value != where.get(name, value)
+        ]
+        if other:
+            raise ValueError(f"{run} is of another environment than {options.runs[0]}: {', '.join(other)}")
+        if "chunk" in saved["env_options"]:
+            raise ValueError(f"{run} acts in chunks: demonstrations are of single actions, collect from a run without")
+        where = here
     for run, count in zip(options.runs, counts, strict=True):
         chosen = Checkpoint(run, **asked, seed=options.seed, compile_cache=options.compile_cache)
         job, state, key = load_checkpoint(chosen)
-        here = {"env": job.env_name, "env_options": job.env_options, "env_params": job.env_params | changed}
-        if where is not None and here != where:
-            raise ValueError(f"{run} is of another environment than {options.runs[0]}: {here} and {where}")
-        if "chunk" in job.env_options:
-            raise ValueError(f"{run} acts in chunks: demonstrations are of single actions, collect from a run without")
-        where, env = here, with_params(job.env, changed)
+        env = with_params(job.env, changed)
+        if isinstance(env.action_space, Discrete) and options.noise > 1:
+            raise ValueError(f"--noise {options.noise}: of discrete actions it is a probability, give at most 1")
         key = jax.random.fold_in(key, len(parts))
         deterministic = not options.stochastic
         program = program_name(f"episodes of {short_name(job.algorithm_name)}", job.env_name, job.config, count)
@@ -167,6 +177,7 @@ def clone(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"{prog} needs an algorithm and a file: {prog} dppo demonstrations.npz")
     algorithm, name = named_algorithm(arguments[0])
+    check_cloning(algorithm)
     prog = f"{prog} {short_name(name)}"
     config_field = (
         "config",

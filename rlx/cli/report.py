@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import tyro
@@ -67,6 +68,10 @@ def print_report(options: ReportOptions, console: Console) -> None:
         except ValueError:
             raise ValueError(f"--bounds {text}: give NAME=LOW:HIGH") from None
         bounds[full_name(name)] = low, high
+    if options.limit < 1:
+        raise ValueError(f"--limit {options.limit}: give at least 1")
+    if options.target is not None and not math.isfinite(options.target):
+        raise ValueError(f"--target {options.target}: give a number")
     if not 0 < options.confidence < 1:
         raise ValueError(f"--confidence {options.confidence}: give a number between 0 and 1")
     found = report.report(report.runs(options.paths), options.target, bounds or None, options.confidence)

@@ -223,7 +223,10 @@ def _new_job(
             raise ValueError(f"--env-params {text}: give name=VALUES")
         if f"env.{name}" in space:
             raise ValueError(f"--env-params {name} is given twice: separate its values by commas")
-        space[f"env.{name}"] = _numbers(text, parse(values))
+        try:
+            space[f"env.{name}"] = _numbers(text, parse(values))
+        except ValueError as error:
+            raise ValueError(f"--env-params {name}: {error}") from None
     single = {key: values[0] for key, values in space.items() if isinstance(values, list) and len(values) == 1}
     space = {key: values for key, values in space.items() if key not in single}
     own, env_params = split(single)
@@ -327,7 +330,10 @@ def _values(config: Any, name: str, text: str, prog: str) -> Any:
         )
     if not text:
         raise ValueError(f"--{name.replace('_', '-')} needs values")
-    found, kind = parse(text), type(getattr(config, name))
+    try:
+        found, kind = parse(text), type(getattr(config, name))
+    except ValueError as error:
+        raise ValueError(f"--{name.replace('_', '-')}: {error}") from None
     if isinstance(found, Uniform | LogUniform):
         if kind not in (int, float):
             raise ValueError(f"--{name.replace('_', '-')} {text}: only numbers can be drawn from a range")
@@ -355,7 +361,7 @@ def _numbers(text: str, found: Any) -> Any:
             return Choice([ast.literal_eval(value) for value in found.values])
         return [ast.literal_eval(value) for value in found] if isinstance(found, list) else found
     except (ValueError, SyntaxError):
-        raise ValueError(f"--env-params {text}: parameters are numbers, or lists of them") from None
+        raise ValueError(f"{text}: parameters are numbers, or lists of them") from None
 
 
 def export(arguments: list[str]) -> None:

@@ -39,6 +39,7 @@ from rlx.presets import configure
 from rlx.run import storage
 from rlx.run.job import CHECKPOINT_SECONDS, OPTIONS, Job, identity, plan
 from rlx.run.loop import execute
+from rlx.train import total_updates
 
 # Fields of Configs that shape the networks, or say what these are told.
 NETWORKS = {"hidden_sizes", "conv_features", "activation", "normalize_obs", "num_components", "num_features"}
@@ -184,6 +185,12 @@ def train_algorithm(
     for title, values in (("your settings", chosen), ("environment", env_params)):
         if values:
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
+    if options.num_evaluations > (updates := total_updates(job.config)):
+        console.print(
+            f"--num-evaluations {options.num_evaluations}: there are {updates} updates, and as many evaluations"
+        )
+    if options.render_every > min(options.num_evaluations, updates):
+        console.print(f"--render-every {options.render_every}: with so few evaluations no episode is drawn")
     if options.dry_run:
         console.print(plan(job))
         return

@@ -68,8 +68,7 @@ def clone(
         ValueError: for an algorithm without a `cloning_loss`, demonstrations that do not fit the environment or are of
             a single episode, or a number out of its range.
     """
-    if not hasattr(algorithm, "cloning_loss"):
-        raise ValueError(f"{algorithm.__name__} cannot be cloned into: it has no cloning_loss; ppo, fpo and dppo have")
+    check_cloning(algorithm)
     if not 0 < validation_share < 1:
         raise ValueError(f"validation_share = {validation_share}: give a number between 0 and 1")
     if min(num_steps, batch_size, num_rows) < 1:
@@ -125,6 +124,12 @@ def clone(
     if getattr(state, "pretrained", None) is not None:
         found = replace(found, pretrained=jax.tree.map(jnp.copy, best[1]))
     return found, rows
+
+
+def check_cloning(algorithm: Any) -> None:
+    """Raises ValueError for an algorithm without a `cloning_loss`."""
+    if not hasattr(algorithm, "cloning_loss"):
+        raise ValueError(f"{algorithm.__name__} cannot be cloned into: it has no cloning_loss; ppo, fpo and dppo have")
 
 
 def examples(env: Env, demonstrations: Demonstrations) -> tuple[np.ndarray, np.ndarray]:

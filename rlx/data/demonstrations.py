@@ -141,11 +141,15 @@ def load(path: Path) -> Demonstrations:
         ValueError: for a file that is none, that lacks a column, whose columns differ in length, that holds numbers
             that are not finite, or whose last episode has no end.
     """
+    if not path.is_file():
+        raise ValueError(f"{path} is not there: rlx collect runs/NAME --output {path} writes it")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no file of demonstrations, which are NumPy archives: rlx collect writes them")
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as demonstrations: {error}") from error
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read as demonstrations, it is damaged: {error}") from error
     if missing := [name for name in (*COLUMNS, "about") if name not in found]:
         raise ValueError(f"{path} has no {', '.join(missing)}: it is not a file of demonstrations")
     about = json.loads(str(found["about"]))

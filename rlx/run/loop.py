@@ -123,9 +123,9 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
     train_key, evaluate_key = keys(job.seed)
     updates, started = total_updates(config), time.perf_counter()
     name = program_name(short_name(job.algorithm_name), job.env_name, config, job.devices)
-    console.print(announcement(name))
     like = placed(state_shapes(algorithm, config, env))
     check_counters(config, like)
+    console.print(announcement(name))
     kept = (lambda state: state) if job.checkpoint_replay else without_replay  # of a state, in checkpoints
     length = min(updates, CHUNK_UPDATES)
     # Every error of tracing comes here.
@@ -191,7 +191,8 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
             for name, known in zip(LOGS, (rows, evaluations), strict=True):
                 write_rows(directory / name, known)
             for stale in ("evaluation.json", "curve.png"):
-                (directory / stale).unlink(missing_ok=True)
+                with suppress(IsADirectoryError, PermissionError):  # what is not ours stays, and writing says so
+                    (directory / stale).unlink(missing_ok=True)
         source.keep(directory, source.read(job.algorithm_name, algorithm))
         write_json(directory / "config.json", describe(job, *OPTIONS) | origin)
     barrier("the directory is there")

@@ -156,6 +156,10 @@ def _made(directory: Path, numbered: bool) -> tuple[Path, list[Path]]:
     for suffix in ("", *(names if numbered else ())):
         path = directory.with_name(directory.name + suffix) if suffix else directory
         missing = [parent for parent in path.parents if not parent.exists()][::-1]
+        if file := next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None):
+            raise ValueError(f"{path} would be below {file}, which is a file: give another --out")
+        if path.is_symlink() and not path.exists():
+            raise ValueError(f"{path} is a link to {path.readlink()}, which is not there: give another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             path.mkdir()
