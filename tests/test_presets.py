@@ -21,6 +21,7 @@ SPACES = ("gymnax", "brax", "mjx", "playground", "rlx")
 NAMES = [name for space in SPACES for name in rlx.envs.names(space)]
 
 
+@pytest.mark.filterwarnings("ignore:no tuned settings")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_shipped_settings_fit_the_config_and_are_for_environments_that_exist(path):
     algorithm = import_module(f"rlx.algos.{path.stem}")
@@ -32,6 +33,7 @@ def test_shipped_settings_fit_the_config_and_are_for_environments_that_exist(pat
         assert config.total_steps >= config.steps_per_update
 
 
+@pytest.mark.filterwarnings("ignore:no tuned settings")
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
 def test_what_was_measured_with_shipped_settings_was_measured_with_those_that_ship(path):
     result = json.loads(path.read_text())
@@ -120,3 +122,12 @@ def test_grpo_says_so_where_the_length_of_an_episode_is_not_known(capsys):
     )
     tell_settings(console, import_module("rlx.algos.ppo"), "mine", endless, {})
     assert "is not known" not in capsys.readouterr().out
+
+
+def test_the_defaults_of_the_kind_are_there_in_python_too_and_their_lack_is_said():
+    ppo, env = import_module("rlx.algos.ppo"), rlx.envs.make("gymnax/Reacher-misc")
+    assert preset(ppo, "my/Robot", env).num_envs == 16
+    with pytest.warns(UserWarning, match="no tuned settings for my/Robot: give preset the Env too"):
+        assert preset(ppo, "my/Robot") == ppo.Config()
+    grpo = import_module("rlx.algos.grpo")
+    assert preset(grpo, "my/Robot", env).num_steps == env.horizon

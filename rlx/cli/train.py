@@ -1,7 +1,10 @@
 """`rlx train`, and an algorithm file that is run as a script."""
 
+import contextlib
 import dataclasses
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -197,9 +200,30 @@ def train_algorithm(
     fresh = {"resume": saved is not None, "numbered": options.out is None and saved is None}
     with storage.owned(job.directory, **fresh, say=console.print) as directory:
         job = dataclasses.replace(job, directory=directory)
-        status = execute(job, console, resume=saved is not None, from_update=options.from_update)
+        with _explained(algorithm_name):
+            status = execute(job, console, resume=saved is not None, from_update=options.from_update)
     if status:
         sys.exit(status)
+
+
+@contextlib.contextmanager
+def _explained(algorithm_name: str) -> Iterator[None]:
+    """An error that a file of one's own raises while it is traced is said in one line, with its own line of code."""
+    own = source.files(algorithm_name)
+    try:
+        yield
+    except (ValueError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if not own or storage.reason(error) or isinstance(error, jax.errors.JaxRuntimeError):
+            raise
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == own[0]]
+        where = f" in line {frames[-1].lineno} ({frames[-1].line})" if frames else ""
+        text = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{own[0]} fails{where}: {type(error).__name__}: {text}; rlx check {own[0]} says which rule it breaks, and "
+            "RLX_TRACEBACK=1 shows all of it"
+        ) from error
 
 
 def _devices(options: TrainOptions, saved: dict[str, Any] | None) -> int:
