@@ -128,10 +128,10 @@ def optimizer(config):
 def check(config, env):
     """Raises ValueError for settings that do not fit each other or the environment."""
     check_spaces(env, actions=Box, normalized=config.normalize_obs)
-    if config.cloning_coef < 0:
-        raise ValueError(f"cloning_coef = {config.cloning_coef}: give 0 or more")
     if config.trained_steps > config.denoising_steps:
         raise ValueError(f"trained_steps = {config.trained_steps}: there are {config.denoising_steps} denoising_steps")
+    if isinstance(config.critic_warmup, int) and config.critic_warmup >= total_updates(config):
+        raise ValueError(f"critic_warmup = {config.critic_warmup}: the run is as short, the actor would never learn")
     what = "num_envs * num_steps * trained_steps"
     check_divides(config.steps_per_update * config.trained_steps, config.num_minibatches, what)
 

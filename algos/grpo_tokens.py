@@ -2,7 +2,7 @@
 
     python algos/grpo_tokens.py --env Reverse
 
-Reference: Shao et al. 2024, DeepSeekMath, arXiv:2402.03300; its relatives are settings of Config, see `VARIANTS`.
+Reference: Shao et al. 2024, DeepSeekMath, arXiv:2402.03300; its relatives are settings of Config, see rlx.relatives.
 
 Axes: T tokens of an answer, P of a prompt, L of both, N groups, G members of a group, B minibatch of answers.
 
@@ -38,29 +38,11 @@ from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.distributions import Categorical
 from rlx.objectives import approx_kl, clipped_surrogate
 from rlx.pytree import pytree, static, traced
+from rlx.relatives import BASELINES, CREDITS, RATIOS, SCALES, WEIGHTS
+from rlx.relatives import VARIANTS as VARIANTS
 from rlx.rollout import check_divides, check_horizon, episode_metrics, episodes, gather, minibatches, reset
 from rlx.tokens import Transformer, check_tokens, examples, teach
 from rlx.train import total_updates
-
-CREDITS = {"to_go": groups.returns_to_go, "outcome": groups.outcomes, "process": groups.standardized_to_go}
-BASELINES = {"mean": groups.group_mean, "others": groups.leave_one_out, "length": groups.length_weighted}
-BASELINES["none"] = groups.no_baseline
-SCALES = {"group": groups.group_std, "batch": groups.batch_std, "none": groups.no_scale}
-WEIGHTS = {"trajectory": groups.per_trajectory, "step": groups.per_step, "constant": groups.constant}
-RATIOS = {"step": groups.of_step, "sequence": groups.geometric_mean, "product": groups.product}
-WHOLE = {"credit": "outcome", "baseline": "mean", "scale": "none", "weights": "trajectory"}
-ON_POLICY = {"num_epochs": 1, "num_minibatches": 1}
-VARIANTS = {
-    "grpo": WHOLE | {"scale": "group"},
-    "process": WHOLE | {"credit": "process", "baseline": "none"},
-    "dr_grpo": WHOLE | {"weights": "constant"},
-    "dapo": WHOLE | {"scale": "group", "weights": "step", "clip_high": 0.28, "drop_degenerate": True},
-    "rloo": WHOLE | {"baseline": "others", "ratio": "product"},
-    "opo": WHOLE | {"baseline": "length", "weights": "step"} | ON_POLICY,
-    "gpg": WHOLE | {"weights": "step", "drop_degenerate": True} | ON_POLICY,
-    "gspo": WHOLE | {"scale": "group", "ratio": "sequence", "clip": 3e-4, "clip_high": 4e-4},
-    "rtg": {"credit": "to_go", "baseline": "others", "scale": "batch", "weights": "step"},
-}
 
 
 @pytree

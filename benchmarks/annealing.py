@@ -18,7 +18,7 @@ from returns import TASKS
 from returns import measure as measure_ours
 from rich.console import Console
 
-from rlx.report import read_json
+from rlx.files import read_json
 
 NAMES = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "Breakout-MinAtar")
 GRID = (1.0, 0.25, 0.0625)

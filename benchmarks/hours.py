@@ -17,8 +17,8 @@ import numpy as np
 from provenance import RESULTS, ROOT, commit, machine, versions
 from rich.console import Console
 
-from rlx.report import interval, read_json
-from rlx.run import read_rows
+from rlx.files import read_json, read_rows
+from rlx.report import interval
 
 MORE = ["--total-steps", 5_000_000, "--num-envs", 256, "--num-steps", 64, "--num-epochs", 8, "--num-minibatches", 16]
 MORE += ["--learning-rate", 1e-3]

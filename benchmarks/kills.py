@@ -28,8 +28,10 @@ import numpy as np
 from provenance import RESULTS, commit, machine, versions
 from rich.console import Console
 
-from rlx import checkpoint, cli, cli_sweep
-from rlx.run import read_config, read_rows
+from rlx import cli
+from rlx.cli import sweep as cli_sweep
+from rlx.files import read_config, read_rows
+from rlx.run import checkpoint
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl")
 POLL = 0.02  # seconds

@@ -19,7 +19,7 @@ from rich.table import Table
 import rlx
 from rlx import meta
 from rlx.algos import ppo
-from rlx.sharding import use_devices
+from rlx.devices.sharding import use_devices
 
 ENV = "gymnax/CartPole-v1"
 SIZES = {"total_steps": 8_192, "num_envs": 8, "num_steps": 64, "num_epochs": 4, "num_minibatches": 4}

@@ -18,7 +18,8 @@ from provenance import RESULTS, commit, machine
 from rich.console import Console
 from speed import HERE, interpreter
 
-from rlx.report import interval, iqm, read_json
+from rlx.files import read_json
+from rlx.report import interval, iqm
 
 TASKS = ("ppo-CartPole-v1", "ppo-Acrobot-v1", "ppo-Pendulum-v1", "ppo-Breakout-MinAtar", "sac-Pendulum-v1")
 

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import rlx
-from rlx.lanes import spread
+from rlx.devices.spread import spread
 from rlx.presets import preset, settings
 from rlx.report import interval, iqm
 

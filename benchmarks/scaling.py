@@ -21,8 +21,8 @@ from provenance import RESULTS, commit, machine, versions
 from rich.console import Console
 
 import rlx
-from rlx import sharding
 from rlx.algos import ppo, sac
+from rlx.devices import sharding
 from rlx.rollout import permutations
 
 NUM_ENVS = (16, 64, 256, 1024, 4096)

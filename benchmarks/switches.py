@@ -1,4 +1,4 @@
-"""What each change of `rlx/compiler.py` gains: the same programs with it and without it, in turns.
+"""What each change of `rlx/devices/compiler.py` gains: the same programs with it and without it, in turns.
 
     python benchmarks/switches.py
 
@@ -17,12 +17,12 @@ from statistics import median
 
 from provenance import RESULTS, commit, machine, versions
 
-from rlx.compiler import TESTED, active
+from rlx.devices.compiler import TESTED, active
 
 TIMED = """
 import json, sys, time, rlx.algos.ppo, rlx.algos.sac
 import rlx, jax
-from rlx import compiler
+from rlx.devices import compiler
 for name in sys.argv[2:]:
     getattr(compiler, name)()
 env, config, algorithm = {setting}
@@ -48,7 +48,7 @@ PROGRAMS = {"PPO, CartPole-v1": PPO, "PPO, Breakout-MinAtar": BREAKOUT, "SAC, Pe
 SUMS = """
 import sys, jax, jax.numpy as jnp
 import rlx
-from rlx import compiler
+from rlx.devices import compiler
 for name in sys.argv[2:]:
     getattr(compiler, name)()
 i = jnp.arange(32769.0)
@@ -58,7 +58,7 @@ print('right' if sums[-1] == 2.0**30 else 'wrong')
 SYSTEMS = """
 import sys, jax, jax.numpy as jnp
 import rlx
-from rlx import compiler
+from rlx.devices import compiler
 for name in sys.argv[2:]:
     getattr(compiler, name)()
 from jax.sharding import PartitionSpec as P

@@ -298,7 +298,7 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
 
 
 def switches_table(result: dict) -> str:
-    """Of each change of rlx.compiler: the versions it is made on, and what programs come to with it and without it."""
+    """Of each change of the compiler: the versions it is made on, and what programs come to with and without it."""
     body = []
     for name, found in result["changes"].items():
         versions = ", ".join(found["versions"])

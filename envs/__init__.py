@@ -12,7 +12,7 @@ __all__ = ["check", "make", "names", "register"]
 
 def __getattr__(name):
     if name == "check":
-        from rlx.envs.contract import check
+        from rlx.envs.contract.clauses import check
 
         return check
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,8 +25,8 @@ with contextlib.redirect_stdout(None):  # it prints that its optional Warp backe
     from mujoco import MjModel, mjx
 
 from rlx.env import Env
+from rlx.envs.frames import camera_names, mujoco_frames
 from rlx.pytree import pytree, uncommitted
-from rlx.render import camera_names, mujoco_frames
 from rlx.spaces import Box
 
 

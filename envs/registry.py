@@ -14,12 +14,12 @@ from rlx.wrappers import chunked, randomized
 
 # namespace -> module with NAMES and `make(name, **options) -> Env`; it imports its suite inside `make`
 _suites = {
-    "gymnax": "rlx.envs.from_gymnax",
-    "brax": "rlx.envs.from_brax",
-    "mjx": "rlx.envs.mjx_tasks",
-    "playground": "rlx.envs.from_playground",
-    "rlx": "rlx.envs.own",
-    "probe": "rlx.envs.probes",
+    "gymnax": "rlx.envs.suites.from_gymnax",
+    "brax": "rlx.envs.suites.from_brax",
+    "mjx": "rlx.envs.tasks.mjx_tasks",
+    "playground": "rlx.envs.suites.from_playground",
+    "rlx": "rlx.envs.tasks.own",
+    "probe": "rlx.envs.tasks.probes",
 }
 _registered: dict[str, Callable[..., Env]] = {}
 

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import rlx.versions  # noqa: F401 (refuses other versions of JAX, before anything of it is imported)
-from rlx import compiler as compiler  # sets a switch of XLA, before anything is compiled
+from rlx.devices import compiler as compiler  # sets a switch of XLA, before anything is compiled
 from rlx.env import Env, EnvState, Transition
 from rlx.pytree import pytree, replace, stack, static, traced
 from rlx.train import Episodes, evaluate, resume, state_bytes, steps_taken, total_updates, train
@@ -12,6 +12,8 @@ from rlx.train import Episodes, evaluate, resume, state_bytes, steps_taken, tota
 if TYPE_CHECKING:
     from rlx import algos, envs, meta
     from rlx.algorithm_check import check_algorithm
+    from rlx.devices.sharding import use_devices
+    from rlx.devices.spread import spread
     from rlx.sweeps import sweep
 
 __version__ = "0.1.0"
@@ -29,6 +31,7 @@ __all__ = [
     "pytree",
     "replace",
     "resume",
+    "spread",
     "stack",
     "state_bytes",
     "static",
@@ -37,6 +40,7 @@ __all__ = [
     "total_updates",
     "traced",
     "train",
+    "use_devices",
 ]
 
 
@@ -47,4 +51,8 @@ def __getattr__(name):
         return import_module("rlx.algorithm_check").check_algorithm
     if name == "sweep":
         return import_module("rlx.sweeps").sweep
+    if name == "use_devices":
+        return import_module("rlx.devices.sharding").use_devices
+    if name == "spread":
+        return import_module("rlx.devices.spread").spread
     raise AttributeError(f"module 'rlx' has no attribute {name!r}")

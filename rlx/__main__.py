@@ -1,3 +1,3 @@
-from rlx.cli import main
+from rlx.cli.commands import main
 
 main()

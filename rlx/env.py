@@ -98,6 +98,10 @@ class Env:
     num_starts: int = static(64)
     lazy_starts: bool = static(False)
 
+    def __post_init__(self):
+        if isinstance(self.max_steps, int | float) and (self.max_steps < 1 or self.max_steps != int(self.max_steps)):
+            raise ValueError(f"max_steps = {self.max_steps}: give a whole number of at least 1, or None")
+
     @property
     def observation_space(self) -> Space:
         return self.environment.observation_space(self.params)

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from rlx.advantages import std
+from rlx.devices.sharding import split
 from rlx.env import Env, EnvState
 from rlx.rollout import episodes
-from rlx.sharding import split
 
 P = TypeVar("P")
 

@@ -12,6 +12,7 @@ most steps of an episode, where these are known.
 """
 
 import tomllib
+import warnings
 from dataclasses import fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -96,15 +97,25 @@ def _file(algorithm: ModuleType | Path) -> dict[str, Any]:
     return tables
 
 
-def preset(algorithm: ModuleType, env_name: str, **overrides: Any) -> Any:
+def preset(algorithm: ModuleType, env_name: str, env: Env | None = None, **overrides: Any) -> Any:
     """The algorithm's Config with its tuned settings for an environment, and `overrides` on top.
 
         config = preset(ppo, "gymnax/Pendulum-v1", total_steps=200_000)
+        config = preset(ppo, "my/Robot", rlx.envs.make("my/Robot"))
+
+    Where there are none for the name, the defaults for the kind of environment that `env` is are taken, if it is given;
+    without it the Config's own, which hardly learn continuous control, and a warning says so.
 
     Raises:
         ValueError: for a field that the Config does not have.
     """
-    return configure(algorithm.Config, settings(algorithm, env_name) | overrides)
+    found = settings(algorithm, env_name)
+    if not found and env is not None:
+        found = defaults(algorithm, env)[0]
+    elif not found and _file(algorithm).get("defaults", {}).keys() - {"episode"}:
+        text = f"no tuned settings for {env_name}: give preset the Env too, to start from the defaults of its kind"
+        warnings.warn(text, stacklevel=2)
+    return configure(algorithm.Config, found | ({} if env is None else of_episode(algorithm, env)) | overrides)
 
 
 def variant(algorithm: ModuleType, name: str) -> dict[str, Any]:

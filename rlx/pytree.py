@@ -198,6 +198,8 @@ def stack(trees: list[T]) -> T:
     """
     if not trees:
         raise ValueError("stack needs at least one tree, got an empty list")
+    if len(kinds := {type(tree) for tree in trees}) > 1:
+        raise ValueError(f"cannot stack {' and '.join(sorted(str(kind) for kind in kinds))}: give trees of one class")
     structures = [jax.tree.structure(tree) for tree in trees]
     for i, structure in enumerate(structures):
         if structure != structures[0]:

@@ -7,9 +7,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from rlx.devices.sharding import blocks, num_blocks, split
 from rlx.pytree import pytree, static
 from rlx.rollout import gather
-from rlx.sharding import blocks, num_blocks, split
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from rlx.devices.sharding import blocks, num_blocks, split, whole
 from rlx.env import Env, EnvState, Transition
-from rlx.sharding import blocks, num_blocks, split, whole
 
 T = TypeVar("T")
 

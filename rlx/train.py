@@ -10,13 +10,14 @@ traced in `init`, it has `check(config, env)`, which raises ValueError; `init` c
 import operator
 import os
 import sys
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import cache, partial, wraps
 from types import FunctionType, ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlx.env import Env, EnvState
 from rlx.modes import check_unvarying, ordinary
@@ -27,18 +28,21 @@ from rlx.spaces import check_spaces
 
 EVALUATION = 0x65766C  # names the random stream of `evaluate`
 MAX_STEPS = 100_000  # of an episode that it plays
+# Static fields that shape networks; a State that has others differs in its parameters.
+NETWORK = ("hidden_sizes", "critic_sizes", "conv_features", "num_components", "num_features", "num_critics")
+NETWORK += ("embed_size", "num_layers", "num_heads", "num_values")
 
 
 class Current:
     """An algorithm as a static argument of jit, equal to another as long as nothing that it calls is replaced.
 
     Compared are, by identity, the names of its module, those of the modules of rlx and the own ones that these come
-    from, the methods of classes there, and the globals of functions that were put in from elsewhere: after
-    `ppo.networks = mine` or `networks.Torso.__call__ = mine` the next program is a new one. Attributes are those of
-    the algorithm.
+    from, the methods of classes there and of the environment, the attributes of the environment, and the globals of
+    functions that were put in from elsewhere: after `ppo.networks = mine` or `networks.Torso.__call__ = mine` the next
+    program is a new one. Attributes are those of the algorithm.
     """
 
-    def __init__(self, algorithm: Any):
+    def __init__(self, algorithm: Any, env: Any = None):
         self.algorithm = algorithm.algorithm if isinstance(algorithm, Current) else algorithm
         own = vars(self.algorithm)
         names, self.values = {}, []
@@ -59,7 +63,11 @@ class Current:
                     continue
                 self.values.append(value)
                 if isinstance(value, type) and value.__module__ == space.get("__name__"):
-                    self.values += [x for x in vars(value).values() if type(x) is FunctionType]
+                    self.values += _methods(value)
+        inner = getattr(env, "environment", None)
+        while inner is not None:  # one around another has it as its own `environment`
+            self.values += [*vars(inner).values(), *_methods(type(inner))] if hasattr(inner, "__dict__") else []
+            inner = vars(inner).get("environment") if hasattr(inner, "__dict__") else None
 
     def __getattr__(self, name):
         return getattr(self.algorithm, name)
@@ -71,6 +79,10 @@ class Current:
         if not isinstance(other, Current) or self.algorithm is not other.algorithm:
             return False
         return len(self.values) == len(other.values) and all(map(operator.is_, self.values, other.values))
+
+
+def _methods(kind: type) -> list[FunctionType]:
+    return [value for value in vars(kind).values() if type(value) is FunctionType]
 
 
 @cache
@@ -97,6 +109,48 @@ def check(algorithm: Any, config: Any, env: Env) -> None:
         algorithm.check(config, env)
 
 
+def check_arguments(needs: str, algorithm: Any, config: Any, env: Any, key: Any = None, kwargs: Any = None) -> None:
+    """Raises ValueError for what is no algorithm, Config, environment or key, in words that say what to give.
+
+    `needs` are the names that the algorithm has to have, between spaces.
+    """
+    if missing := [name for name in needs.split() if not hasattr(algorithm, name)]:
+        raise ValueError(
+            f"algorithm = {algorithm!r} has no {' and no '.join(missing)}: give a module such as rlx.algos.ppo"
+        )
+    own = getattr(algorithm, "Config", None)
+    if isinstance(config, type):
+        raise ValueError(f"config is the class {config.__name__}: give one of its objects, {config.__name__}()")
+    names = {field.name for field in fields(own)} if is_dataclass(own) else set()
+    if missing := sorted(name for name in names if not hasattr(config, name)):
+        raise ValueError(f"config is of another algorithm: it has no {missing[0]}; give the algorithm's own Config")
+    if not hasattr(env, "advance"):
+        hint = f"rlx.envs.make({env!r})" if isinstance(env, str) else "rlx.envs.make(NAME), or rlx.Env around your own"
+        raise ValueError(f"env = {env!r} is no environment: give {hint}")
+    for name in names:
+        value = getattr(config, name)
+        if hasattr(value, "shape") and value.shape and jnp.issubdtype(value.dtype, jnp.number):
+            raise ValueError(
+                f"Config.{name} has shape {list(value.shape)}: for several values vmap over rlx.stack(configs)"
+            )
+    if key is not None and not _is_key(key):
+        raise ValueError(f"key = {key!r} is no random key: give jax.random.key(0)")
+    for name, value in (kwargs or {}).items():
+        if bad := [leaf for leaf in jax.tree.leaves(value) if not _is_array(leaf)]:
+            hint = "wrap a function in jax.tree_util.Partial" if callable(bad[0]) else "give an object of its class"
+            raise ValueError(f"{name} = {bad[0]!r} is no pytree of arrays: {hint}")
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array | np.ndarray | np.generic | int | float | complex | jax.ShapeDtypeStruct)
+
+
+def _is_key(x: Any) -> bool:
+    if not hasattr(x, "dtype"):
+        return False
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or (x.dtype == jnp.uint32 and bool(x.shape))
+
+
 @ordinary
 def state_shapes(algorithm: Any, config: Any, env: Env) -> Any:
     """The State of a run as `jax.ShapeDtypeStruct`s. Raises what `init` has against the config and the environment."""
@@ -121,9 +175,10 @@ def train(algorithm: Any, config: Any, env: Env, key: jax.Array, **kwargs: Any) 
     Raises:
         ValueError: for settings that do not fit the environment, and inside of a `jax.shard_map` with `check_vma`.
     """
+    check_arguments("init update", algorithm, config, env, key, kwargs)
     check_unvarying((config, env, key))
     check(algorithm, config, env)
-    return _train(Current(algorithm), config, env, key, kwargs)
+    return _train(Current(algorithm, env), config, env, key, kwargs)
 
 
 def resume(
@@ -137,6 +192,8 @@ def resume(
         ValueError: when no number is given and it cannot be known (under vmap or jit), or nothing is left to do; when
             the state is not of the shapes that these settings and this environment give.
     """
+    if num_updates is not None and (not isinstance(num_updates, int | np.integer) or num_updates < 0):
+        raise ValueError(f"num_updates = {num_updates}: give a whole number of updates")
     if num_updates is None:
         if isinstance(state.num_updates, jax.core.Tracer) or jnp.ndim(state.num_updates):
             raise ValueError(
@@ -148,8 +205,9 @@ def resume(
                 f"this state has done {int(state.num_updates)} updates and total_steps = {config.total_steps} asks for "
                 f"{total_updates(config)}: raise total_steps, or give num_updates="
             )
+    check_arguments("update", algorithm, config, env, kwargs=kwargs)
     check_unvarying((config, env, state))
-    return _resume(Current(algorithm), config, env, state, num_updates, kwargs)
+    return _resume(Current(algorithm, env), config, env, state, num_updates, kwargs)
 
 
 @partial(jax.jit, static_argnames="algorithm")
@@ -190,9 +248,12 @@ def check_state(config: Any, state: Any, like: Any, field: str = "") -> None:
         if has == gives:
             continue
         sizes = () if has is None or gives is None else {*gives[0]} - {*has[0]}
-        settings = {f.name: getattr(config, f.name) for f in fields(config) if is_static(f)}
+        part = (field + name).partition("[")[0].partition(".opt_state")
+        network = bool(part[1]) or part[0] in (".params", ".target_params", ".reference", ".pretrained")
+        kinds_of = [f.name for f in fields(config) if is_static(f) and (f.name in NETWORK) == network]
+        settings = {name: getattr(config, name) for name in kinds_of}
         likely = [n for n, v in settings.items() if {*(v if isinstance(v, tuple) else [v])} & {*sizes}]
-        named = f", probably with another {' or '.join(likely)}" if likely else ""
+        named = f", probably with another {' or '.join(likely)}" if likely else ", or for another environment"
         has, gives = ("nothing" if x is None else f"{x[1]}{list(x[0])}" for x in (has, gives))
         raise ValueError(
             f"state{field}{name} is {has} and these settings and this environment make it {gives}: the state was made "
@@ -281,8 +342,11 @@ def evaluate(
     Raises:
         ValueError: for parameters of other networks than `config` and `env` give.
     """
+    check_arguments("act", algorithm, config, env, key)
+    if not isinstance(num_episodes, int | np.integer) or num_episodes < 1:
+        raise ValueError(f"num_episodes = {num_episodes}: give a whole number of at least 1")
     try:
-        return play(Current(algorithm), config, env, state, key, num_episodes, deterministic, max_steps)
+        return play(Current(algorithm, env), config, env, state, key, num_episodes, deterministic, max_steps)
     except Exception:  # whatever a network raises for parameters that are not its own
         like = state_shapes(algorithm, config, env)
         if hasattr(state, "params"):

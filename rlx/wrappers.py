@@ -241,6 +241,13 @@ class Bounded:
         low, high = jnp.maximum(self.low, inner.low), jnp.minimum(self.high, inner.high)
         return Box(low, high, inner.shape, inner.dtype)
 
+    def horizon(self, params):
+        return Env(self.environment, params).horizon
+
+    @property
+    def differentiable(self):
+        return self.environment.differentiable
+
     @property
     def dt(self):
         return self.environment.dt

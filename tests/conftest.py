@@ -9,8 +9,8 @@ os.environ.setdefault("RLX_TEST_FLAGS", os.environ.get("XLA_FLAGS", "fast"))  # 
 import jax
 import pytest
 
-import rlx.sharding
-from rlx.compiler import known_flags
+import rlx.devices.sharding
+from rlx.devices.compiler import known_flags
 
 # Most of the time of the tests goes to compiling small programs, which these flags halve where XLA knows them. The
 # processes that tests start inherit them. `XLA_FLAGS= make test` tests with the defaults of XLA.
@@ -19,7 +19,8 @@ if os.environ["RLX_TEST_FLAGS"] == "fast":
     os.environ["RLX_TEST_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *known_flags(FAST)]).strip()
     os.environ["XLA_FLAGS"] = os.environ["RLX_TEST_FLAGS"]
 
-rlx.sharding.use_devices(2)  # lanes are spread over devices here too; in use from now on, so that no test has others
+# Lanes are spread over devices here too; they are in use from now on, so that no test has others.
+rlx.devices.sharding.use_devices(2)
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 

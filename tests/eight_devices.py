@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import rlx
-from rlx import lanes, replay, rollout, run, sharding
+from rlx import replay, rollout, run
 from rlx.algos import fpo, ppo, sac
+from rlx.devices import sharding
+from rlx.devices.spread import spread as spread_lanes
 from rlx.train import advance, state_shapes
 
 SMALL = {"hidden_sizes": (16,), "total_steps": 100_000}
@@ -92,7 +94,7 @@ def sweep():
         state = algorithm.init(config, env, key)
         return jax.lax.scan(lambda state, _: algorithm.update(config, env, state), state, length=5)
 
-    spread = lanes.spread(lane)((configs, keys), env)
+    spread = spread_lanes(lane)((configs, keys), env)
     apart = jax.jit(jax.vmap(lane, (0, None)))((configs, keys), env)  # where its arguments are: on the first
     a, b = numbers(spread), numbers(apart)
     return {"difference": float(np.nanmax(np.abs(a - b) / np.maximum(1.0, np.abs(b))))}

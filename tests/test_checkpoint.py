@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlx.checkpoint import KEEP, numbers, read, restore, save, set_aside
 from rlx.pytree import pytree
+from rlx.run.checkpoint import KEEP, numbers, read, restore, save, set_aside
 
 
 @pytree
@@ -98,7 +98,7 @@ def test_a_state_of_another_run_is_refused_with_the_difference(tmp_path):
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("rlx.checkpoint.FORMAT", 0)
+        patch.setattr("rlx.run.checkpoint.FORMAT", 0)
         save(tmp_path, 1, {"a": jnp.ones(3)})
     with pytest.raises(ValueError, match=r"has format 0, written by rlx .*, which reads format 1"):
         restore(tmp_path, {"a": jnp.ones(3)})
@@ -184,7 +184,7 @@ def killed(*args, **kwargs):
 
 def test_a_save_that_is_cut_short_leaves_no_checkpoint_and_is_cleaned_up(tmp_path, monkeypatch):
     save(tmp_path, 1, {"count": jnp.int32(1)})
-    for moment in ("rlx.checkpoint._checksums", "pathlib.Path.rename"):
+    for moment in ("rlx.run.checkpoint._checksums", "pathlib.Path.rename"):
         with monkeypatch.context() as patch:
             patch.setattr(moment, killed)
             with pytest.raises(KilledError):

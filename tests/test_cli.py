@@ -20,11 +20,14 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import rlx as library
 from rlx import cli
+from rlx.algorithm import OBJECTIVES, short_name
 from rlx.algos import ppo
-from rlx.checkpoint import numbers, restore
+from rlx.cli.options import make_env, tuned_elsewhere
+from rlx.files import evaluation_points
 from rlx.objectives import SPO
-from rlx.progress import Display
-from rlx.run import Logger, best, evaluate_run, evaluation_points, keys, short_name
+from rlx.run import Logger, best, evaluate_run, keys
+from rlx.run.checkpoint import numbers, restore
+from rlx.run.progress import Display
 
 EXACT = True  # bits are compared
 
@@ -65,7 +68,7 @@ def content(directory):
 
 def state_of(run, total_steps=2048, num_updates=None):
     config = ppo.Config(total_steps=total_steps, num_envs=4, num_steps=32, hidden_sizes=(8,))
-    like = jax.eval_shape(ppo.init, config, cli.make("gymnax/CartPole-v1", {}, {}), jax.random.key(0))
+    like = jax.eval_shape(ppo.init, config, make_env("gymnax/CartPole-v1", {}, {}), jax.random.key(0))
     return restore(run / "checkpoints", like, num_updates)
 
 
@@ -101,9 +104,9 @@ def as_long(patch):
         result = evaluate_run(job, state, *args)
         return result | {"mean": 1e6 if int(state.num_updates) == 4 else result["mean"]}
 
-    patch.setattr("rlx.run.evaluate_run", evaluate)
-    patch.setattr("rlx.run.ROWS", 4)
-    patch.setattr("rlx.run.CHUNK_UPDATES", 3)
+    patch.setattr("rlx.run.loop.evaluate_run", evaluate)
+    patch.setattr("rlx.run.loop.ROWS", 4)
+    patch.setattr("rlx.run.loop.CHUNK_UPDATES", 3)
 
 
 def interrupt(patch, first, number=signal.SIGINT):
@@ -211,10 +214,10 @@ def test_resumed_run_is_bitwise_the_run_that_was_never_stopped(long, cut, tmp_pa
 
 
 MOMENTS = {
-    "rlx.checkpoint.save": 1,  # before the first checkpoint
-    "rlx.run.evaluate_run": 8,  # the last one
-    "rlx.run.draw": 1,
-    "rlx.checkpoint._checksums": 5,
+    "rlx.run.checkpoint.save": 1,  # before the first checkpoint
+    "rlx.run.loop.evaluate_run": 8,  # the last one
+    "rlx.run.loop.draw": 1,
+    "rlx.run.checkpoint._checksums": 5,
 }
 
 
@@ -487,7 +490,7 @@ def test_parameters_of_the_environment_are_recorded_and_kept(tmp_path, capsys, m
     assert saved["config"]["value_clip"] == "inf"
     params = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlx.cli.evaluate_run", lambda job, *args, **kwargs: params.append(job.env.params) or {})
+        patch.setattr("rlx.cli.play.evaluate_run", lambda job, *args, **kwargs: params.append(job.env.params) or {})
         assert rlx("eval", tmp_path / "run") == 0
     assert (params[0].gravity, params[0].length, params[0].tau) == (3.0, 0.75, 0.02)
     assert rlx("train", "--resume", tmp_path / "run", "--total-steps", "512") == 0
@@ -498,9 +501,9 @@ def test_parameters_of_the_environment_are_recorded_and_kept(tmp_path, capsys, m
 def test_a_renamed_file_is_told_where_tuned_settings_are(tmp_path):
     (tmp_path / "mine.py").touch()
     mine, own = SimpleNamespace(__file__=str(tmp_path / "mine.py")), SimpleNamespace(__file__=str(tmp_path / "ppo.py"))
-    assert "ppo.toml" in cli._tuned_elsewhere(mine, "gymnax/Pendulum-v1").split(", ")
-    assert cli._tuned_elsewhere(mine, "probe/Action") == ""
-    assert cli._tuned_elsewhere(own, "gymnax/Pendulum-v1") == ""
+    assert "ppo.toml" in tuned_elsewhere(mine, "gymnax/Pendulum-v1").split(", ")
+    assert tuned_elsewhere(mine, "probe/Action") == ""
+    assert tuned_elsewhere(own, "gymnax/Pendulum-v1") == ""
 
 
 TEN = SimpleNamespace(steps_per_update=10, init_steps=5)
@@ -621,4 +624,4 @@ def test_every_objective_can_be_named():
     from rlx import objectives
 
     kinds = [kind for kind in vars(objectives).values() if isinstance(kind, type) and "__call__" in vars(kind)]
-    assert sorted(cli.OBJECTIVES) == sorted(kind.__name__ for kind in kinds)
+    assert sorted(OBJECTIVES) == sorted(kind.__name__ for kind in kinds)

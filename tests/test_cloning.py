@@ -13,11 +13,12 @@ from jax.flatten_util import ravel_pytree
 
 import rlx
 from rlx import cli
+from rlx.algorithm import saved_config
 from rlx.algos import dppo, fpo, mdpo, ppo, sac
-from rlx.checkpoint import restore
-from rlx.cloning import clone, examples, started_from
-from rlx.demonstrations import COLUMNS, Demonstrations, collect, disturbed, load, mixture, save
+from rlx.cli.options import make_env
+from rlx.data import COLUMNS, Demonstrations, clone, collect, disturbed, examples, load, mixture, save, started_from
 from rlx.diffusion import cosine_betas
+from rlx.run.checkpoint import restore
 from rlx.spaces import Box, Discrete, rescale, unit
 from rlx.train import state_shapes
 
@@ -92,7 +93,7 @@ class Endless:
 
 
 def test_an_episode_without_an_end_is_cut(monkeypatch):
-    monkeypatch.setattr("rlx.demonstrations.LIMIT", 6)
+    monkeypatch.setattr("rlx.data.demonstrations.LIMIT", 6)
     found = collect(policy(lambda obs: obs), None, rlx.Env(Endless(), None), None, jax.random.key(0), 3)
     np.testing.assert_array_equal(np.flatnonzero(found.truncated), [5, 11, 17])
 
@@ -449,8 +450,8 @@ def test_a_run_that_starts_from_a_clone_has_its_networks_and_environment(runs):
     states = []
     for name in ("clone", "fine"):
         saved = json.loads((runs / name / "config.json").read_text())
-        env = cli.make(saved["env"], saved["env_options"], saved["env_params"])
-        like = state_shapes(dppo, cli.saved_config(dppo, saved), env)
+        env = make_env(saved["env"], saved["env_options"], saved["env_params"])
+        like = state_shapes(dppo, saved_config(dppo, saved), env)
         states.append(restore(runs / name / "checkpoints", like))
     clone, fine = states
     # The actor learned at a rate of 0.

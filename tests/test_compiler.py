@@ -14,8 +14,8 @@ from jax import export
 from jax.extend.random import threefry2x32_p
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rlx.compiler import FLAG, active, in_use, known_flags
-from rlx.sharding import collectives
+from rlx.devices.compiler import FLAG, active, in_use, known_flags
+from rlx.devices.sharding import collectives
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -78,7 +78,7 @@ def test_it_is_said_when_it_is_too_late():
 
 
 def test_nothing_is_changed_where_it_is_switched_off():
-    code = "import rlx, jax, os; print(rlx.compiler.active(), os.environ['XLA_FLAGS'])"
+    code = "import rlx, jax, os; print(rlx.devices.compiler.active(), os.environ['XLA_FLAGS'])"
     lowered = "; print('while' in jax.jit(lambda key: jax.random.bits(key, (8,))).lower(jax.random.key(0)).as_text())"
     assert output(code + lowered, "", RLX_COMPILER="off")[0] == "[] \nTrue"
 
@@ -115,7 +115,7 @@ def test_flags_that_xla_does_not_know_are_left_out():
 
 
 def test_jax_is_in_use_once_it_has_devices():
-    code = "import rlx, jax; used = rlx.compiler.in_use; print(used(), jax.config.jax_num_cpu_devices)"
+    code = "import rlx, jax; used = rlx.devices.compiler.in_use; print(used(), jax.config.jax_num_cpu_devices)"
     assert output(f"{code}; jax.devices(); print(used())", "")[0] == "False -1\nTrue"
     assert in_use()
 
@@ -145,6 +145,7 @@ def test_random_bits_are_those_of_jax():
     assert output("import rlx" + draw, "")[0] == output("import os" + draw, "")[0]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     ("solution", "wanted"),
     [

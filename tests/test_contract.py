@@ -9,7 +9,8 @@ import pytest
 
 from rlx.env import Env
 from rlx.envs import check
-from rlx.envs.contract import CLAUSES, ContractError
+from rlx.envs.contract.clauses import CLAUSES
+from rlx.envs.contract.evidence import ContractError
 from rlx.pytree import pytree
 from rlx.spaces import Box, Discrete
 

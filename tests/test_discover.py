@@ -8,11 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from rlx import checkpoint, cli, cli_discover, cli_sweep, meta
+from rlx import cli, meta
+from rlx.algorithm import short_name
+from rlx.cli import discover as cli_discover
+from rlx.cli import sweep as cli_sweep
+from rlx.files import read_rows
 from rlx.meta import pictures
 from rlx.objectives import DPO, Clip
 from rlx.presets import preset
-from rlx.run import read_rows, short_name
+from rlx.run import checkpoint
+
+pytestmark = pytest.mark.more
 
 SMALL = ["--population", "4", "--steps", "300000", "--num-hidden", "4", "--look-every", "2", "--eval-seeds", "2"]
 SMALL += ["--settings", "num_envs=4", "num_steps=32", "num_epochs=1", "learning_rate=1e-2", "--no-compile-cache"]

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import rlx.envs
-from rlx.envs import check, from_brax, from_gymnax, from_playground, mjx_tasks, own, probes, registry
+from rlx.envs import check, registry
+from rlx.envs.suites import from_brax, from_gymnax, from_playground
+from rlx.envs.tasks import mjx_tasks, own, probes
 from rlx.pytree import stack
 
 FIXED_STARTS = {
@@ -241,7 +243,7 @@ def test_a_space_that_is_neither_box_nor_discrete_is_refused(role, monkeypatch):
     from gymnax.environments import spaces
     from gymnax.environments.classic_control.cartpole import CartPole
 
-    from rlx.envs import from_gymnax
+    from rlx.envs.suites import from_gymnax
 
     both = spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)])
     monkeypatch.setattr(CartPole, f"{role}_space", lambda self, params=None: both)

@@ -21,7 +21,8 @@ from rlx.normalize import normalize, reward_scale, scale_rewards, statistics, up
 from rlx.pytree import pytree, replace
 from rlx.run import best, evaluation
 from rlx.spaces import Box
-from rlx.sweeps import Sweep, _returns
+from rlx.sweeps import Sweep
+from rlx.sweeps.results import returns_of
 from rlx.train import advance
 
 
@@ -136,7 +137,7 @@ def row(lane, configuration, mean, died_at=None):
 @pytest.mark.parametrize("bad", ["inf", "-inf", "nan"])
 def test_a_lane_without_a_finite_return_is_never_best_and_lowers_its_configuration_alone(bad):
     rows = [row(0, 0, 5.0), row(1, 0, bad), row(2, 1, 4.0), row(3, 1, 4.5), row(4, 2, bad), row(5, 2, bad)]
-    assert _returns(rows) == {0: [5.0, 4.0], 1: [4.0, 4.5], 2: [-np.inf, -np.inf]}
+    assert returns_of(rows) == {0: [5.0, 4.0], 1: [4.0, 4.5], 2: [-np.inf, -np.inf]}
     found = Sweep(None, rows)
     assert found.ranking() == [0, 1, 2]
     assert found.best == 0

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import rlx
-from rlx.envs.multigoal import goals
+from rlx.envs.tasks.multigoal import goals
 from rlx.presets import preset
 
 pytestmark = pytest.mark.more

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 import rlx
 from rlx import Env, pytree, replace, stack
 from rlx.algos import dppo, fpo, policyflow
-from rlx.envs import probes
+from rlx.envs.tasks import probes
 from rlx.pytree import is_static
 from rlx.spaces import Box
 

@@ -13,9 +13,9 @@ from jax.flatten_util import ravel_pytree
 import rlx
 from rlx import cli, groups, replace, stack
 from rlx.algos import grpo, grpo_tokens
+from rlx.files import read_rows
 from rlx.pytree import is_static
 from rlx.rollout import episodes
-from rlx.run import read_rows
 
 SIZES = {"num_groups": 3, "group_size": 4, "num_steps": 24, "num_epochs": 2, "num_minibatches": 2}
 

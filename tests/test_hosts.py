@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from rlx import checkpoint, hosts
+from rlx.devices import hosts
+from rlx.run import checkpoint
 
 SIZES = ["--num-envs", "8", "--num-steps", "16", "--hidden-sizes", "16", "--eval-episodes", "8"]
 SETTINGS = ["ppo", "--env", "CartPole-v1", "--num-minibatches", "2", *SIZES]

@@ -10,8 +10,9 @@ import pytest
 
 import rlx
 from rlx import replace
-from rlx.lanes import Program, carry, fit, groups, memory_bound, spread
+from rlx.devices.spread import spread
 from rlx.spaces import Box, Discrete
+from rlx.sweeps.lanes import Program, carry, fit, groups, memory_bound
 from rlx.train import advance, evaluate
 
 RATES = (1e-2, 1e-3, np.inf, 3e-3, 1e-4)

@@ -11,7 +11,7 @@ import pytest
 import rlx
 from rlx import meta
 from rlx.algos import lpg
-from rlx.envs import levels
+from rlx.envs.tasks import levels
 from rlx.rollout import rollout
 
 T, N, M = 7, 3, 4

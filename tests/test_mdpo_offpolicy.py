@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 import rlx
 from rlx import Env, replace, stack
 from rlx.algos import mdpo_offpolicy, sac
-from rlx.envs.probes import ContinuousAction, Endless, Mixed
+from rlx.envs.tasks.probes import ContinuousAction, Endless, Mixed
 from rlx.replay import take
 from rlx.spaces import Box
 
@@ -179,7 +179,7 @@ def test_with_an_infinite_step_size_a_run_is_one_of_sac(small):
 RESUME = """
 import jax, numpy as np, rlx
 from rlx.algos import mdpo_offpolicy
-from rlx.envs.probes import ContinuousAction, Endless, Mixed
+from rlx.envs.tasks.probes import ContinuousAction, Endless, Mixed
 from rlx.spaces import Box
 mixed = Mixed((Endless, ContinuousAction), Box(-2.0, 2.0, (1,)))
 env = rlx.Env(mixed, mixed.default_params, max_steps=3)

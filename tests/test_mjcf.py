@@ -10,7 +10,8 @@ import pytest
 
 import rlx
 from rlx.env import with_params
-from rlx.envs import mjcf, mjx_tasks
+from rlx.envs import mjcf
+from rlx.envs.tasks import mjx_tasks
 
 SLIDER = """
 <mujoco>
@@ -117,6 +118,7 @@ def test_masses_are_parameters():
     np.testing.assert_allclose(speed(heavy) / speed(slider()), 2.0 / 8.0, rtol=1e-4)
 
 
+@pytest.mark.more
 def test_a_sweep_over_robots_is_a_vmap():
     env = slider()
     masses = jnp.array([[0.0, 1.0], [0.0, 2.0], [0.0, 4.0]])

@@ -15,6 +15,8 @@ from jax.sharding import PartitionSpec as P
 import rlx
 from rlx.algos import ppo, sac, trpo
 
+pytestmark = pytest.mark.more
+
 SIZES = {"total_steps": 96, "num_envs": 4, "num_steps": 8, "hidden_sizes": (8,)}
 ON_POLICY = {"num_minibatches": 2, "num_epochs": 1}
 RUNS = {

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import rlx.envs
-from rlx.envs import check, gridworld, multigoal, own, pointmaze
-from rlx.envs.multigoal import coverage, goal_entropy, goal_shares, goals, goals_reached
+from rlx.envs import check
+from rlx.envs.tasks import gridworld, multigoal, own, pointmaze
+from rlx.envs.tasks.multigoal import coverage, goal_entropy, goal_shares, goals, goals_reached
 
 
 @pytest.mark.more

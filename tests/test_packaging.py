@@ -74,7 +74,7 @@ def test_importing_any_module_leaves_the_choice_of_devices_open(tmp_path):
     names += [f"rlx.{folder.name}.{path.stem}" for folder in folders for path in sorted(folder.glob("[a-z]*.py"))]
     program = f"""
 import importlib
-from rlx.compiler import in_use
+from rlx.devices.compiler import in_use
 for name in {names}:
     importlib.import_module(name)
     assert not in_use(), name
@@ -150,7 +150,7 @@ def test_algorithms_import_neither_each_other_nor_environments(path):
     assert imports_of(path, "rlx.algos", "rlx.envs", "algos", "envs", "experiments", "benchmarks") == set()
 
 
-@pytest.mark.parametrize("path", files("rlx", "__init__.py", "cli.py"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", files("rlx", "__init__.py", "__main__.py"), ids=lambda path: path.name)
 def test_the_library_imports_neither_algorithms_nor_environments(path):
     assert imports_of(path, "rlx.algos", "rlx.envs", "algos", "envs", "experiments", "benchmarks") == set()
 
@@ -167,7 +167,7 @@ def test_a_script_beside_a_checkout_called_rlx_imports_the_package_and_not_a_nam
         (tmp_path / "rlx" / name).symlink_to(root / name)
     script = tmp_path / "script.py"
     script.write_text(
-        "import rlx, rlx.compiler\nfrom rlx.algos import ppo\n"
+        "import rlx, rlx.devices.compiler\nfrom rlx.algos import ppo\n"
         "print(rlx.__file__, rlx.envs.make('probe/Action').action_space.n, ppo.__name__)"
     )
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, check=False)

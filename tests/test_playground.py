@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import rlx
-from rlx.envs import from_playground
-from rlx.envs.contract import ContractError
+from rlx.envs.contract.evidence import ContractError
+from rlx.envs.suites import from_playground
 
 # Of Playground's own: tasks whose episodes all begin in one state, and tasks that use the key of a start twice.
 FIXED_STARTS = {"BallInCup", "HumanoidStand", "HumanoidWalk", "HumanoidRun"}

@@ -10,7 +10,9 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from rlx import plot, report
-from rlx.plot import COLOURS, GREY, curve, heatmap, learning_curves, sensitivity, smooth
+from rlx.plot import curve, heatmap, learning_curves, sensitivity, smooth
+from rlx.plot.hyperparameters import _log_spaced
+from rlx.plot.style import COLOURS, GREY
 from rlx.report import interval, iqm
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -387,13 +389,13 @@ def test_colours_are_told_apart_from_grey():
     ],
 )
 def test_an_axis_is_logarithmic_where_the_values_are_spread_like_that(values, log):
-    assert plot._log_spaced(values) is log
+    assert _log_spaced(values) is log
 
 
 def test_the_picture_of_a_population_says_what_its_lines_are(tmp_path, monkeypatch):
     rows = [{"step": i, "episode_return": [i, 2.0 * i], "varied.clip": [0.1, 0.2]} for i in range(3)]
     drawn = []
-    monkeypatch.setattr(plot, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("rlx.plot.curves.save_figure", lambda figure, path: drawn.append(figure))
     plot.population(rows, tmp_path / "population.png")
     assert drawn[0].get_suptitle() == "Population of 2 members"
     assert [text.get_text() for text in drawn[0].legends[0].texts] == [

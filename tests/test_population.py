@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlx.population import exploit, explore
+from rlx.sweeps import exploit, explore
 
 KEYS = jax.random.split(jax.random.key(0), 500)
 

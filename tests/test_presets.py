@@ -12,6 +12,7 @@ from rich.console import Console
 
 import rlx
 from rlx import cli
+from rlx.cli.options import tell_settings
 from rlx.presets import defaults, of_episode, origin, preset, published, settings
 
 FILES = sorted(Path(rlx.algos.__path__[0]).glob("*.toml"))
@@ -20,6 +21,7 @@ SPACES = ("gymnax", "brax", "mjx", "playground", "rlx")
 NAMES = [name for space in SPACES for name in rlx.envs.names(space)]
 
 
+@pytest.mark.filterwarnings("ignore:no tuned settings")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_shipped_settings_fit_the_config_and_are_for_environments_that_exist(path):
     algorithm = import_module(f"rlx.algos.{path.stem}")
@@ -31,6 +33,7 @@ def test_shipped_settings_fit_the_config_and_are_for_environments_that_exist(pat
         assert config.total_steps >= config.steps_per_update
 
 
+@pytest.mark.filterwarnings("ignore:no tuned settings")
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
 def test_what_was_measured_with_shipped_settings_was_measured_with_those_that_ship(path):
     result = json.loads(path.read_text())
@@ -113,9 +116,18 @@ def test_where_no_table_fits_defaults_are_chosen_by_the_spaces_and_the_horizon(t
 def test_grpo_says_so_where_the_length_of_an_episode_is_not_known(capsys):
     endless = rlx.Env(rlx.envs.make("rlx/MultiGoal").environment, None)
     console = Console(width=200)
-    cli._tell_settings(console, import_module("rlx.algos.grpo"), "mine", endless, {})
+    tell_settings(console, import_module("rlx.algos.grpo"), "mine", endless, {})
     assert (
         "how many steps an episode of mine takes is not known: one has to fit in num_steps" in capsys.readouterr().out
     )
-    cli._tell_settings(console, import_module("rlx.algos.ppo"), "mine", endless, {})
+    tell_settings(console, import_module("rlx.algos.ppo"), "mine", endless, {})
     assert "is not known" not in capsys.readouterr().out
+
+
+def test_the_defaults_of_the_kind_are_there_in_python_too_and_their_lack_is_said():
+    ppo, env = import_module("rlx.algos.ppo"), rlx.envs.make("gymnax/Reacher-misc")
+    assert preset(ppo, "my/Robot", env).num_envs == 16
+    with pytest.warns(UserWarning, match="no tuned settings for my/Robot: give preset the Env too"):
+        assert preset(ppo, "my/Robot") == ppo.Config()
+    grpo = import_module("rlx.algos.grpo")
+    assert preset(grpo, "my/Robot", env).num_steps == env.horizon

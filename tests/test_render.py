@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 import rlx
-from rlx import cli, render, run
-from rlx.render import record, write
+from rlx import cli
+from rlx.envs.frames import gl_context
+from rlx.run.render import record, write
 
 TRAIN = ["train", "ppo", "--env", "CartPole-v1", "--total-steps", "64", "--num-envs", "4", "--num-steps", "16"]
 TRAIN += ["--num-minibatches", "2", "--hidden-sizes", "8", "--eval-episodes", "2", "--no-compile-cache"]
@@ -33,7 +34,7 @@ def has_gl():
     import mujoco
 
     try:
-        render.gl_context()
+        gl_context()
         with mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco><worldbody/></mujoco>"), 8, 8):
             return True
     except Exception:
@@ -202,6 +203,7 @@ def test_mujoco_draws_what_has_moved(name):
         env.environment.frames([start], env.params, 64, 48, "behind")
 
 
+@pytest.mark.more
 def test_the_page_of_brax_holds_the_episode(tmp_path):
     env = rlx.envs.make("brax/inverted_pendulum", max_steps=3)
     env_states, _ = record(Push, None, env, jnp.float32(1), jax.random.key(0))
@@ -209,6 +211,7 @@ def test_the_page_of_brax_holds_the_episode(tmp_path):
     assert "<html" in (tmp_path / "a.html").read_text()[:500].lower()
 
 
+@pytest.mark.more
 def test_the_command_draws_a_run(tmp_path, capsys):
     out = tmp_path / "run"
     cli.main([*TRAIN, "--out", str(out)])
@@ -236,7 +239,7 @@ def test_training_draws_episodes_when_asked(tmp_path, capsys, monkeypatch):
     def fails(*args):
         raise RuntimeError("no display")
 
-    monkeypatch.setattr(run, "write", fails)
+    monkeypatch.setattr("rlx.run.evaluations.write", fails)
     cli.main([*TRAIN, "--out", str(tmp_path / "other"), "--render-every", "1"])
     assert "no picture of an episode: no display" in capsys.readouterr().out
     assert (tmp_path / "other" / "evaluation.json").exists()

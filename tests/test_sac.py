@@ -14,12 +14,13 @@ from jax.flatten_util import ravel_pytree
 
 import rlx
 from rlx import Env, cli, replace, stack
+from rlx.algorithm import saved_config
 from rlx.algos import sac as module
-from rlx.checkpoint import restore
-from rlx.envs.probes import ContinuousAction, Discount, Endless, Mixed, Observation
+from rlx.envs.tasks.probes import ContinuousAction, Discount, Endless, Mixed, Observation
+from rlx.files import read_config
 from rlx.pytree import is_static
 from rlx.replay import take, with_replay, without_replay
-from rlx.run import read_config
+from rlx.run.checkpoint import restore
 from rlx.spaces import Box, Discrete
 from rlx.train import advance
 
@@ -526,6 +527,7 @@ def test_no_key_is_used_twice(sac, small):
     assert np.isfinite(metrics["critic_loss"]).all()
 
 
+@pytest.mark.more
 def test_the_streams_of_a_run_have_no_key_in_common(sac, small, monkeypatch):
     used = []
 
@@ -610,7 +612,7 @@ def test_a_run_goes_on_with_a_new_buffer_where_checkpoints_leave_it_out(tmp_path
 
 def built(run):
     saved = read_config(run)
-    return cli.saved_config(module, saved), rlx.envs.make(saved["env"])
+    return saved_config(module, saved), rlx.envs.make(saved["env"])
 
 
 def test_only_the_buffer_is_left_out_and_put_back(sac, small, trained):

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 import rlx
 from rlx import Env, replace, stack
 from rlx.algos import sac_discrete as module
-from rlx.envs.probes import Action, Discount, Endless, Mixed, Observation, ObservationAction
+from rlx.envs.tasks.probes import Action, Discount, Endless, Mixed, Observation, ObservationAction
 from rlx.pytree import is_static
 from rlx.replay import take
 from rlx.spaces import Discrete

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from rlx.search import Choice, LogUniform, Uniform, parse, points
+from rlx.sweeps.search import Choice, LogUniform, Uniform, parse, points
 
 
 def test_a_grid_has_every_combination_once_the_last_name_fastest():

@@ -8,8 +8,8 @@ import pytest
 import rlx
 from rlx import tokens
 from rlx.env import with_params
-from rlx.envs import sequences
-from rlx.envs.sequences import END, MINUS, NUMBERS, PLUS, TIMES
+from rlx.envs.tasks import sequences
+from rlx.envs.tasks.sequences import END, MINUS, NUMBERS, PLUS, TIMES
 
 NAMES = ("Reverse", "Sort", "ModularAddition", "Countdown")
 NUM = 200

@@ -130,10 +130,10 @@ def test_training_keeps_every_kind_of_bound():
 @pytest.mark.parametrize("algorithm", TANH, **NAMES)
 def test_a_constant_dimension_asks_for_the_entropy_of_a_uniform_one(algorithm):
     env = game(None, Box([-1.0, 0.3, -2.0], [1.0, 0.3, 5.0], (3,)))
-    config, params = small(algorithm, target_entropy=-0.7), {"log_alpha": jnp.log(0.5)}
+    config, log_alpha = small(algorithm, target_entropy=-0.7), jnp.log(0.5)
     log_prob = jnp.array([0.4, -1.0])
     expected = 0.5 * (0.3 - (2 * -0.7 + np.log(2.0)))
-    np.testing.assert_allclose(algorithm.alpha_loss(params, config, env, log_prob), expected, rtol=1e-6)
+    np.testing.assert_allclose(algorithm.alpha_loss(log_alpha, config, env, log_prob), expected, rtol=1e-6)
 
 
 def test_bounds_and_chunks_are_the_ways_out_that_messages_name():

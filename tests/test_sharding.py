@@ -12,8 +12,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rlx import sharding
-from rlx.cli import _cores, main
+from rlx.cli import main
+from rlx.cli.train import cores_for
+from rlx.devices import sharding
 from rlx.replay import arranged, insert, replay, sample, take
 from rlx.rollout import flatten, gather, minibatches
 
@@ -45,6 +46,7 @@ def test_twenty_updates_on_eight_devices_are_those_on_one_with_the_same_shuffle(
     assert found["difference"] < 1e-5
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", ["ppo", "sac", "fpo"])
 def test_every_device_has_its_own_environments(eight, name):
     found = eight[name]
@@ -52,6 +54,7 @@ def test_every_device_has_its_own_environments(eight, name):
     assert found["rows_here"] == {"ppo": 2, "sac": 1, "fpo": 2}[name]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", ["ppo", "sac", "fpo"])
 def test_only_gradients_and_statistics_cross_devices(eight, name):
     found = eight[name]
@@ -60,6 +63,7 @@ def test_only_gradients_and_statistics_cross_devices(eight, name):
     assert 0 <= sum(sizes) - found["param_bytes"] < min(512, found["minibatch_bytes"])  # a batch would be seen
 
 
+@pytest.mark.more
 def test_lanes_on_eight_devices_are_those_of_a_vmap_on_one(eight):
     # A program for one lane and one for eight: 0.0 with jaxlib 0.10.2, the last bit of a float32 with 0.11.2.
     assert eight["sweep"]["difference"] < 1e-6
@@ -120,9 +124,9 @@ def test_replay_on_two_devices_keeps_the_newest_of_each(two):
 @pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1), (2, 4), (4, 2)])
 def test_a_buffer_on_another_number_of_devices_has_the_same_elements(before, now, monkeypatch):
     def on(num):
-        for module in ("rlx.replay", "rlx.rollout", "rlx.sharding"):
+        for module in ("rlx.replay", "rlx.rollout", "rlx.devices.sharding"):
             monkeypatch.setattr(f"{module}.num_blocks", lambda: num)
-        monkeypatch.setattr("rlx.sharding._constrain", lambda x, spec: x)
+        monkeypatch.setattr("rlx.devices.sharding._constrain", lambda x, spec: x)
 
     def held(buffer):
         index = sample(buffer, jax.random.key(0), (400, 16))
@@ -187,8 +191,8 @@ def test_devices_that_do_not_fit_are_refused_before_anything_is_written(argument
     ],
 )
 def test_many_environments_take_as_many_cores_as_fit(settings, cores, monkeypatch, ppo):
-    monkeypatch.setattr("rlx.cli.num_cores", lambda: 4)
-    assert _cores(ppo.Config(**settings)) == cores
+    monkeypatch.setattr("rlx.cli.train.num_cores", lambda: 4)
+    assert cores_for(ppo.Config(**settings)) == cores
 
 
 def test_collectives_of_a_program_have_their_kinds_and_bytes(two):

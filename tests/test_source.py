@@ -10,7 +10,13 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from rlx import cli, cli_sweep, report, run, source, sweeps
+from rlx import cli, report, source
+from rlx.algorithm import load_algorithm, named_algorithm
+from rlx.cli import sweep as cli_sweep
+from rlx.files import read_config
+from rlx.sweeps.train import _resumes
+
+pytestmark = pytest.mark.more
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--env", "CartPole-v1", "--total-steps", "64", "--num-envs", "4", "--num-steps", "8", "--num-epochs", "1"]
@@ -65,7 +71,7 @@ def own(trained, tmp_path):
 def test_a_run_and_a_sweep_keep_the_source_that_they_ran(trained):
     for directory in (trained / "run", trained / "sweep", trained / "sweep" / "best"):
         assert (directory / "source" / "mine.py").read_bytes() == (ROOT / "algos" / "ppo.py").read_bytes()
-    saved = run.read_config(trained / "run")
+    saved = read_config(trained / "run")
     assert saved["source"] == source.hashes("/x/mine.py", {"mine.py": (ROOT / "algos" / "ppo.py").read_bytes()})
     assert list(source.hashes("rlx.algos.ppo", {})) == ["ppo.py"]
 
@@ -139,10 +145,10 @@ def test_a_lane_of_a_changed_file_is_exported_with_the_copy(own, capsys):
 
 def test_a_sweep_from_python_is_not_gone_on_with_by_a_changed_file(own):
     change(own / "mine.py")
-    module, name = cli.named_algorithm(str(own / "mine.py"))
+    module, name = named_algorithm(str(own / "mine.py"))
     job = dataclasses.replace(cli_sweep.saved_job(own / "sweep"), algorithm=module, algorithm_name=name)
     with pytest.raises(ValueError, match=r"holds another sweep: .*mine.py has changed"):
-        sweeps._resumes(job)
+        _resumes(job)
 
 
 def test_runs_of_two_sources_are_no_seeds_of_one_another(own):
@@ -185,7 +191,7 @@ def test_a_name_is_an_algorithm_and_an_objective(name, found):
 def test_a_learned_objective_is_kept_and_told_apart(tmp_path):
     (tmp_path / "lpo.npz").write_bytes(b"1")
     name = f"rlx.algos.ppo+{tmp_path / 'lpo.npz'}"
-    source_of = source.read(name, cli.load_algorithm("ppo"))
+    source_of = source.read(name, load_algorithm("ppo"))
     (tmp_path / "run").mkdir()
     source.keep(tmp_path / "run", source_of)
     saved = {"algorithm": name, "source": source.hashes(name, source_of)}

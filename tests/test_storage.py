@@ -12,8 +12,8 @@ import sys
 import numpy as np
 import pytest
 
-from rlx import checkpoint
-from rlx.storage import CLAIM, Full, beside, check_empty, naming, owned, reason, reserved
+from rlx.run import checkpoint
+from rlx.run.storage import CLAIM, Full, beside, check_empty, naming, owned, reason, reserved
 
 
 def test_one_of_two_owners_is_refused_while_the_other_is_there(tmp_path):
@@ -37,7 +37,7 @@ def test_a_name_that_is_taken_gets_a_number(tmp_path):
 
 
 def test_what_a_killed_process_owned_is_free_again(tmp_path):
-    code = "import sys\nfrom pathlib import Path\nfrom rlx.storage import owned\n"
+    code = "import sys\nfrom pathlib import Path\nfrom rlx.run.storage import owned\n"
     code += f"with owned(Path({str(tmp_path / 'run')!r})): print(1, flush=True), input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"1\n"

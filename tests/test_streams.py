@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rlx import run, streams
-from rlx.progress import Display
+from rlx import run
+from rlx.run import streams
+from rlx.run.progress import Display
 
 
 class Broken(io.StringIO):
@@ -61,7 +62,7 @@ def test_an_encoding_without_a_character_gets_a_question_mark(monkeypatch):
 
 
 def test_a_closed_pipe_ends_with_status_0_and_one_line():
-    code = "from rlx import streams\nwith streams.lasting():\n    for i in range(100000): print(i)"
+    code = "from rlx.run import streams\nwith streams.lasting():\n    for i in range(100000): print(i)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"0\n"
         process.stdout.close()
@@ -143,7 +144,7 @@ def test_a_curve_that_cannot_be_drawn_is_said_and_is_no_error(tmp_path, monkeypa
 
 
 def test_pictures_are_drawn_whatever_backend_the_environment_names(tmp_path):
-    code = "import sys; from rlx.streams import importing_matplotlib; from pathlib import Path\n"
+    code = "import sys; from rlx.run.streams import importing_matplotlib; from pathlib import Path\n"
     code += "with importing_matplotlib(): from rlx.plot import losses\n"
     code += "losses([{'gradient_step': 1, 'loss': 1.0, 'validation_loss': 2.0}], Path(sys.argv[1]))\n"
     code += "assert 'matplotlib.pyplot' not in sys.modules"

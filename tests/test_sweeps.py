@@ -15,11 +15,12 @@ from rich.console import Console
 
 import rlx
 from rlx import cli, replace
-from rlx.checkpoint import restore
-from rlx.progress import Display
-from rlx.run import keys, read_rows
-from rlx.search import LogUniform
+from rlx.files import read_rows
+from rlx.run import keys
+from rlx.run.checkpoint import restore
+from rlx.run.progress import Display
 from rlx.sweeps import rungs
+from rlx.sweeps.search import LogUniform
 
 RATES = [1e-2, 1e-3]
 SIZES = ["--num-steps", "16", "--num-epochs", "2", "--num-minibatches", "2", "--hidden-sizes", "16"]
@@ -150,7 +151,7 @@ def test_an_interrupted_sweep_goes_on_bitwise(sweep, tmp_path, monkeypatch, opti
         if len(shown) == moment + 1:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("rlx.run.CHUNK_UPDATES", 1)
+    monkeypatch.setattr("rlx.sweeps.train.CHUNK_UPDATES", 1)
     whole = sweep(tmp_path / "whole", space, **options)
     with monkeypatch.context() as patch:
         patch.setattr(Display, "show", show_and_interrupt)
@@ -172,7 +173,7 @@ def test_a_sweep_goes_on_bitwise_with_another_number_of_devices(sweep, tmp_path,
     options |= {"num_seeds": 1}
     whole = sweep(tmp_path / "whole", space, **options)
     with monkeypatch.context() as patch:
-        patch.setattr("rlx.run.CHUNK_UPDATES", 1)
+        patch.setattr("rlx.sweeps.train.CHUNK_UPDATES", 1)
         patch.setattr(Display, "show", show_and_interrupt)
         one = jax.devices()[:1]
         patch.setattr(jax, "devices", lambda: one)
@@ -402,7 +403,7 @@ def test_a_sweep_with_damaged_checkpoints_goes_on_from_before_them(sweep, tmp_pa
             signal.raise_signal(signal.SIGINT)
 
     space = {"learning_rate": RATES}
-    monkeypatch.setattr("rlx.run.CHUNK_UPDATES", 1)
+    monkeypatch.setattr("rlx.sweeps.train.CHUNK_UPDATES", 1)
     whole = sweep(tmp_path / "whole", space)
     with monkeypatch.context() as patch:
         patch.setattr(Display, "show", show_and_interrupt)

@@ -305,10 +305,12 @@ def test_a_sweep_over_the_size_of_the_trust_region_equals_its_single_runs(small,
         sweep(algorithm, [replace(config, **{name: value}) for value in values], cartpole)
 
 
+@pytest.mark.more
 def test_a_sweep_over_the_coefficient_of_an_objective_equals_its_single_runs(small, cartpole):
     sweep(ppo, [small] * 3, cartpole, [SPO(epsilon) for epsilon in (0.001, 0.2, 0.8)])
 
 
+@pytest.mark.more
 def test_with_objective_makes_its_coefficients_fields_of_the_config(small, cartpole, init):
     spo, rollback = with_objective(ppo, SPO), with_objective(ppo, Rollback)
     assert (spo.__name__, spo.Config().epsilon, spo.__file__) == ("rlx.algos.ppo+SPO", 0.2, ppo.__file__)
@@ -357,6 +359,7 @@ def probe(small):
 CONVERGED = 0.03
 
 
+@pytest.mark.more
 @both
 def test_the_policy_sees_the_observation(algorithm, probe):
     value, policy = probe(algorithm, "ObservationAction")
@@ -364,6 +367,7 @@ def test_the_policy_sees_the_observation(algorithm, probe):
     np.testing.assert_allclose(value(-1.0, 1.0), [1.0, 1.0], atol=2 * CONVERGED)
 
 
+@pytest.mark.more
 @both
 def test_continuous_actions_reach_their_optimum(algorithm, probe):
     _, policy = probe(algorithm, "ContinuousAction")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import rlx
+from rlx.run.why import diverged, why
 from rlx.spaces import Box, Discrete
-from rlx.why import diverged, why
 
 
 def logarithm(config, log_ratio, advantage, progress):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import rlx
-from rlx.envs.contract import CLAUSES
+from rlx.envs.contract.clauses import CLAUSES
 from rlx.meta import detached
 from rlx.pytree import pytree
 from rlx.rollout import check_horizon, rollout
@@ -281,6 +281,7 @@ def test_a_limit_in_params_that_are_a_dictionary_is_moved_too():
     assert rlx.envs.make("wrapped/Dictionary", max_steps=20).horizon == 20
 
 
+@pytest.mark.more
 def test_chunks_keep_the_contract_and_are_an_option_of_make():
     assert len(rlx.envs.check(rlx.envs.make("Pendulum-v1", chunk=4, max_steps=40))) == len(CLAUSES)
 

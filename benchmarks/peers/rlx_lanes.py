@@ -10,7 +10,7 @@ def program(settings):
 
     import rlx
     from rlx.algos import ppo
-    from rlx.sharding import use_devices
+    from rlx.devices.sharding import use_devices
     from rlx.train import advance
 
     use_devices()

@@ -15,10 +15,10 @@ import matplotlib
 import numpy as np
 
 from rlx import cli, meta
+from rlx.files import read_json, read_rows
 from rlx.meta import pictures
 from rlx.objectives import DPO, SPO, Clip
-from rlx.report import experiment, interval, read_json
-from rlx.run import read_rows
+from rlx.report import experiment, interval
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

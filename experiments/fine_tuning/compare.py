@@ -23,15 +23,14 @@ import numpy as np
 
 import rlx
 from rlx.algos import dppo, fpo, policyflow, ppo
-from rlx.cloning import clone, started_from
-from rlx.demonstrations import Demonstrations, collect, load, save
+from rlx.data import Demonstrations, clone, collect, load, save, started_from
+from rlx.devices.sharding import use_devices
+from rlx.devices.spread import spread
 from rlx.env import with_params
-from rlx.envs.multigoal import coverage, goal_entropy, goal_shares, goals_reached
-from rlx.lanes import spread
+from rlx.envs.tasks.multigoal import coverage, goal_entropy, goal_shares, goals_reached
 from rlx.presets import preset
 from rlx.report import experiment, interval
 from rlx.rollout import reset, rollout
-from rlx.sharding import use_devices
 
 matplotlib.use("Agg")
 import itertools

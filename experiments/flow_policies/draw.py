@@ -9,8 +9,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from rlx.envs.multigoal import MultiGoal, goals
-from rlx.envs.pointmaze import MAZES, layout
+from rlx.envs.tasks.multigoal import MultiGoal, goals
+from rlx.envs.tasks.pointmaze import MAZES, layout
 from rlx.report import fill, interval
 
 matplotlib.use("Agg")

@@ -29,13 +29,13 @@ from jax.flatten_util import ravel_pytree
 import rlx
 from rlx import replace
 from rlx.algos import dppo, fpo, policyflow, ppo
-from rlx.envs.gridworld import observe
-from rlx.envs.multigoal import coverage, goal_entropy, goal_shares, goals_reached
-from rlx.envs.pointmaze import State as PointMazeState
-from rlx.lanes import spread
+from rlx.devices.sharding import use_devices
+from rlx.devices.spread import spread
+from rlx.envs.tasks.gridworld import observe
+from rlx.envs.tasks.multigoal import coverage, goal_entropy, goal_shares, goals_reached
+from rlx.envs.tasks.pointmaze import State as PointMazeState
 from rlx.presets import preset
 from rlx.rollout import reset, rollout
-from rlx.sharding import use_devices
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NUM_TRAJECTORIES, NUM_DRAWN, NUM_ACTIONS = 1000, 40, 200

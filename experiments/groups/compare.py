@@ -21,9 +21,9 @@ from rich.console import Console
 
 import rlx
 from rlx.algos import grpo, grpo_tokens, ppo
+from rlx.devices.sharding import use_devices
 from rlx.presets import preset
 from rlx.report import curve, experiment, interval, iqm
-from rlx.sharding import use_devices
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -20,14 +20,15 @@ import matplotlib
 import numpy as np
 
 import rlx
-from rlx import checkpoint, meta
+from rlx import meta
 from rlx.algos import lpg, ppo
-from rlx.envs.levels import bound, level
-from rlx.lanes import spread
+from rlx.devices.sharding import use_devices
+from rlx.devices.spread import spread
+from rlx.envs.tasks.levels import bound, level
+from rlx.files import read_rows, write_rows
 from rlx.pytree import uncommitted
 from rlx.report import experiment, interval
-from rlx.run import read_rows, write_rows
-from rlx.sharding import use_devices
+from rlx.run import checkpoint
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -21,9 +21,9 @@ import optax
 import rlx
 from rlx import meta
 from rlx.algos import ppo
-from rlx.lanes import spread
+from rlx.devices.sharding import use_devices
+from rlx.devices.spread import spread
 from rlx.report import experiment, interval
-from rlx.sharding import use_devices
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -20,9 +20,9 @@ from rich.console import Console
 
 import rlx
 from rlx.algos import ppo
+from rlx.devices.sharding import use_devices
 from rlx.presets import preset
 from rlx.report import experiment, interval, iqm
-from rlx.sharding import use_devices
 from rlx.wrappers import randomized
 
 matplotlib.use("Agg")

@@ -19,12 +19,12 @@ import numpy as np
 import rlx
 from rlx.algos import grpo_tokens
 from rlx.algos.grpo_tokens import VARIANTS
+from rlx.devices.sharding import use_devices
+from rlx.devices.spread import spread
 from rlx.groups import clone, pass_at_k
-from rlx.lanes import spread
 from rlx.presets import preset
 from rlx.report import experiment, interval
 from rlx.rollout import reset
-from rlx.sharding import use_devices
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

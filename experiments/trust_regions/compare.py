@@ -23,10 +23,10 @@ from rich.console import Console
 
 import rlx
 from rlx.algos import mdpo, mdpo_offpolicy, ppo, sac, trpo
+from rlx.devices.sharding import use_devices
 from rlx.objectives import DPO, SPO, ForwardKL, ReverseKL, with_objective
 from rlx.presets import configure, settings
 from rlx.report import Curve, curve, experiment, interval, iqm
-from rlx.sharding import use_devices
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

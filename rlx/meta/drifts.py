@@ -128,7 +128,7 @@ def save(path: Path, objective: LPO | TALPO, about: dict[str, Any] | None = None
     if kind is None:
         raise ValueError(
             f"a file of an objective holds an LPO or a TALPO, not a {type(objective).__name__}: keep the leaves of "
-            "another pytree with rlx.checkpoint.save"
+            "another pytree with rlx.run.checkpoint.save"
         )
     if (np.ndim(objective.hidden), np.ndim(objective.out)) != (2, 1):
         raise ValueError(f"hidden has shape {list(np.shape(objective.hidden))}: save one objective, not a population")

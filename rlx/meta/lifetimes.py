@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlx.devices.spread import spread
 from rlx.env import Env
-from rlx.lanes import spread
 from rlx.pytree import pytree, replace
 from rlx.train import evaluate, train
 

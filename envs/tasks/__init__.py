@@ -1,0 +1,1 @@
+"""Environments of rlx's own, each with its picture."""

@@ -1,0 +1,159 @@
+"""What an algorithm is, and algorithms by name: those that ship, files of one's own, either with another objective."""
+
+import dataclasses
+import importlib
+import importlib.util
+import pkgutil
+import re
+import sys
+import zlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from rlx import objectives, source
+from rlx.algorithm_check import check_module
+from rlx.messages import unknown_name
+from rlx.presets import configure
+
+FOLDER = "rlx.algos"  # the package of those that ship; imported by name, as those of users are
+NAMES = ("Clip", "ClipHigher", "DPO", "ForwardKL", "ImportanceWeighted", "ReverseKL", "Rollback", "SPO")
+OBJECTIVES = {name: getattr(objectives, name) for name in NAMES}
+LEARNED = ".npz"  # how the file of a learned objective ends
+
+
+class Algorithm(Protocol):
+    """A module with these names; `docs/own-algorithm.md` has the rules and `rlx.check_algorithm` proves them.
+
+    `Config` has the static field `total_steps` and the property `steps_per_update`, and `init_steps` where `init` takes
+    steps that belong to the run. A State counts its updates in `num_updates`. `check(config, env)`, which raises
+    ValueError for settings that do not fit, and `VARIANTS` are optional.
+    """
+
+    Config: type
+
+    def init(self, config: Any, env: Any, key: jax.Array) -> Any:
+        """The State before the first update."""
+
+    def update(self, config: Any, env: Any, state: Any, **kwargs: Any) -> tuple[Any, dict[str, jax.Array]]:
+        """The State after one update, and its metrics."""
+
+    def act(
+        self, config: Any, env: Any, state: Any, obs: Any, key: jax.Array, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """Actions for observations `[N, ...]`, and what the loss needs of them."""
+
+
+def shipped() -> Path:
+    """The folder of the algorithms that ship with rlx."""
+    return Path(importlib.util.find_spec(FOLDER).submodule_search_locations[0])
+
+
+def algorithms() -> list[str]:
+    """Names of the algorithms that ship with rlx."""
+    return sorted(module.name for module in pkgutil.iter_modules([str(shipped())]))
+
+
+def load_algorithm(name: str) -> ModuleType:
+    """The algorithm `name`: one that ships (`ppo`, `rlx.algos.ppo`), or the path of a file; `ppo+SPO` has an objective.
+
+    Raises:
+        ValueError: unknown name, naming the closest; or a file that is not an algorithm.
+    """
+    base, objective = split_name(name)
+    if objective:
+        return with_named(load_algorithm(base), objective)
+    short = name.removeprefix("rlx.algos.")
+    if short in algorithms():
+        return importlib.import_module(f"{FOLDER}.{short}")
+    path = Path(name)
+    if path.suffix != ".py" or not path.exists():
+        raise ValueError(unknown_name("algorithm", name, algorithms()))
+    spec = importlib.util.spec_from_file_location(f"rlx.loaded.{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    content = path.read_bytes()
+    module.__sources__ = {path.name: content}
+    try:  # what the run keeps a copy of is what is run: not what Python has cached of an earlier second
+        with source.importing(path.parent):
+            exec(compile(content, str(path), "exec", dont_inherit=True), vars(module))
+            module.__sources__ |= source.beside(path)
+    except Exception as error:  # whatever a file raises that is not finished
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    check_module(module, str(path))
+    return module
+
+
+def named_algorithm(name: str) -> tuple[ModuleType, str]:
+    """The algorithm, see `load_algorithm`, and the name to find it by from anywhere."""
+    algorithm = load_algorithm(name)
+    shipped = algorithm.__name__.startswith("rlx.algos.")
+    return algorithm, algorithm.__name__ if shipped else str(Path(name).resolve())
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """`ppo+SPO` as `ppo` and `SPO`; the second is empty where no objective is named, by its own name or a file's."""
+    base, _, objective = name.rpartition("+")
+    return (base, objective) if objective in OBJECTIVES or (base and objective.endswith(LEARNED)) else (name, "")
+
+
+def load_objective(name: str) -> Any:
+    """The class of a name, or what is in a file of a learned one."""
+    return importlib.import_module("rlx.meta.drifts").load(Path(name)) if name.endswith(LEARNED) else OBJECTIVES[name]
+
+
+def with_named(algorithm: ModuleType, objective: str) -> ModuleType:
+    """The algorithm with the objective of this name, or of this file."""
+    found = objectives.with_objective(algorithm, load_objective(objective))
+    if objective.endswith(LEARNED):
+        file = Path(objective)
+        found.__sources__ = getattr(algorithm, "__sources__", {}) | {file.name: file.read_bytes()}
+    return found
+
+
+def saved_algorithm(directory: Path, saved: dict[str, Any], whole: bool = True) -> ModuleType:
+    """The algorithm of a run or a sweep, with its objective where `whole`.
+
+    Where its files have become others since, it is made of the copies in the directory, which is said.
+    """
+    changed = source.changes(saved["algorithm"], saved)
+    for file, what in changed.items():
+        print(f"{file} {what} since {directory} began: its copy in {directory / source.FOLDER} is used")
+    base, objective = source.kept(directory, saved) if changed else split_name(saved["algorithm"])
+    return with_named(load_algorithm(base), objective) if whole and objective else load_algorithm(base)
+
+
+def saved_config(algorithm: ModuleType, saved: dict[str, Any]) -> Any:
+    """The Config that a run directory was made with."""
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["config"].items()}
+    for field in dataclasses.fields(algorithm.Config):
+        if type(field.default) is float and field.name in values:
+            values[field.name] = float(values[field.name])  # infinity is written as "inf"
+    return configure(algorithm.Config, values)
+
+
+def preset_file(algorithm: ModuleType) -> Path:
+    """The TOML file beside an algorithm, else the one that ships for an algorithm of the same name."""
+    beside = Path(algorithm.__file__).resolve().with_suffix(".toml")
+    return beside if beside.exists() else shipped() / beside.name
+
+
+def learned(algorithm: ModuleType) -> dict[str, int]:
+    """A checksum of the algorithm's objective, where that is of a file, which may be written again; else nothing."""
+    return {"objective": checksum(algorithm.learned)} if hasattr(algorithm, "learned") else {}
+
+
+def checksum(tree: Any) -> int:
+    """CRC-32 of all numbers of a pytree."""
+    return zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)))
+
+
+def short_name(algorithm_name: str) -> str:
+    """`ppo` for `rlx.algos.ppo` and for `/somewhere/ppo.py`; `ppo+SPO` with another objective, by its name or file."""
+    base, _, objective = algorithm_name.rpartition("+")
+    if objective.endswith(".npz"):
+        return f"{short_name(base)}+{Path(objective).stem}"
+    return re.sub(r"\.py(?=\+|$)", "", Path(algorithm_name.removeprefix("rlx.algos.")).name)

@@ -1,0 +1,259 @@
+"""The commands about demonstrations: `rlx collect`, `rlx clone`."""
+
+import dataclasses
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+
+from rlx import source
+from rlx.algorithm import named_algorithm, short_name
+from rlx.cli.options import (
+    assignments,
+    check_seed,
+    configure_jax,
+    make_env,
+    new_directory,
+    parse_options,
+    tuned_settings,
+)
+from rlx.cli.play import Checkpoint, load_checkpoint
+from rlx.data.cloning import check_cloning
+from rlx.data.cloning import clone as learn
+from rlx.data.demonstrations import collect as play
+from rlx.data.demonstrations import load, mixture, save
+from rlx.env import with_params
+from rlx.files import read_config, write_json, write_rows
+from rlx.presets import configure
+from rlx.run import checkpoint
+from rlx.run.evaluations import evaluate_run
+from rlx.run.job import OPTIONS, Job, describe, identity, keys
+from rlx.run.storage import check_empty, naming, owned, reserved
+from rlx.run.timings import announced, announcement, program_name, remember
+from rlx.spaces import Discrete
+
+SIZES = ("gradient_steps", "cloning_batch", "cloning_rate", "validation_share")
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectOptions:
+    """Write whole episodes of one or several runs' policies to a file of demonstrations."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories to collect from, all of one environment."""
+    output: Path
+    """File to write, .npz; rlx/data/demonstrations.py describes its format."""
+    episodes: int = 100
+    """Number of episodes of all runs together."""
+    shares: tuple[float, ...] = ()
+    """Share of the episodes of each run, such as 3 1; by default all runs give the same number."""
+    noise: float = 0.0
+    """Standard deviation of the noise on actions within [-1, 1]; the probability of a random action where actions are
+    discrete."""
+    stochastic: bool = False
+    """Sample actions; by default the policy takes its most likely action."""
+    best: bool = False
+    """Use the weights that did best in the evaluations during training."""
+    from_update: int | None = None
+    """Use the weights after this update."""
+    env_params: tuple[str, ...] = ()
+    """Parameters of the environment that differ from those of the runs, as name=value."""
+    seed: int = 0
+    """Random seed of start states, of the environment and of the noise."""
+    compile_cache: bool = True
+    """Keep compiled programs on disk for the next start."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CloneOptions:
+    """Train a policy to do what demonstrations show, and write it as a run directory to evaluate and to train on."""
+
+    file: tyro.conf.Positional[Path]
+    """File of demonstrations, as rlx collect writes it."""
+    out: Path | None = None
+    """Run directory to write; by default a new one under runs/."""
+    gradient_steps: int = 20_000
+    """Number of gradient steps with Adam."""
+    cloning_batch: int = 256
+    """Number of environment steps in each gradient step."""
+    cloning_rate: float = 1e-3
+    """Learning rate of the first gradient step; it falls to a tenth."""
+    validation_share: float = 0.1
+    """Share of the episodes that is held out; the weights that do best on it are kept."""
+    env_options: tuple[str, ...] = ()
+    """Options of the environment beside those of the demonstrations, such as chunk=4."""
+    env_params: tuple[str, ...] = ()
+    """Parameters of the environment that differ from those of the demonstrations, as name=value."""
+    seed: int = 0
+    """Random seed of the whole training."""
+    eval_episodes: int = 100
+    """Number of episodes of the evaluation at the end."""
+    preset: bool = True
+    """Start from the settings that ship for the environment."""
+    variant: str = ""
+    """Named settings from the algorithm's VARIANTS; they go over the tuned ones."""
+    compile_cache: bool = True
+    """Keep compiled programs on disk for the next start."""
+
+
+def collect(arguments: list[str]) -> None:
+    """`rlx collect`."""
+    options = parse_options(CollectOptions, arguments, "rlx collect")
+    if not options.runs:
+        raise ValueError("rlx collect needs a run: rlx collect runs/NAME --output demonstrations.npz")
+    if options.output.suffix != ".npz":
+        raise ValueError(f"--output {options.output}: the name has to end in .npz")
+    shares = np.array(options.shares or [1.0] * len(options.runs))
+    if len(shares) != len(options.runs) or not (shares > 0).all():
+        raise ValueError(f"--shares {' '.join(map(str, options.shares))}: give a positive number for each of the runs")
+    if not options.noise >= 0:
+        raise ValueError(f"--noise {options.noise}: give 0 or more")
+    ends = np.cumsum(shares / shares.sum() * options.episodes).round().astype(int)
+    counts = np.diff(ends, prepend=0).tolist()
+    if min(counts) < 1:
+        raise ValueError(f"--episodes {options.episodes}: give at least one for each of the {len(counts)} runs")
+    with reserved(options.output), naming(options.output, lambda: "the runs are as they were"):
+        _collect(options, counts)
+
+
+def _collect(options: CollectOptions, counts: list[int]) -> None:
+    asked = {"best": options.best, "from_update": options.from_update, "stochastic": options.stochastic}
+    parts, policies, where = [], [], {}
+    changed = assignments("--env-params", options.env_params)
+    for run in options.runs:  # all of them before any is played
+        saved = read_config(run)
+        here = {name: saved[name] for name in ("env", "env_options")} | {"env_params": saved["env_params"] | changed}
+        other = [
+            f"{name} {value} and not {where[name]}" for name, value in here.items() if value != where.get(name, value)
+        ]
+        if other:
+            raise ValueError(f"{run} is of another environment than {options.runs[0]}: {', '.join(other)}")
+        if "chunk" in saved["env_options"]:
+            raise ValueError(f"{run} acts in chunks: demonstrations are of single actions, collect from a run without")
+        where = here
+    for run, count in zip(options.runs, counts, strict=True):
+        chosen = Checkpoint(run, **asked, seed=options.seed, compile_cache=options.compile_cache)
+        job, state, key = load_checkpoint(chosen)
+        env = with_params(job.env, changed)
+        if isinstance(env.action_space, Discrete) and options.noise > 1:
+            raise ValueError(f"--noise {options.noise}: of discrete actions it is a probability, give at most 1")
+        key = jax.random.fold_in(key, len(parts))
+        deterministic = not options.stochastic
+        program = program_name(f"episodes of {short_name(job.algorithm_name)}", job.env_name, job.config, count)
+        with announced(program, partial(print, flush=True)):
+            part = play(job.algorithm, job.config, env, state, key, count, options.noise, deterministic)
+        returns = part.returns
+        parts.append(part)
+        policies.append(
+            {
+                "run": run.name,
+                "algorithm": short_name(job.algorithm_name),
+                "update": int(state.num_updates),
+                "episodes": count,
+                "noise": options.noise,
+                "deterministic": deterministic,
+                "mean_return": float(returns.mean()),
+                "std_return": float(returns.std()),
+            }
+        )
+        print(f"{run}: {count} episodes, mean return {returns.mean():.1f}, standard deviation {returns.std():.1f}")
+    found = mixture(parts, where | {"policies": policies, "seed": options.seed})
+    save(options.output, found)
+    size = options.output.stat().st_size / 2**20
+    print(f"{options.output}: {len(found.ends)} episodes, {len(found.reward):,} steps, {size:.1f} MiB")
+
+
+def clone(arguments: list[str]) -> None:
+    """`rlx clone`."""
+    prog = "rlx clone"
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(f"usage: {prog} ALGORITHM FILE ...; `{prog} dppo --help` lists the options of dppo")
+        sys.exit(0)
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"{prog} needs an algorithm and a file: {prog} dppo demonstrations.npz")
+    algorithm, name = named_algorithm(arguments[0])
+    check_cloning(algorithm)
+    prog = f"{prog} {short_name(name)}"
+    config_field = (
+        "config",
+        tyro.conf.OmitArgPrefixes[algorithm.Config],
+        dataclasses.field(default=algorithm.Config()),
+    )
+    both = dataclasses.make_dataclass("Options", [config_field], bases=(CloneOptions,), frozen=True)
+    both.__doc__ = CloneOptions.__doc__
+    # The file says which environment it is of, and that which settings are the defaults.
+    early = parse_options(both, arguments[1:], prog)
+    for flag in ("gradient_steps", "cloning_batch", "eval_episodes"):
+        if getattr(early, flag) < 1:
+            raise ValueError(f"--{flag.replace('_', '-')} {getattr(early, flag)}: give at least 1")
+    demonstrations = load(early.file)
+    about = demonstrations.about
+    tuned = tuned_settings(algorithm, about["env"], early)
+    defaults = vars(early) | {"config": configure(algorithm.Config, tuned)}
+    options = parse_options(both, arguments[1:], prog, default=both(**defaults))
+    check_seed(options.seed)
+    configure_jax(options.compile_cache)
+    env_options = about["env_options"] | assignments("--env-options", options.env_options)
+    outer = "params." if "chunk" in env_options.keys() - about["env_options"].keys() else ""  # of an environment inside
+    env_params = {f"{outer}{name}": value for name, value in about["env_params"].items()}
+    env_params |= assignments("--env-params", options.env_params)
+    job = Job(
+        algorithm,
+        name,
+        options.config,
+        make_env(about["env"], env_options, env_params),
+        env_name=about["env"],
+        env_options=env_options,
+        env_params=env_params,
+        seed=options.seed,
+        directory=options.out or new_directory(f"clone-{short_name(name)}", about["env"], options.seed),
+        preset=tuned,
+        eval_episodes=options.eval_episodes,
+    )
+    check_empty(job.directory)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    shown = f"{len(demonstrations.ends)} episodes, {len(demonstrations.reward):,} steps, "
+    console.print(f"{short_name(name)} from {early.file}: {shown}mean return {demonstrations.returns.mean():.1f}")
+
+    program = program_name(f"imitation by {short_name(name)}", job.env_name, job.config, options.cloning_batch)
+
+    def show(row):
+        if row["number"] == 1:
+            remember(program, time.perf_counter() - began)
+        if row["number"] % 5 == 0:
+            text = "gradient step {gradient_step:,}: loss {loss:.4g}, held out {validation_loss:.4g}"
+            console.print(text.format(**row))
+
+    train_key, evaluate_key = keys(job.seed)
+    sizes = (getattr(options, name) for name in SIZES)
+    safe = lambda: f"{options.file} is as it was: free some space, and clone again"
+    with owned(job.directory, numbered=options.out is None, say=console.print) as directory, naming(directory, safe):
+        job = dataclasses.replace(job, directory=directory)
+        console.print(announcement(program))
+        began = time.perf_counter()
+        state, rows = learn(algorithm, job.config, job.env, demonstrations, train_key, *sizes, show=show)
+        cloned = {"file": options.file.name, **{key: getattr(options, key) for key in SIZES}, **about}
+        source.keep(directory, source.read(name, algorithm))
+        write_json(directory / "config.json", describe(job, *OPTIONS) | {"cloned": cloned})
+        write_rows(directory / "cloning.jsonl", rows)
+        log = {"seconds": 0.0, "count": 0, "sums": {}}
+        checkpoint.save(directory / "checkpoints", 0, state, {"run": identity(job), "log": log})
+        result = evaluate_run(job, state, evaluate_key, job.eval_episodes, console)
+        write_rows(directory / "evaluations.jsonl", [result])
+        write_json(directory / "evaluation.json", result)
+        _draw_losses(rows, directory / "cloning.png", console)
+    console.print(f"{job.directory}: go on with rlx train {arguments[0]} --start-from {job.directory}")
+
+
+def _draw_losses(rows: list[dict[str, float]], path: Path, console: Console) -> None:
+    try:
+        from rlx.plot.curves import losses
+
+        losses(rows, path)
+    except Exception as error:  # whatever a plotting library raises, the policy is there
+        console.print(f"no {path.name}: {' '.join(str(error).split())}")

@@ -1,0 +1,133 @@
+"""The commands that play a run's policy: `rlx eval`, `rlx render`."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+from rich.console import Console
+
+from rlx.algorithm import saved_algorithm, saved_config, short_name
+from rlx.cli.options import check_seed, configure_jax, make_env, parse_options
+from rlx.env import Env
+from rlx.files import read_config, read_rows, write_json
+from rlx.replay import without_replay
+from rlx.run import storage
+from rlx.run.evaluations import best, evaluate_run
+from rlx.run.job import Job, identity, keys
+from rlx.run.timings import announced, program_name
+from rlx.train import state_shapes, steps_taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of a run, the newest one where no other is asked for, and how its policy acts."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory whose policy acts."""
+    best: bool = False
+    """Use the weights that did best in the evaluations during training."""
+    from_update: int | None = None
+    """Use the weights after this update."""
+    seed: int = 0
+    """Random seed of start states and of the environment; training uses another stream."""
+    stochastic: bool = False
+    """Sample actions; by default the policy takes its most likely action."""
+    compile_cache: bool = True
+    """Keep compiled programs on disk for the next start."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions(Checkpoint):
+    """Evaluate a checkpoint of a run, the newest one where no other is asked for."""
+
+    num_episodes: int = 32
+    """Number of whole episodes to play."""
+    output: Path | None = None
+    """JSON file to write; by default one in evaluations/ of the run directory, named by update, seed and episodes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderOptions(Checkpoint):
+    """Draw an episode of a run's policy, from a start that --seed chooses."""
+
+    output: Path | None = None
+    """File to write: .gif, .mp4, .png (a filmstrip) or, for Brax, .html; by default episode.gif in the run
+    directory."""
+    num_steps: int = 1000
+    """Largest number of steps to draw."""
+    width: int = 320
+    """Width of the picture in pixels, or of each picture of a filmstrip."""
+    height: int = 240
+    """Height of the picture in pixels, or of each picture of a filmstrip."""
+    camera: str | None = None
+    """Name of one of the model's cameras; by default its first."""
+
+
+def evaluate(arguments: list[str]) -> None:
+    """`rlx eval`."""
+    options = parse_options(EvalOptions, arguments, "rlx eval")
+    if options.num_episodes < 1:
+        raise ValueError(f"--num-episodes {options.num_episodes}: give at least 1")
+    job, state, key = load_checkpoint(options)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    name = program_name(
+        f"evaluation of {short_name(job.algorithm_name)}", job.env_name, job.config, options.num_episodes
+    )
+    with announced(name, console.print):
+        result = evaluate_run(job, state, key, options.num_episodes, console, deterministic=not options.stochastic)
+    how = "-stochastic" * options.stochastic
+    name = f"evaluations/update-{int(state.num_updates)}-seed-{options.seed}-episodes-{options.num_episodes}{how}.json"
+    output = options.output or storage.beside(options.run, name, console.print)
+    with storage.naming(output, lambda: f"{options.run} is as it was; --output says where else"):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, result | {"run": str(options.run), "seed": options.seed})
+    console.print(f"evaluation: {output}")
+
+
+def render(arguments: list[str]) -> None:
+    """`rlx render`."""
+    from rlx.run.render import check_output, record, write
+
+    options = parse_options(RenderOptions, arguments, "rlx render")
+    for name in ("num_steps", "width", "height"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
+    output = options.output or storage.beside(options.run, "episode.gif", print)
+    job, state, key = load_checkpoint(options, lambda env: check_output(env, output, options.camera))
+    deterministic = not options.stochastic
+    name = program_name(f"episode of {short_name(job.algorithm_name)}", job.env_name, job.config, options.num_steps)
+    with announced(name, partial(print, flush=True)):
+        episode, total = record(job.algorithm, job.config, job.env, state, key, options.num_steps, deterministic)
+    with storage.naming(output, lambda: f"{options.run} is as it was; --output says where else"):
+        write(job.env, episode, output, options.width, options.height, options.camera)
+    after = steps_taken(job.config, int(state.num_updates))
+    print(f"{output}: an episode of {len(episode) - 1} steps, return {total:.1f}, after {after:,} steps of training")
+
+
+def load_checkpoint(options: Checkpoint, check: Callable[[Env], None] = lambda env: None) -> tuple[Job, Any, jax.Array]:
+    """The job of a run, the state that is asked for, and a key; `check` is given the environment before."""
+    from rlx.run.checkpoint import restore
+
+    configure_jax(options.compile_cache)
+    check_seed(options.seed)
+    saved, update = read_config(options.run), options.from_update
+    if options.best:
+        if update is not None:
+            raise ValueError("--best and --from-update are two checkpoints: give one of them")
+        top = best(read_rows(options.run / "evaluations.jsonl"))
+        if top is None:
+            raise ValueError(f"{options.run} has no evaluation yet to tell which weights are best")
+        update = top["update"]
+    algorithm = saved_algorithm(options.run, saved)
+    config, env = saved_config(algorithm, saved), make_env(saved["env"], saved["env_options"], saved["env_params"])
+    check(env)
+    asked = {name: saved[name] for name in ("env_options", "env_params", "seed")}
+    job = Job(algorithm, saved["algorithm"], config, env, env_name=saved["env"], directory=options.run, **asked)
+    like = state_shapes(algorithm, config, env)
+    like = like if saved.get("checkpoint_replay", True) else without_replay(like)
+    state = restore(options.run / "checkpoints", like, update, {"run": identity(job)})
+    return job, state, jax.random.fold_in(keys(saved["seed"])[1], options.seed + 1)

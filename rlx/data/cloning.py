@@ -1,0 +1,195 @@
+"""Behaviour cloning: a policy from demonstrations, by supervised learning of the algorithm's own actor.
+
+An algorithm that can be cloned into has `cloning_loss(config, env, params, obs, action, key) -> [B]`: the loss of
+demonstrated actions, in unit coordinates, at observations as its networks see them; and the actor is `params["actor"]`.
+"""
+
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rlx.data.demonstrations import Demonstrations
+from rlx.env import Env
+from rlx.normalize import normalize, statistics, update_statistics
+from rlx.pytree import replace
+from rlx.spaces import Discrete, unit
+from rlx.train import check
+from rlx.wrappers import Chunked
+
+AVERAGE = 0.995  # decay of the average of the weights; Ren et al. 2024
+FINAL_RATE = 0.1  # of the first, by a cosine
+FIELDS = {"params", "pretrained", "obs_stats"}  # of a State, that another can begin with
+FIELDS |= {"opt_state", "env_state", "reward_scale", "learning_rate", "num_updates", "key"}  # and that begin anew
+VALIDATION = 16_384  # at most so many steps are looked at each time
+
+
+def clone(
+    algorithm: Any,
+    config: Any,
+    env: Env,
+    demonstrations: Demonstrations,
+    key: jax.Array,
+    num_steps: int = 20_000,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    validation_share: float = 0.1,
+    num_rows: int = 50,
+    show: Callable[[dict[str, float]], None] = lambda row: None,
+) -> tuple[Any, list[dict[str, float]]]:
+    """A fresh State whose actor imitates the demonstrations, and how it came there.
+
+    Adam, its rate falling to a tenth by a cosine, on random batches of steps; the weights are averaged, and of
+    `num_rows` looks at episodes that are held out, the average with the lowest loss there is kept. The statistics of
+    observations are those of the demonstrations, where the config normalises; everything else is as `init` has it.
+
+    Args:
+        algorithm: has a `cloning_loss`.
+        config: its Config; `normalize_obs` and what shapes the networks count here.
+        env: that of the demonstrations; where it takes chunks of actions, these are learned, their last action
+            repeated after the end of an episode.
+        demonstrations: of single actions.
+        key: of the split, the first weights and the batches.
+        num_steps: gradient steps.
+        batch_size: steps of the environment in each.
+        learning_rate: of the first gradient step.
+        validation_share: of the episodes, held out: at least one.
+        num_rows: how often to look.
+        show: called with each row: its `number`, `gradient_step`, `loss` (mean since the last row), `validation_loss`.
+
+    Raises:
+        ValueError: for an algorithm without a `cloning_loss`, demonstrations that do not fit the environment or are of
+            a single episode, or a number out of its range.
+    """
+    check_cloning(algorithm)
+    if not 0 < validation_share < 1:
+        raise ValueError(f"validation_share = {validation_share}: give a number between 0 and 1")
+    if min(num_steps, batch_size, num_rows) < 1:
+        raise ValueError("num_steps, batch_size and num_rows have to be at least 1")
+    obs, action = examples(env, demonstrations)
+    bound, most = getattr(config, "action_bound", np.inf), np.abs(action).max()
+    if most > bound + 1e-3:
+        warnings.warn(f"actions go up to {most:.3g} and action_bound = {bound:g} cuts them: raise it", stacklevel=2)
+    check(algorithm, config, env)
+    split_key, init_key, train_key, look_key = jax.random.split(key, 4)
+    held_out = _held_out(demonstrations, validation_share, split_key)
+    state = jax.jit(partial(algorithm.init, config, env))(init_key)
+    if getattr(config, "normalize_obs", False):
+        stats = update_statistics(statistics(env.observation_space.shape), jnp.asarray(obs[~held_out]))
+        state, obs = replace(state, obs_stats=stats), np.asarray(normalize(stats, jnp.asarray(obs)))
+    parts = [tuple(jnp.asarray(x[rows]) for x in (obs, action)) for rows in (~held_out, held_out)]
+    looked_at = jax.tree.map(lambda x: x[:: -(-len(x) // VALIDATION)], parts[1])
+    adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps, FINAL_RATE))
+
+    def loss(actor, params, obs, action, key):
+        return algorithm.cloning_loss(config, env, params | {"actor": actor}, obs, action, key).mean()
+
+    @jax.jit
+    def train(carry, numbers, keys, params, shown, looked_at):
+        def step(carry, inputs):
+            (actor, opt_state, average), (number, key) = carry, inputs
+            rows_key, loss_key = jax.random.split(key)
+            rows = jax.random.randint(rows_key, batch_size, 0, len(shown[0]))
+            value, grads = jax.value_and_grad(loss)(actor, params, *(x[rows] for x in shown), loss_key)
+            updates, opt_state = adam.update(grads, opt_state)
+            actor = optax.apply_updates(actor, updates)
+            decay = jnp.minimum(AVERAGE, (1 + number) / (10 + number))  # the first weights are soon forgotten
+            return (actor, opt_state, optax.incremental_update(actor, average, 1 - decay)), value
+
+        carry, losses = jax.lax.scan(step, carry, (numbers, keys))
+        return carry, losses.mean(), loss(carry[2], params, *looked_at, look_key)
+
+    actor = state.params["actor"]
+    carry, rows, best = (actor, adam.init(actor), actor), [], (np.inf, actor)
+    edges = np.unique(np.linspace(0, num_steps, num_rows + 1).round().astype(int))
+    keys = jax.random.split(train_key, num_steps)
+    for start, end in itertools.pairwise(edges):
+        numbers = jnp.arange(start, end, dtype=jnp.float32)
+        carry, value, validation = train(carry, numbers, keys[start:end], state.params, parts[0], looked_at)
+        row = {"number": len(rows) + 1, "gradient_step": int(end)}
+        rows.append(row | {"loss": float(value), "validation_loss": float(validation)})
+        show(rows[-1])
+        if rows[-1]["validation_loss"] < best[0]:
+            best = rows[-1]["validation_loss"], carry[2]
+    if not np.isfinite(best[0]):
+        raise ValueError("the loss is not finite: lower the learning rate, or look at the demonstrations")
+    found = replace(state, params=state.params | {"actor": best[1]})
+    if getattr(state, "pretrained", None) is not None:
+        found = replace(found, pretrained=jax.tree.map(jnp.copy, best[1]))
+    return found, rows
+
+
+def check_cloning(algorithm: Any) -> None:
+    """Raises ValueError for an algorithm without a `cloning_loss`."""
+    if not hasattr(algorithm, "cloning_loss"):
+        raise ValueError(f"{algorithm.__name__} cannot be cloned into: it has no cloning_loss; ppo, fpo and dppo have")
+
+
+def examples(env: Env, demonstrations: Demonstrations) -> tuple[np.ndarray, np.ndarray]:
+    """Observations `[M, ...]` and, in unit coordinates, the actions or chunks of actions `[M, ...]` to learn there.
+
+    Raises:
+        ValueError: where they do not have the shapes of the environment's spaces.
+    """
+    single, action = env, demonstrations.action
+    if isinstance(env.environment, Chunked):
+        single, size = env.params, env.environment.size
+        ends = demonstrations.ends
+        last = np.repeat(ends, np.diff(ends, prepend=-1))  # of each row's episode
+        rows = np.minimum(np.arange(len(action))[:, None] + np.arange(size), last[:, None])
+        action = action[rows]
+    for name, x, space in (
+        ("obs", demonstrations.obs, env.observation_space),
+        ("action", demonstrations.action, single.action_space),
+    ):
+        if x.shape[1:] != space.shape:
+            raise ValueError(f"{name} of the demonstrations has shape {x.shape[1:]}, the environment has {space.shape}")
+    space = single.action_space
+    if isinstance(space, Discrete) and (demonstrations.action != np.round(demonstrations.action)).any():
+        raise ValueError(f"there are actions of the demonstrations that are not whole numbers: {space}")
+    low, high = (0, space.n - 1) if isinstance(space, Discrete) else (np.asarray(space.low), np.asarray(space.high))
+    if (demonstrations.action < low - 1e-3).any() or (demonstrations.action > high + 1e-3).any():
+        raise ValueError(f"there are actions of the demonstrations outside of the environment's: {space}")
+    return demonstrations.obs, np.asarray(unit(single.action_space, action)).reshape(-1, *env.action_space.shape)
+
+
+def _held_out(demonstrations: Demonstrations, share: float, key: jax.Array) -> np.ndarray:
+    """Which steps are of episodes that are not learned from, bool `[M]`."""
+    ends = demonstrations.ends
+    if len(ends) < 2:
+        raise ValueError("one episode cannot be split into one to learn from and one to validate with: give more")
+    chosen = np.asarray(jax.random.permutation(key, len(ends)))[: min(max(1, round(share * len(ends))), len(ends) - 1)]
+    return np.isin(np.repeat(np.arange(len(ends)), np.diff(ends, prepend=-1)), chosen)
+
+
+def started_from(state: Any, learned: Any) -> Any:
+    """A fresh State that begins with what another one has learned: its parameters and statistics of observations.
+
+    Where the State keeps the actor that it began with, as `pretrained`, it is the one that the other kept, or else the
+    other's actor. A policy that is made of both, as one of DPPO with steps that are not trained, is the same only where
+    as many steps are trained.
+
+    Raises:
+        ValueError: where the two have networks of other shapes, or the State has something else that is learned.
+    """
+    if unknown := sorted({field.name for field in dataclasses.fields(state)} - FIELDS):
+        raise ValueError(f"a run cannot start from another where its State has {', '.join(unknown)}")
+    shapes = [jax.tree.map(jnp.shape, (s.params, s.obs_stats)) for s in (state, learned)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("what it starts from has networks of other shapes: give the same sizes and activations")
+    copied = lambda tree: jax.tree.map(jnp.copy, tree)  # of its own, to be given away by whoever steps it
+    state = replace(state, params=copied(learned.params), obs_stats=copied(learned.obs_stats))
+    if getattr(state, "pretrained", None) is not None:
+        kept = learned.pretrained if learned.pretrained is not None else learned.params["actor"]
+        state = replace(state, pretrained=copied(kept))
+    return state
+
+
+__all__ = ["clone", "examples", "started_from"]

@@ -1,0 +1,11 @@
+"""A run from the host: compiled chunks of updates, and logs, evaluations, checkpoints and pictures between them."""
+
+from rlx.faces import face
+
+HOMES = {
+    "job": "CHECKPOINT_SECONDS OPTIONS PACKAGES Job keys plan identity describe provenance",
+    "log": "ROWS NO_LOG Logger",
+    "evaluations": "evaluate_run evaluation best draw",
+    "loop": "CHUNK_SECONDS CHUNK_UPDATES LOGS jitted chunk placed execute Stop",
+}
+__all__, __getattr__, __dir__ = face(__name__, HOMES)

@@ -1,0 +1,99 @@
+"""Evaluations of a run, and the pictures that are drawn of it."""
+
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from rlx.devices.hosts import fetch
+from rlx.files import strict
+from rlx.run.job import Job
+from rlx.run.render import record, write
+from rlx.run.streams import importing_matplotlib
+from rlx.train import (
+    Episodes,
+    evaluate,
+    steps_taken,
+)
+
+
+def evaluate_run(
+    job: Job, state: Any, key: jax.Array, num_episodes: int, console: Console, deterministic: bool = True
+) -> dict[str, Any]:
+    """Evaluates on whole episodes and prints the result. Returns it as strict JSON."""
+    episodes = fetch(evaluate(job.algorithm, job.config, job.env, state, key, num_episodes, deterministic))
+    result = evaluation(episodes, int(state.num_updates), job.config, deterministic)
+    console.print(
+        f"evaluation after {result['step']:,} steps: mean return {float(result['mean']):.1f}, "
+        f"standard deviation {float(result['std']):.1f}, {num_episodes} episodes"
+    )
+    if result["diverged"]:
+        console.print(
+            f"{result['diverged']} episodes ended in an observation or a reward that is not finite and count in no mean"
+        )
+    if result["unfinished"]:
+        console.print(
+            f"{result['unfinished']} episodes did not end within the evaluation's step limit and count in part"
+        )
+    return result
+
+
+def render_episode(job: Job, state: Any, key: jax.Array, step: int, console: Console) -> None:
+    """Draws an episode into the run directory; training goes on where that fails, as without a display."""
+    path = job.directory / "episodes" / f"{step}.gif"
+    try:
+        write(job.env, record(job.algorithm, job.config, job.env, state, key)[0], path)
+    except Exception as error:  # whatever a renderer raises, a picture is not worth a run
+        console.print(f"no picture of an episode: {error}")
+    else:
+        console.print(f"an episode: {path}")
+
+
+def evaluation(episodes: Episodes, num_updates: int, config: Any, deterministic: bool = True) -> dict[str, Any]:
+    """What is kept of an evaluation after `num_updates` updates, as strict JSON.
+
+    Episodes that diverged have no return: they are counted, and mean and deviation are of the others, NaN without any.
+    """
+    diverged = np.asarray(episodes.diverged)
+    returns = np.where(diverged, np.nan, np.asarray(episodes.returns, np.float64))
+    whole = returns[~diverged]
+    found = {
+        "mean": float(whole.mean()) if len(whole) else math.nan,
+        "std": float(whole.std()) if len(whole) and np.isfinite(whole).all() else math.nan,
+        "num_episodes": len(returns),
+        "mean_length": float(np.mean(episodes.lengths)),
+        "unfinished": int((~np.asarray(episodes.finished)).sum()),
+        "diverged": int(diverged.sum()),
+        "deterministic": deterministic,
+        "update": num_updates,
+        "step": steps_taken(config, num_updates),
+        "returns": returns.tolist(),
+    }
+    return strict(found)
+
+
+def best(evaluations: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The evaluation with the highest finite mean return, of equal ones the last; None where there is none at all."""
+    rank = lambda row: (mean if math.isfinite(mean := float(row["mean"])) else -math.inf, row["update"])
+    return max(evaluations, key=rank, default=None)
+
+
+def draw(directory: Path, console: Console) -> bool:
+    """Draws `curve.png` of a run directory, or says why it cannot be; returns whether it is there."""
+    temporary = directory / "curve.tmp.png"
+    try:
+        with importing_matplotlib():
+            from rlx.plot.curves import curve
+
+        curve([directory], temporary)
+        temporary.replace(directory / "curve.png")
+    except Exception as error:  # whatever a plotting library raises, a picture is not worth a run
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        console.print(f"no curve.png, everything else is in {directory}: {' '.join(str(error).split())}")
+        return False
+    return True

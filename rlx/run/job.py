@@ -1,0 +1,161 @@
+"""What a run is: its job, its keys, and all that `config.json` says of it."""
+
+import datetime
+import json
+import platform
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from rlx import source
+from rlx.algorithm import learned, short_name
+from rlx.devices.sharding import mesh
+from rlx.env import Env
+from rlx.files import strict
+from rlx.pytree import is_static
+from rlx.train import (
+    state_bytes,
+    steps_taken,
+    total_updates,
+)
+
+CHECKPOINT_SECONDS = 60.0
+OPTIONS = ("num_evaluations", "eval_episodes", "checkpoint_replay", "devices")
+PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "gymnax", "brax", "mujoco", "mujoco-mjx")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run and where: everything that `config.json` needs to say."""
+
+    algorithm: ModuleType
+    algorithm_name: str  # a module's name, or the path of a file
+    config: Any
+    env: Env
+    env_name: str
+    env_options: dict[str, Any]
+    seed: int
+    directory: Path
+    env_params: dict[str, Any] = field(default_factory=dict)  # what `env` has other than the default parameters
+    preset: dict[str, Any] = field(default_factory=dict)
+    num_evaluations: int = 1
+    eval_episodes: int = 32
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    checkpoint_replay: bool = True
+    render_every: int = 0  # draw an episode at every so many evaluations; 0 for never
+    devices: int = 1  # that the environments are spread over
+    start_from: Path | None = None  # the run whose last state is `learned`
+    learned: Any = None  # a State to begin with the networks of
+
+
+def keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """Independent keys of a run for training and for evaluation."""
+    train_key, evaluate_key = jax.random.split(jax.random.key(seed))
+    return train_key, evaluate_key
+
+
+def devices_of(job: Job) -> Any:
+    """The context of a job's devices."""
+    devices = jax.devices()
+    if not 1 <= job.devices <= len(devices):
+        raise ValueError(
+            f"--devices {job.devices}: there are {len(devices)}; give at most that many, which may be others than the "
+            "run had before"
+        )
+    return jax.set_mesh(mesh(devices[: job.devices])) if job.devices > 1 else nullcontext()
+
+
+def plan(job: Job) -> str:
+    """What would run and how large its training state is, in words; nothing of it is allocated."""
+    updates = total_updates(job.config)
+    with devices_of(job):
+        sizes = state_bytes(job.algorithm, job.config, job.env)
+    replay = sizes.get("replay", 0)
+    parts = ", ".join(f"{name} {_mebibytes(size)}" for name, size in sizes.items() if size >= sum(sizes.values()) / 100)
+    lines = [
+        f"{steps_taken(job.config, updates):,} steps in {updates:,} updates",
+        f"training state: {_mebibytes(sum(sizes.values()))} ({parts})"
+        + (f", environments and replay over {job.devices} devices" if job.devices > 1 else ""),
+        f"checkpoint: {_mebibytes(sum(sizes.values()) - (0 if job.checkpoint_replay else replay))}",
+    ]
+    if replay and job.checkpoint_replay:
+        without = _mebibytes(sum(sizes.values()) - replay)
+        lines[-1] += f"; {without} with --no-checkpoint-replay, and then a resumed run starts with a new buffer"
+    return "\n".join(lines)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What a run may not change when it goes on, as strict JSON: everything but how long it lasts."""
+    values = {
+        "algorithm": short_name(job.algorithm_name),
+        "env": job.env_name,
+        "env_options": job.env_options,
+        "env_params": job.env_params,
+        "seed": job.seed,
+        "config": {name: value for name, value in asdict(job.config).items() if name != "total_steps"},
+    }
+    values |= learned(job.algorithm)
+    return json.loads(json.dumps(strict(values)))
+
+
+def describe(job: Any, *names: str) -> dict[str, Any]:
+    """What a run or a sweep is, on what it ran, and those of the job's fields that are named."""
+    return {
+        "algorithm": job.algorithm_name,
+        "source": source.hashes(job.algorithm_name, source.read(job.algorithm_name, job.algorithm)),
+        **learned(job.algorithm),
+        "env": job.env_name,
+        "env_options": job.env_options,
+        "env_params": job.env_params,
+        "seed": job.seed,
+        **{name: getattr(job, name) for name in names},
+        "config": asdict(job.config),
+        "static": [f for f, spec in type(job.config).__dataclass_fields__.items() if is_static(spec)],
+        "preset": job.preset,
+        "updates": total_updates(job.config),
+        "steps": steps_taken(job.config, total_updates(job.config)),
+        **provenance(),
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """When something was begun, by which command, with which versions and on what."""
+    device = jax.devices()[0]
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "device": f"{device.platform}: {device.device_kind} x {jax.device_count()}",
+        "matmul_precision": jax.config.jax_default_matmul_precision,
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The git commit of this source tree, with a mark where it has changes; None outside of one."""
+    try:
+        git = ["git", "-C", str(Path(__file__).resolve().parent)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + (" with changes" if dirty.strip() else "")

@@ -1,0 +1,11 @@
+"""Many runs as lanes of few compiled programs."""
+
+from rlx.faces import face
+
+HOMES = {
+    "job": "SweepJob Lane apply check_sizes describe plan",
+    "strategies": "rungs exploit explore",
+    "results": "Sweep",
+    "train": "ROWS sweep execute",
+}
+__all__, __getattr__, __dir__ = face(__name__, HOMES)

@@ -1,0 +1,136 @@
+"""What a sweep is: its job, its lanes, and what they cost."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from rlx.algorithm import checksum
+from rlx.env import Env, with_params
+from rlx.presets import configure
+from rlx.pytree import is_static
+from rlx.run.job import CHECKPOINT_SECONDS
+from rlx.run.job import describe as describe_run
+from rlx.sweeps.lanes import MIB, Group, groups, shapes
+from rlx.sweeps.search import python, split
+from rlx.train import steps_taken
+
+EXAMPLE = "1e-4, 1e-3"  # values to vary
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """A sweep as it was asked for: everything that `sweep.json` needs to say."""
+
+    algorithm: ModuleType
+    algorithm_name: str
+    config: Any
+    env: Env
+    env_name: str | None
+    env_options: dict[str, Any]
+    env_params: dict[str, Any]
+    points: list[dict[str, Any]]  # a configuration each: values of Config fields and, as `env.*`, of environment params
+    num_seeds: int
+    seed: int  # the first one
+    directory: Path
+    eval_episodes: int = 32
+    halving: int | None = None  # the factor by which configurations are dropped
+    pbt: int | None = None  # generations of population-based training
+    memory: int | None = None  # bytes
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    preset: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def settings(self) -> list[tuple[Any, Env]]:
+        """Config and environment of every configuration."""
+        return [apply(self.config, self.env, point) for point in self.points]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One seed of one configuration."""
+
+    number: int
+    configuration: int
+    seed: int
+
+
+def apply(config: Any, env: Env, point: Mapping[str, Any]) -> tuple[Any, Env]:
+    """The config and the environment with a point's values; names that begin with `env.` are environment parameters.
+
+    Raises:
+        ValueError: for a name that neither has.
+    """
+    own, params = split(point)
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    return configure(type(config), values | own), with_params(env, params) if params else env
+
+
+def listed_points(space: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    if isinstance(space, str) or not all(isinstance(point, Mapping) for point in space):
+        raise ValueError(
+            f"space = {space!r}: give a dict from names to lists, or a list of dicts with one value a name"
+        )
+    return [{name: python(value) for name, value in point.items()} for point in space]
+
+
+def check_sizes(
+    num_points: int, num_seeds: int, seed: int, halving: int | None, pbt: int | None, eval_episodes: int
+) -> None:
+    """Raises ValueError for numbers of a sweep that are none, out of range, or do not go with each other."""
+    wanted = {
+        "num_seeds": (num_seeds, 1),
+        "eval_episodes": (eval_episodes, 1),
+        "halving": (halving, 2),
+        "pbt": (pbt, 2),
+    }
+    for name, (number, least) in wanted.items():
+        if number is not None and (type(number) is not int or number < least):
+            raise ValueError(f"{name} = {number!r}: give an integer of at least {least}")
+    if type(seed) is not int or not 0 <= seed <= 2**31 - num_seeds:
+        raise ValueError(f"seed = {seed!r} of {num_seeds} seeds: the seeds have to be from 0 to 2^31 - 1")
+    if halving and pbt:
+        raise ValueError("halving and pbt are two ways to search: give one of them")
+    if halving and halving > num_points:
+        raise ValueError(f"halving = {halving} keeps one configuration in {halving}, and there are {num_points}")
+
+
+def label(job: SweepJob, group: Group) -> str:
+    """The static settings that make this group another program than the others."""
+    names = [f.name for f in fields(job.config) if is_static(f)]
+    configs = [config for config, _ in job.settings]
+    differ = [n for n in names if any(getattr(c, n) != getattr(configs[0], n) for c in configs)]
+    return "".join(f"{n}={getattr(group.config, n)}: " for n in differ)
+
+
+def describe(job: SweepJob) -> dict[str, Any]:
+    """What `sweep.json` says."""
+    names = ("points", "num_seeds", "eval_episodes", "halving", "pbt", "memory")
+    varied = list(dict.fromkeys(name for point in job.points for name in point))
+    return describe_run(job, *names) | {"varied": varied, "env_checksum": checksum(job.env)}
+
+
+def plan(job: SweepJob) -> str:
+    """What would run, in words: lanes, programs, environment steps and the size of the training states."""
+    programs = groups(job.settings)
+    lanes, total = len(job.points) * job.num_seeds, 0
+    lines = []
+    for group in programs:
+        num = len(group.numbers) * job.num_seeds
+        state = shapes(job.algorithm, group, num, job.pbt is not None)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        steps = steps_taken(group.config, group.updates)
+        total += num * steps
+        lines.append(
+            f"{label(job, group)}{num} lane{'s' * (num > 1)} of {steps:,} steps, states of {size / MIB:,.1f} MiB"
+        )
+    how = f"; halving by {job.halving}" if job.halving else f"; {job.pbt} generations" if job.pbt else ""
+    head = (
+        f"{lanes} lanes: {len(job.points)} configurations of {job.num_seeds} seeds{how}; {len(programs)} "
+        f"program{'s' * (len(programs) > 1)}; {jax.device_count()} x {jax.devices()[0].device_kind}"
+    )
+    return "\n  ".join([head, *lines])

@@ -1,0 +1,261 @@
+"""Runs as lanes of one compiled program: groups of settings that can share one, and the program of a group.
+
+Settings that differ in static fields need a program each. Within a group everything that differs is vmapped, seeds
+included, and what does not differ stays unbatched. Lanes are spread over all devices, which work on their own lanes
+without waiting for each other; on a CPU these are virtual devices, one a core (`rlx.devices.sharding.use_devices`).
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from rlx.devices.spread import LANES, WHOLE, mapped_over
+from rlx.env import Env
+from rlx.pytree import replace
+from rlx.sweeps.strategies import exploit, explore
+from rlx.train import advance, evaluate, total_updates
+
+MIB = 2**20
+
+
+class Group:
+    """Settings of one program: what they share, and the columns of what varies between them.
+
+    Args:
+        settings: config and environment of each; of one structure.
+        numbers: their numbers in the whole sweep.
+    """
+
+    def __init__(self, settings: Sequence[tuple[Any, Env]], numbers: Sequence[int]):
+        self.numbers = list(numbers)
+        self.config, self.env = settings[0]
+        self.structure = jax.tree.structure(settings[0])
+        self.updates = total_updates(self.config)
+        columns = list(zip(*(jax.tree.leaves(s) for s in settings), strict=True))
+        self.varying = [i for i, column in enumerate(columns) if not all(_same(x, column[0]) for x in column)]
+        self.shared = [None if i in self.varying else jnp.asarray(column[0]) for i, column in enumerate(columns)]
+        self.names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(settings[0])]
+        self.names = [self.names[i] for i in self.varying]
+        self.columns = [np.stack([np.asarray(jnp.asarray(x)) for x in columns[i]]) for i in self.varying]
+
+    def join(self, values: Sequence[Any], shared: Sequence[Any]) -> tuple[Any, Env]:
+        """Config and environment from what varies and what is shared."""
+        leaves = list(shared)
+        for i, value in zip(self.varying, values, strict=True):
+            leaves[i] = value
+        return jax.tree.unflatten(self.structure, leaves)
+
+    def values(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """What varies, in the settings of these numbers, leaves `[L, ...]`."""
+        rows = [self.numbers.index(number) for number in numbers]
+        return [column[rows] for column in self.columns]
+
+
+def groups(settings: Sequence[tuple[Any, Env]]) -> list[Group]:
+    """The settings by the program that they need, in the order of their first appearance."""
+    found: dict[Any, list[int]] = {}
+    for i, pair in enumerate(settings):
+        shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(pair))
+        found.setdefault((jax.tree.structure(pair), shapes), []).append(i)
+    return [Group([settings[i] for i in numbers], numbers) for numbers in found.values()]
+
+
+class Program:
+    """The compiled functions of a group for `num_lanes` lanes, all of arrays `[L, ...]`.
+
+    - `init(values, shared, keys) -> state`
+    - `step(carry, shared, done, num) -> carry, metrics [L, length]`: `num` updates after the first `done`; takes the
+      carry's memory over, which holds what varies and the training states (see `carry`).
+    - `evaluate(values, shared, state, keys) -> Episodes [L, E]`
+
+    Args:
+        num_lanes: a multiple of the number of devices.
+        num_eval_episodes: E.
+        length: most updates of one step.
+        fresh: whether lanes begin with `init`; without it there is none.
+        interval: updates between the generations of population-based training; None for independent lanes.
+        population: how many lanes, from the first, belong to the population.
+    """
+
+    def __init__(
+        self,
+        algorithm: ModuleType,
+        group: Group,
+        num_lanes: int,
+        num_eval_episodes: int,
+        length: int,
+        fresh: bool = True,
+        interval: int | None = None,
+        population: int | None = None,
+    ):
+        started = time.perf_counter()
+        self.group, self.num_lanes, self.length = group, num_lanes, min(length, group.updates)
+        self.interval, self.population = interval, population
+        self.mesh = Mesh(np.array(jax.devices()), ("lane",))
+        self.shared = jax.device_put(group.shared, NamedSharding(self.mesh, WHOLE))
+
+        def init(values, shared, key):
+            return algorithm.init(*group.join(values, shared), key)
+
+        def train(values, shared, state, done, num):
+            return advance(algorithm, *group.join(values, shared), state, done, num, self.length)
+
+        def test(values, shared, state, key):
+            return evaluate(algorithm, *group.join(values, shared), state, key, num_eval_episodes)
+
+        # Said once more for arrays without elements, which physics states have: jax takes them for copies otherwise.
+        placed = partial(jax.jit, out_shardings=NamedSharding(self.mesh, LANES))
+        start = placed(self._spread(init, LANES, WHOLE, LANES))
+        step = placed(self._step(self._spread(train, LANES, WHOLE, LANES, WHOLE, WHOLE)), donate_argnums=0)
+        end = placed(self._spread(test, LANES, WHOLE, LANES, LANES))
+
+        self.like = self._like(shapes(algorithm, group, num_lanes, interval is not None))
+        keys = self._like(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_lanes)))
+        count = jnp.int32(0)
+        lowered = [
+            step.lower(self.like, self.shared, count, count),
+            end.lower(self.like["values"], self.shared, self.like["state"], keys),
+            *([start.lower(self.like["values"], self.shared, keys)] if fresh else []),
+        ]
+        with ThreadPoolExecutor() as pool:
+            compiled = list(pool.map(lambda x: x.compile(), lowered))
+        self.step, self.evaluate, *rest = compiled
+        self.init = rest[0] if fresh else None
+        self.seconds = time.perf_counter() - started
+        self.bytes = self.mesh.size * max(map(_bytes, compiled))
+
+    def place(self, tree: Any) -> Any:
+        """Puts arrays of at most `num_lanes` lanes on the devices; missing lanes repeat the last one."""
+
+        def put(x):
+            missing = self.num_lanes - len(x)
+            x = jnp.concatenate([x, *[x[-1:]] * missing]) if missing else x
+            return jax.device_put(x, NamedSharding(self.mesh, LANES))
+
+        return jax.tree.map(put, tree)
+
+    def _spread(self, function, *specs):
+        return mapped_over(self.mesh, jax.vmap(function, [0 if spec == LANES else None for spec in specs]), *specs)
+
+    def _like(self, tree):
+        sharding = NamedSharding(self.mesh, LANES)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    def _step(self, train):
+        def step(carry, shared, done, num):
+            state, metrics = train(carry["values"], shared, carry["state"], done, num)
+            carry = carry | {"state": state}
+            if self.interval:
+                carry = self._generation(carry, metrics, done + num)
+            return carry, metrics
+
+        return step
+
+    def _generation(self, carry, metrics, done):
+        """Counts the episodes of a step and, at the end of an interval, lets the population copy and perturb."""
+        episodes = metrics["num_episodes"].astype(jnp.float32)
+        returns = jnp.where(episodes > 0, metrics["episode_return"] * episodes, 0)
+        carry = carry | {"tally": carry["tally"] + jnp.stack([returns.sum(1), episodes.sum(1)], 1)}
+        due = (done % self.interval == 0) & (done < self.group.updates)
+        carry = jax.lax.cond(due, self._evolve, lambda carry, done: carry, carry, done)
+        sharding = NamedSharding(self.mesh, LANES)
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), carry)
+
+    def _evolve(self, carry, done):
+        exploit_key, explore_key, lane_key, key = jax.random.split(carry["key"][0], 4)
+        everyone = jnp.arange(self.num_lanes)
+        returns, num_episodes = carry["tally"].T
+        known = (num_episodes > 0) & (carry["state"].num_updates == done)  # it died elsewhere
+        scores = jnp.where(known, returns / jnp.maximum(num_episodes, 1), -jnp.inf)
+        parent = everyone.at[: self.population].set(exploit(exploit_key, scores[: self.population]))
+        copied = parent != everyone
+        values, state = jax.tree.map(lambda x: x[parent], (carry["values"], carry["state"]))
+        fresh = jax.vmap(jax.random.fold_in, (None, 0))(lane_key, everyone)  # a copy goes its own way
+        state = replace(state, key=jnp.where(copied, fresh, state.key))
+        keys = jax.random.split(explore_key, max(1, len(values)))
+        for i, (value, column) in enumerate(zip(values, self.group.columns, strict=True)):
+            if jnp.issubdtype(value.dtype, jnp.floating):
+                perturbed = explore(keys[i], value, column.min(0), column.max(0))
+                values[i] = jnp.where(copied.reshape(-1, *[1] * (value.ndim - 1)), perturbed, value)
+        key = jax.random.split(key, self.num_lanes)
+        return {"values": values, "state": state, "tally": jnp.zeros_like(carry["tally"]), "parent": parent, "key": key}
+
+
+def carry(values: list[jax.Array], state: Any, keys: jax.Array, population: bool) -> dict[str, Any]:
+    """What `Program.step` takes before the first one, leaves `[L, ...]`; `keys` are for a population's generations."""
+    start = {"values": values, "state": state}
+    if population:
+        num = len(keys)
+        start |= {"tally": jnp.zeros((num, 2)), "parent": jnp.arange(num), "key": keys}
+    return start
+
+
+def shapes(algorithm: ModuleType, group: Group, num_lanes: int, population: bool) -> dict[str, Any]:
+    """Shapes and dtypes of a carry of `num_lanes` lanes, without computing anything."""
+
+    def start():
+        keys = jax.random.split(jax.random.key(0), num_lanes)
+        values = [jnp.asarray(np.broadcast_to(c[:1], (num_lanes, *c.shape[1:]))) for c in group.columns]
+        state = jax.vmap(lambda values, key: algorithm.init(*group.join(values, group.shared), key))(values, keys)
+        return carry(values, state, keys, population)
+
+    return jax.eval_shape(start)
+
+
+def fit(build: Callable[[int], Program], num_lanes: int, num_devices: int, memory: float) -> Program:
+    """The program for `num_lanes` lanes, or for the largest equal batches of them that keep below `memory` bytes.
+
+    What a program needs is known when it is compiled: a second one is compiled where the first is too large.
+
+    Args:
+        build: the program for a number of lanes, which is a multiple of the number of devices.
+
+    Raises:
+        ValueError: when not even one lane a device fits.
+    """
+    batches = 1
+    while True:
+        lanes = math.ceil(math.ceil(num_lanes / batches) / num_devices) * num_devices
+        program = build(lanes)
+        if program.bytes <= memory:
+            return program
+        if lanes == num_devices:
+            raise ValueError(
+                f"one lane on each of {num_devices} devices needs {program.bytes / MIB:,.1f} MiB and the bound is "
+                f"{memory / MIB:,.1f} MiB: raise it (--memory), or make num_envs, num_steps or the networks smaller"
+            )
+        batches = max(batches + 1, math.ceil(batches * program.bytes / memory))
+        batches = min(batches, math.ceil(num_lanes / num_devices))
+
+
+def memory_bound() -> int:
+    """Bytes that a sweep uses at most unless it is told: half of a CPU's memory, 80 % of the accelerators'."""
+    stats = [device.memory_stats() or {} for device in jax.devices()]
+    if all("bytes_limit" in s for s in stats):
+        return int(0.8 * sum(s["bytes_limit"] for s in stats))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _bytes(compiled: Any) -> int:
+    """What a compiled program holds on a device at once: arguments, results and temporaries."""
+    m = compiled.memory_analysis()
+    return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+
+
+def _name(path: Any) -> str:
+    """`learning_rate` of a config, `env.gravity` of an environment's parameters."""
+    return jax.tree_util.keystr(path, simple=True, separator=".").removeprefix("0.").replace("1.params.", "env.", 1)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or bool(np.array_equal(a, b))

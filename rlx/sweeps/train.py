@@ -1,0 +1,366 @@
+"""Sweeps: many configurations and seeds in few compiled programs, and the directory that they leave behind.
+
+A sweep directory holds `sweep.json` (what was asked for, on what), `batches/` (log, checkpoints and evaluation of every
+batch of lanes), and at the end `lanes.jsonl` (a row a lane with its full config), `results.csv`, `ranking.json`,
+pictures, `best/`: the best lane as an ordinary run directory, where one has a return, and `source/` as a run
+directory has it.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from rlx import source
+from rlx.algorithm import short_name
+from rlx.algorithm_check import check_counters, check_metrics
+from rlx.env import Env
+from rlx.files import read_config, read_rows, strict, write_json, write_rows
+from rlx.pytree import plain
+from rlx.run.evaluations import evaluation as evaluation_of
+from rlx.run.job import CHECKPOINT_SECONDS
+from rlx.run.job import keys as keys_of
+from rlx.run.log import NO_LOG, Logger
+from rlx.run.loop import CHUNK_SECONDS, CHUNK_UPDATES, Stop
+from rlx.run.progress import Display
+from rlx.run.storage import naming, owned
+from rlx.run.timings import announcement, program_name, remember
+from rlx.sweeps.job import EXAMPLE, Lane, SweepJob, check_sizes, describe, label, listed_points, plan
+from rlx.sweeps.lanes import MIB, Group, Program, carry, fit, groups, memory_bound, shapes
+from rlx.sweeps.results import Sweep, members_of, returns_of, states_of, write_results
+from rlx.sweeps.search import points
+from rlx.sweeps.strategies import rungs
+from rlx.train import state_shapes, steps_taken
+
+ROWS = 100  # of each lane's log
+
+
+def sweep(
+    algorithm: ModuleType,
+    config: Any,
+    env: Env,
+    space: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
+    *,
+    num_seeds: int = 1,
+    seed: int = 0,
+    num_samples: int | None = None,
+    directory: str | Path,
+    env_name: str | None = None,
+    eval_episodes: int = 32,
+    halving: int | None = None,
+    pbt: int | None = None,
+    memory: int | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    console: Console | None = None,
+) -> Sweep:
+    """Trains and evaluates every configuration of `space` with `num_seeds` seeds; goes on with what `directory` holds.
+
+        found = rlx.sweep(ppo, config, env, {"learning_rate": [1e-4, 1e-3]}, num_seeds=8, directory="runs/rates")
+        state = found.state(found.best)
+
+    On a CPU the lanes are spread over its cores only where every core is a device of jax, which has to be said before
+    jax is used: `rlx.devices.sharding.use_devices()` at the top of the script.
+
+    Args:
+        space: names of Config fields, and of environment parameters as `env.NAME`, with lists of values for a grid or
+            the distributions of `rlx.sweeps.search`; or a list of such points, each with one value a name.
+        seed: of the first lane of each configuration, the others count on; lane and single run of a seed are the same
+            run. Also of the draws.
+        num_samples: how many draws, for each point of the grid.
+        directory: of the sweep. What an interrupted sweep of the same settings left there is gone on with.
+        env_name: by which `rlx.envs.make` makes the environment; without it the command line cannot use what is
+            exported.
+        halving: factor of successive halving, at least 2.
+        pbt: generations of population-based training, at least 2.
+        memory: bound in bytes; a larger sweep runs in batches.
+        checkpoint_seconds: how often to write a checkpoint.
+        console: where progress is shown; by default nowhere.
+
+    Raises:
+        ValueError: for settings that do not fit; for a directory that holds something else.
+        KeyboardInterrupt: after Ctrl-C, when everything is saved.
+    """
+    found = points(space, num_samples, seed) if isinstance(space, Mapping) else listed_points(space) or [{}]
+    num_seeds, seed, halving, pbt, eval_episodes = map(plain, (num_seeds, seed, halving, pbt, eval_episodes))
+    check_sizes(len(found), num_seeds, seed, halving, pbt, eval_episodes)
+    own = algorithm.__name__.startswith("rlx.algos.")
+    file = "".join([str(Path(algorithm.__file__).resolve()), *algorithm.__name__.partition("+")[1:]])
+    job = SweepJob(
+        algorithm=algorithm,
+        algorithm_name=algorithm.__name__ if own else file,
+        config=config,
+        env=env,
+        env_name=env_name,
+        env_options={},
+        env_params={},
+        points=found,
+        num_seeds=num_seeds,
+        seed=seed,
+        directory=Path(directory),
+        eval_episodes=eval_episodes,
+        halving=halving,
+        pbt=pbt,
+        memory=memory,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    with owned(job.directory, resume=_resumes(job)):
+        status, result = execute(job, console or Console(quiet=True), resume=_resumes(job))
+    if result is None:
+        raise KeyboardInterrupt(f"status {status}: {directory} holds everything; the same call goes on with it")
+    return result
+
+
+def _resumes(job: SweepJob) -> bool:
+    """Whether the job's directory holds an unfinished sweep, which has to be the same one."""
+    path = job.directory / "sweep.json"
+    if not job.directory.exists() or not any(job.directory.iterdir()):
+        return False
+    if not path.exists():
+        raise ValueError(f"{job.directory} is not empty and not a sweep: give another directory")
+    saved, now = read_config(job.directory, "sweep.json"), json.loads(json.dumps(strict(describe(job))))
+    names = (
+        "algorithm",
+        "env",
+        "env_checksum",
+        "config",
+        "points",
+        "num_seeds",
+        "seed",
+        "eval_episodes",
+        "halving",
+        "pbt",
+    )
+    changed = [f"{name} = {saved[name]} -> {now[name]}" for name in names if saved[name] != now[name]]
+    changed += [f"{file} {what}" for file, what in source.changes(job.algorithm_name, saved, job.algorithm).items()]
+    if changed:
+        raise ValueError(f"{job.directory} holds another sweep: {'; '.join(changed)}")
+    return True
+
+
+def execute(job: SweepJob, console: Console, resume: bool = False) -> tuple[int, Sweep | None]:
+    """Runs or resumes the sweep, in a directory that the caller owns. Returns the exit status and what it found.
+
+    The status is 0, or that of an interrupted run; then everything is saved, and nothing was found yet.
+
+    Raises:
+        ValueError: for settings that fit neither the environment nor the memory.
+        Full: where the disk is full, or cannot be written for another reason.
+    """
+    with naming(job.directory, lambda: _safe(job.directory)):
+        return _execute(job, console, resume)
+
+
+def _safe(directory: Path) -> str:
+    """What of a sweep is on disk, whatever happens next."""
+    if not (directory / "sweep.json").exists():
+        return f"nothing was saved yet: free some space, and begin again ({directory} may be removed)"
+    done = len(list((directory / "batches").glob("*/result.json")))
+    return (
+        f"the results of {done} batches and the checkpoints of the others are safe: "
+        f"free some space, and go on with --resume {directory}"
+    )
+
+
+def _execute(job: SweepJob, console: Console, resume: bool) -> tuple[int, Sweep | None]:
+    if resume and (job.directory / "summary.json").exists():
+        rows = read_rows(job.directory / "lanes.jsonl")
+        if len(rows) == len(job.points) * job.num_seeds:
+            console.print(f"{job.directory} has come to its end")
+            return 0, Sweep(job, rows)
+        console.print(f"{job.directory} has lost rows of lanes.jsonl: they are written again")
+    started, programs = time.perf_counter(), groups(job.settings)
+    if job.pbt and len(programs) > 1:
+        raise ValueError("members of a population share a program: vary only fields that are not static")
+    if job.pbt and job.pbt > programs[0].updates:
+        raise ValueError(f"pbt = {job.pbt} generations of {programs[0].updates} updates: give at most one an update")
+    if job.pbt and not any(jnp.issubdtype(column.dtype, jnp.floating) for column in programs[0].columns):
+        raise ValueError(f"pbt perturbs what varies, and no number does: list values, such as learning_rate {EXAMPLE}")
+    for group in programs:  # every error of tracing comes here, before anything is written
+        state = state_shapes(job.algorithm, group.config, group.env)
+        check_counters(group.config, state)
+        if job.pbt and not hasattr(state, "key"):
+            raise ValueError("members of a population draw by the key of their State, and this State has none")
+        check_metrics(jax.eval_shape(lambda *args: job.algorithm.update(*args), group.config, group.env, state)[1])
+    pairs = [(c, seed) for c in range(len(job.points)) for seed in range(job.seed, job.seed + job.num_seeds)]
+    lanes = [Lane(i, configuration, seed) for i, (configuration, seed) in enumerate(pairs)]
+    console.print(plan(job))
+    found: dict[int, dict[str, Any]] = {}
+    before = 0.0
+    schedule = rungs(len(job.points), job.halving)
+    with Stop() as stop, Display(console, 1) as display:
+        for rung, (share, keep) in enumerate(schedule):
+            display.expect(display.done + _planned_steps(programs, lanes, before, schedule[rung:]))
+            for number, group in enumerate(programs):
+                start, end = (math.ceil(s * group.updates - 1e-9) for s in (before, share))
+                own = [lane for lane in lanes if lane.configuration in group.numbers]
+                batches = _train_group(job, group, f"r{rung}g{number}", own, start, end, found, display, stop)
+                for row in batches:
+                    found[row["lane"]] = row
+                if stop.asked:
+                    console.print(f"interrupted: everything is in {job.directory}, go on with --resume {job.directory}")
+                    return 128 + stop.asked, None
+            returns = returns_of(found[lane.number] for lane in lanes)
+            kept = sorted(returns, key=lambda c: -np.mean(returns[c]))[:keep]
+            for lane in lanes:
+                if lane.configuration not in kept:
+                    found[lane.number]["dropped_at"] = found[lane.number]["updates"]
+            lanes = [lane for lane in lanes if lane.configuration in kept]
+            before = share
+    write_results(Sweep(job, [found[i] for i in range(len(pairs))]), programs, time.perf_counter() - started)
+    return 0, Sweep(job, read_rows(job.directory / "lanes.jsonl"))
+
+
+def _train_group(job, group, name, lanes, start, end, found, display, stop):
+    """Trains lanes of a group from their update `start` to `end`, in batches. Yields a row for each that is done."""
+    if not lanes:
+        return
+    batches = job.directory / "batches"
+    cut, program = batches / f"{name}.json", None
+
+    def build(num_lanes):
+        interval = max(1, group.updates // job.pbt) if job.pbt else None
+        population = len(lanes) if job.pbt else None
+        episodes = job.eval_episodes
+        return Program(job.algorithm, group, num_lanes, episodes, CHUNK_UPDATES, start == 0, interval, population)
+
+    if not cut.exists():
+        known = program_name(short_name(job.algorithm_name), job.env_name, group.config, len(lanes), start == 0)
+        display.console.print(announcement(known))
+        program = fit(build, len(lanes), jax.device_count(), job.memory or memory_bound())
+        remember(known, program.seconds)
+        if job.pbt and program.num_lanes < len(lanes):
+            raise ValueError(
+                "a population is one batch and this one does not fit: raise --memory or take fewer members"
+            )
+        batches.mkdir(parents=True, exist_ok=True)
+        if not (job.directory / "sweep.json").exists():
+            source.keep(job.directory, source.read(job.algorithm_name, job.algorithm))
+            write_json(job.directory / "sweep.json", describe(job))
+        used = {"num_lanes": program.num_lanes, "bytes": program.bytes, "compile_seconds": program.seconds}
+        write_json(cut, used)
+        display.console.print(
+            f"{label(job, group)}{len(lanes)} lanes in batches of {program.num_lanes}, {program.bytes / MIB:,.0f} MiB "
+            f"({program.bytes / MIB / program.num_lanes:.1f} a lane); compiled in {program.seconds:.1f} s"
+        )
+    size = json.loads(cut.read_text())["num_lanes"]
+    for i in range(0, len(lanes), size):
+        batch, own = batches / f"{name}b{i // size}", lanes[i : i + size]
+        if (batch / "result.json").exists():
+            display.skip((end - start) * group.config.steps_per_update * len(own))
+        else:
+            # Batches hold the lanes that they held, whatever the number of devices that it goes on with.
+            program = program or build(math.ceil(size / jax.device_count()) * jax.device_count())
+            _train_batch(job, program, batch, own, start, end, found, display, stop)
+            if stop.asked:
+                return
+        yield from json.loads((batch / "result.json").read_text())
+
+
+def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
+    """Trains and evaluates one batch. Its `result.json` comes last, and only when it was not interrupted."""
+    from rlx.run import checkpoint
+
+    group, num = program.group, len(lanes)
+    steps = num * group.config.steps_per_update  # of an update of all lanes
+    train_keys, evaluate_keys = (jnp.stack(keys) for keys in zip(*(keys_of(lane.seed) for lane in lanes), strict=True))
+    checkpoints, log, done, logged = batch / "checkpoints", batch / "metrics.jsonl", start, NO_LOG
+    like = shapes(job.algorithm, group, num, job.pbt is not None)
+    saved, intact = checkpoint.newest_intact(checkpoints, like, display.console.print)
+    if saved is not None:
+        state, done, logged = program.place(saved), intact, checkpoint.read(checkpoints, intact)["log"]
+    else:
+        values, keys = program.place((group.values([lane.configuration for lane in lanes]), train_keys))
+        if start:
+            state = program.place(states_of(job, group, [found[lane.number] for lane in lanes]))
+        else:
+            state = program.init(values, program.shared, keys)
+        state = carry(values, state, keys, job.pbt is not None)
+    batch.mkdir(exist_ok=True)
+    checkpoint.set_aside(checkpoints, done)
+    write_rows(log, [row for row in read_rows(log) if row["update"] <= done - logged["count"]])
+    display.skip((done - start) * steps)
+    display.label = f"lanes {lanes[0].number} to {lanes[-1].number}, best "
+
+    with open(log, "a") as file:
+        logger = Logger(file, program.interval or math.ceil(group.updates / ROWS), group.config, logged)
+
+        def save():
+            own = jax.tree.map(lambda x: jax.device_put(x[:num], jax.devices()[0]), state)
+            checkpoint.save(checkpoints, done, own, {"log": logger.saved()})
+
+        saved_at, size, members = time.perf_counter(), 1, members_of(program, state, num)
+        while done < end and not stop.asked:
+            before = time.perf_counter()
+            taken = min(size, end - done, program.interval - done % program.interval if program.interval else size)
+            state, metrics = program.step(state, program.shared, jnp.int32(done), jnp.int32(taken))
+            ran = np.asarray(state["state"].num_updates)[:num] - done
+            logger.add(done, {name: _until(np.asarray(x)[:num, :taken], ran) for name, x in metrics.items()}, members)
+            done, members = done + taken, members_of(program, state, num)
+            known = [x for x in logger.episode_return or [] if x is not None]
+            display.show(display.done + taken * steps, max(known, default=None))
+            now = time.perf_counter()
+            size = max(1, min(program.length, int(taken * CHUNK_SECONDS / max(now - before, 1e-9)), 8 * taken))
+            if now - saved_at > job.checkpoint_seconds and done < end:
+                save()
+                saved_at = time.perf_counter()
+        save()
+        if done < end:
+            return
+        logger.flush(done, members)
+
+    episodes = program.evaluate(state["values"], program.shared, state["state"], program.place(evaluate_keys))
+    episodes = jax.tree.map(np.asarray, episodes)
+    updates = np.asarray(state["state"].num_updates)
+    values = [np.asarray(column) for column in state["values"]]
+    rows = []
+    for i, lane in enumerate(lanes):
+        point = job.points[lane.configuration]
+        if job.pbt:
+            point = point | {name: column[i].item() for name, column in zip(group.names, values, strict=True)}
+        evaluation = evaluation_of(jax.tree.map(lambda x, i=i: x[i], episodes), int(updates[i]), group.config)
+        rows.append(
+            {
+                "lane": lane.number,
+                "configuration": lane.configuration,
+                "seed": lane.seed,
+                "varied": point,
+                "updates": evaluation["update"],
+                "steps": evaluation["step"],
+                "planned_steps": steps_taken(group.config, group.updates),
+                "return_mean": evaluation["mean"],
+                "return_std": evaluation["std"],
+                "training_return": (logger.episode_return or [None] * num)[i],
+                "died_at": evaluation["update"] + 1 if updates[i] < done else None,
+                "dropped_at": None,
+                "evaluation": evaluation,
+                "batch": batch.name,
+            }
+        )
+    write_json(batch / "result.json", rows)
+
+
+def _until(metric: np.ndarray, ran: np.ndarray) -> np.ndarray:
+    """A metric `[L, num]` of lanes of which the first `ran` updates were made: NaN after them, where it can be."""
+    if not np.issubdtype(metric.dtype, np.floating):
+        return metric
+    return np.where(np.arange(metric.shape[1]) < ran[:, None], metric, np.nan)
+
+
+def _planned_steps(programs: list[Group], lanes: list[Lane], before: float, plan: list[tuple[float, int]]) -> int:
+    """Environment steps that are left from the share `before` on, of runs that are all as long as their mean."""
+    steps = [
+        g.updates * g.config.steps_per_update for lane in lanes for g in programs if lane.configuration in g.numbers
+    ]
+    alive, total = len({lane.configuration for lane in lanes}), 0.0
+    for share, keep in plan:
+        total += (share - before) * sum(steps) * alive / len({lane.configuration for lane in lanes})
+        alive, before = keep, share
+    return int(total)
