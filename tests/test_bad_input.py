@@ -234,3 +234,38 @@ def test_the_help_of_every_option_is_a_sentence_that_stands_alone(name):
         assert isinstance(text, ast.Expr), f"{name}: {field.target.id} has no help"
         found = " ".join(text.value.value.split())
         assert re.fullmatch(r"[A-Z]\S* \S+.* .*[.]", found), f"{name}: {field.target.id}: {found}"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("report word.txt --limit 0", "--limit 0: give at least 1"),
+        ("report word.txt --target nan", "--target nan: give a number"),
+        ("sweep ppo --env CartPole-v1 --clip 0.1,0.2 --gamma uniform:1:0.1", "--gamma: uniform from 1.0 to 0.1"),
+        ("sweep ppo --env CartPole-v1 --env-params gravity=log:0:1", "--env-params gravity: log-uniform from 0.0"),
+        ("clone sac word.txt", "cannot be cloned into: it has no cloning_loss"),
+        ("clone ppo word.txt", "word.txt is no file of demonstrations, or was cut short"),
+        ("clone ppo missing.npz", "missing.npz is not there: rlx collect"),
+        ("train ppo --env CartPole-v1 --out word.txt/below", "word.txt, which is a file: give another --out"),
+        ("train ppo --env CartPole-v1 --out dangling", "dangling is a link to nowhere, which is not there"),
+        ("train dppo --env Pendulum-v1 --critic-warmup 1000000", "the actor would never learn"),
+    ],
+)
+def test_siblings_that_an_outsider_found_are_named(here, capsys, line, said):
+    (here / "dangling").symlink_to("nowhere")
+    status, text = rlx(capsys, *line.split())
+    assert status == 2
+    assert said in text
+    assert text.count("rlx: ") == 1
+
+
+def test_an_own_file_that_fails_names_its_line(here, capsys):
+    whole = Path(ppo.__file__).read_text()
+    before, main, after = whole.replace("def update(", "def other(").partition("\n\nif __name__")
+    broken = f"{before}\n\ndef update(config, env, state):\n    return state.nothing, {{}}\n{main}{after}"
+    (here / "mine.py").write_text(broken)
+    status, text = rlx(capsys, "train", "mine.py", "--env", "CartPole-v1", "--total-steps", "64")
+    assert status == 2
+    assert "mine.py fails in line" in text
+    assert "(return state.nothing, {}): AttributeError" in text
+    assert "rlx check" in text

@@ -510,3 +510,47 @@ def test_what_an_algorithm_with_another_objective_calls_is_compared_too(ppo, mon
     assert before == Current(spo)
     monkeypatch.setattr(ppo, "networks", lambda config, env: None)
     assert before != Current(spo)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"algorithm": "ppo"}, "algorithm = 'ppo' has no init and no update: give a module such as rlx.algos.ppo"),
+        ({"config": SimpleNamespace()}, "config is of another algorithm: it has no"),
+        ({"env": "CartPole-v1"}, "env = 'CartPole-v1' is no environment: give rlx.envs.make"),
+        ({"key": 0}, "key = 0 is no random key: give jax.random.key"),
+        ({"objective": "SPO"}, "objective = 'SPO' is no pytree of arrays: give an object of its class"),
+        ({"objective": lambda *_: 0.0}, "is no pytree of arrays: wrap a function in jax.tree_util.Partial"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_words(ppo, small, cartpole, changed, said):
+    given = {"algorithm": ppo, "config": small, "env": cartpole, "key": jax.random.key(0)} | changed
+    with pytest.raises(ValueError, match=said):
+        rlx.train(**given)
+
+
+def test_classes_vectors_and_numbers_that_do_not_fit_are_refused_in_words(ppo, small, cartpole):
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match=r"config is the class Config: give one of its objects, Config\(\)"):
+        rlx.train(ppo, ppo.Config, cartpole, key)
+    with pytest.raises(ValueError, match=r"Config.learning_rate has shape \[3\]: for several values vmap"):
+        rlx.train(ppo, replace(small, learning_rate=jnp.ones(3)), cartpole, key)
+    for number in (0, 2.5):
+        with pytest.raises(ValueError, match=f"num_episodes = {number}: give a whole number of at least 1"):
+            rlx.evaluate(ppo, small, cartpole, None, key, number)
+    with pytest.raises(ValueError, match="num_updates = -1: give a whole number"):
+        rlx.resume(ppo, small, cartpole, None, -1)
+    with pytest.raises(ValueError, match=r"cannot stack .* and .*: give trees of one class"):
+        stack([small, Length()])
+
+
+def test_a_method_or_an_attribute_of_an_environment_that_is_replaced_is_noticed(ppo, monkeypatch):
+    env = rlx.envs.make("rlx/MultiGoal")
+    before = Current(ppo, env)
+    assert before == Current(ppo, env)
+    monkeypatch.setattr(type(env.environment), "step", lambda *_: None)
+    assert before != Current(ppo, env)
+    monkeypatch.undo()
+    assert before == Current(ppo, env)
+    monkeypatch.setattr(env.environment, "length", 5, raising=False)
+    assert before != Current(ppo, env)

@@ -1,6 +1,7 @@
 """Domain randomisation: what is multiplied, by what, and for how long. Chunks of actions: what is done and paid."""
 
 from dataclasses import replace
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -316,3 +317,41 @@ def test_bounds_that_are_none_are_refused(bounds):
         bounded(counter(), *bounds)
     with pytest.raises(ValueError, match="bounds are of continuous actions"):
         bounded(rlx.envs.make("CartPole-v1"), -1.0, 1.0)
+
+
+class OfItsOwn:
+    """A point on the line whose episodes end after `length` steps, a parameter, by its own doing."""
+
+    default_params = MappingProxyType({"length": 24})
+    differentiable = True
+
+    def reset(self, key, params):
+        return jnp.zeros(1), jnp.int32(0)
+
+    def step(self, key, state, action, params):
+        time = state + 1
+        obs = jnp.full(1, time, jnp.float32)
+        return obs, time, jnp.float32(0), jnp.array(False), time >= params["length"], {}
+
+    def observation_space(self, params):
+        return Box(-jnp.inf, jnp.inf, (1,))
+
+    def action_space(self, params):
+        return Box(-jnp.inf, jnp.inf, (1,))
+
+    def horizon(self, params):
+        return int(params["length"])
+
+
+def test_bounds_keep_what_the_environment_says_of_itself():
+    env = bounded(rlx.Env(OfItsOwn(), {"length": 24}), -1.0, 1.0)
+    assert env.horizon == 24
+    assert env.environment.differentiable
+    assert chunked(env, 5).horizon == 5  # ceil(24 / 5)
+    assert bounded(replace(env, max_steps=7), -0.5, 0.5).horizon == 7
+
+
+@pytest.mark.parametrize("max_steps", [0, -5, 2.5, np.int64(0)])
+def test_a_time_limit_is_a_whole_number_of_at_least_1(max_steps):
+    with pytest.raises(ValueError, match="give a whole number of at least 1, or None"):
+        rlx.Env(OfItsOwn(), {"length": 24}, max_steps=max_steps)

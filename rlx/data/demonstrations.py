@@ -144,7 +144,9 @@ def load(path: Path) -> Demonstrations:
     if not path.is_file():
         raise ValueError(f"{path} is not there: rlx collect runs/NAME --output {path} writes it")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no file of demonstrations, which are NumPy archives: rlx collect writes them")
+        raise ValueError(
+            f"{path} is no file of demonstrations, or was cut short: they are NumPy archives, which rlx collect writes"
+        )
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
