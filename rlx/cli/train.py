@@ -217,7 +217,9 @@ def _explained(algorithm_name: str) -> Iterator[None]:
     except Exception as error:
         if not own or storage.reason(error) or isinstance(error, jax.errors.JaxRuntimeError):
             raise
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == own[0]]
+        frames = [
+            frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == own[0]
+        ]
         where = f" in line {frames[-1].lineno} ({frames[-1].line})" if frames else ""
         text = str(error).strip().partition("\n")[0]
         raise ValueError(
