@@ -99,7 +99,8 @@ class Env:
     lazy_starts: bool = static(False)
 
     def __post_init__(self):
-        if isinstance(self.max_steps, int | float) and (self.max_steps < 1 or self.max_steps != int(self.max_steps)):
+        number = isinstance(self.max_steps, int | float | np.integer | np.floating)
+        if number and (self.max_steps < 1 or self.max_steps != int(self.max_steps)):
             raise ValueError(f"max_steps = {self.max_steps}: give a whole number of at least 1, or None")
 
     @property
