@@ -20,7 +20,7 @@ from speed import rows
 from rlx.report import fill
 
 NAMES = ("algorithms", "communication", "decoding", "flow", "lifetimes", "physics", "returns", "scaling", "shuffling")
-NAMES += ("speed", "sweeps", "roofline", "shell", "hours", "switches")
+NAMES += ("speed", "sweeps", "roofline", "shell", "hours", "switches", "annealing", "defaults")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("scaling", "compiler", "settings")))
 
 
