@@ -191,7 +191,10 @@ def alpha_loss(log_alpha, config, env, log_prob):
 
 
 def loss(params, fixed, target_params, config, env, batch, noise):
-    """The losses of critics and actor for one minibatch `[B]`, neither with a gradient for the other's parameters."""
+    """The losses of critics and actor for one minibatch `[B]`, neither with a gradient for the other's parameters.
+
+    `fixed` are the same parameters where a loss takes them as given.
+    """
     q_loss, value = critic_loss(params, fixed, target_params, config, env, batch, noise[0])
     pi_loss, log_prob = actor_loss(params, fixed, config, env, batch, noise[1])
     parts = {

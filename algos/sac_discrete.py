@@ -187,7 +187,10 @@ def alpha_loss(log_alpha, config, env, entropy):
 
 
 def loss(params, fixed, target_params, config, env, batch):
-    """The losses of critics and actor for one minibatch `[B]`, neither with a gradient for the other's parameters."""
+    """The losses of critics and actor for one minibatch `[B]`, neither with a gradient for the other's parameters.
+
+    `fixed` are the same parameters where a loss takes them as given.
+    """
     q_loss, value = critic_loss(params, fixed, target_params, config, env, batch)
     pi_loss, entropy = actor_loss(params, fixed, config, env, batch)
     parts = {

@@ -188,7 +188,9 @@ def train_algorithm(
     for title, values in (("your settings", chosen), ("environment", env_params)):
         if values:
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
-    if options.num_evaluations > (updates := total_updates(job.config)):
+    with _explained(algorithm_name):
+        updates = total_updates(job.config)
+    if options.num_evaluations > updates:
         console.print(
             f"--num-evaluations {options.num_evaluations}: there are {updates} updates, and as many evaluations"
         )
