@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import rlx.versions  # noqa: F401 (refuses other versions of JAX, before anything of it is imported)
 from rlx.devices import compiler as compiler  # sets a switch of XLA, before anything is compiled
 from rlx.env import Env, EnvState, Transition
-from rlx.pytree import pytree, replace, stack, static, traced
+from rlx.pytree import per_env, pytree, replace, stack, static, traced
 from rlx.train import Episodes, evaluate, resume, state_bytes, steps_taken, total_updates, train
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ __all__ = [
     "envs",
     "evaluate",
     "meta",
+    "per_env",
     "pytree",
     "replace",
     "resume",

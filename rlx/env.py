@@ -13,7 +13,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from rlx.modes import ordinary
-from rlx.pytree import pytree, replace, static
+from rlx.pytree import per_env, pytree, replace, static
 from rlx.spaces import Space
 
 LIMITS = ("max_steps", "max_steps_in_episode")  # as what suites keep the time limit in their params
@@ -48,10 +48,10 @@ class Environment(Protocol):
 class EnvState:
     """An episode under way: the environment's own state and what acting on it needs."""
 
-    state: Any
-    obs: jax.Array  # to act on next
-    time: jax.Array  # int32, steps taken in this episode
-    episode_return: jax.Array  # float32, undiscounted sum of the rewards so far
+    state: Any = per_env()
+    obs: jax.Array = per_env()  # to act on next
+    time: jax.Array = per_env()  # int32, steps taken in this episode
+    episode_return: jax.Array = per_env()  # float32, undiscounted sum of the rewards so far
 
 
 @pytree

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from rlx.pytree import pytree
+from rlx.pytree import per_env, pytree
 
 LARGEST = 1e38  # that a return of rewards to be scaled counts with
 
@@ -68,7 +68,7 @@ def normalize(stats: Statistics, x: jax.Array, limit: float = 10.0) -> jax.Array
 class RewardScale:
     """What scaling rewards by the spread of discounted returns needs to remember."""
 
-    discounted: jax.Array  # [N], the discounted return of each environment's episode so far
+    discounted: jax.Array = per_env()  # [N], the discounted return of each environment's episode so far
     stats: Statistics  # of those, pooled over environments
 
 

@@ -1,4 +1,4 @@
-"""Dataclasses that cross jax transformations: `pytree`, `static`, `traced`, `stack`, `uncommitted`."""
+"""Dataclasses that cross jax transformations: `pytree`, `static`, `traced`, `per_env`, `stack`, `uncommitted`."""
 
 import dataclasses
 import operator
@@ -49,6 +49,19 @@ def traced(
     bounds = {"at least": at_least, "at most": at_most, "above": above}
     given = {words: bound for words, bound in bounds.items() if bound is not None}
     return dataclasses.field(default=default, metadata={"bounds": given})
+
+
+def per_env(default: Any = MISSING) -> Any:
+    """A traced field whose leaves have the environments as their first axis, `[N, ...]`.
+
+    A run over several devices splits it into a block a device; every other field is whole on each of them.
+    """
+    return dataclasses.field(default=default, metadata={"per_env": True})
+
+
+def is_per_env(field: dataclasses.Field) -> bool:
+    """Whether `per_env` marked this dataclass field."""
+    return field.metadata.get("per_env", False)
 
 
 def plain(value: Any) -> Any:
@@ -147,7 +160,7 @@ def _traced(name: str, field: dataclasses.Field, given: Any) -> Any:
     return value
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(static, traced))
+@dataclass_transform(frozen_default=True, field_specifiers=(static, traced, per_env))
 def pytree(cls: type[T]) -> type[T]:
     """Makes `cls` a frozen dataclass that jax treats as a pytree.
 
@@ -228,4 +241,5 @@ def _difference(a: Any, b: Any) -> str:
     return ", ".join(f"{name} = {x!r} and {y!r}" for name, x, y in pairs if x != y) or "in a nested tree"
 
 
-__all__ = ["is_static", "plain", "pytree", "replace", "stack", "static", "traced", "uncommitted"]
+__all__ = ["is_per_env", "is_static", "per_env", "plain", "pytree", "replace"]
+__all__ += ["stack", "static", "traced", "uncommitted"]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rlx.devices.sharding import blocks, num_blocks, split
-from rlx.pytree import pytree, static
+from rlx.pytree import per_env, pytree, static
 from rlx.rollout import gather
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ class Replay:
     Over several devices each has a block of the rows, which is a ring of its own: all are written at the same place.
     """
 
-    data: Any  # leaves [capacity + spare, ...]
+    data: Any = per_env()  # leaves [capacity + spare, ...], by the environments that they are from
     position: jax.Array  # int32, the row of each block that is written next
     size: jax.Array  # int32, elements that can be sampled: those of the rows before `position`
     capacity: int = static()

@@ -12,6 +12,7 @@ import rlx
 from rlx import replay, rollout, run
 from rlx.algos import fpo, ppo, sac
 from rlx.devices import sharding
+from rlx.devices.spread import placed
 from rlx.devices.spread import spread as spread_lanes
 from rlx.train import advance, state_shapes
 
@@ -65,7 +66,7 @@ def data_parallel(name):
     config, env = algorithm.Config(**SMALL, **settings), rlx.envs.make(env_name)
     with jax.set_mesh(sharding.mesh()):
         split = updates(algorithm, config, env)
-        like = run.placed(state_shapes(algorithm, config, env))
+        like = placed(state_shapes(algorithm, config, env))
         program = run.jitted(advance).lower(algorithm, config, env, like, jnp.int32(0), jnp.int32(1), 4).compile()
     with same_shuffle():
         whole = updates(algorithm, config, env)

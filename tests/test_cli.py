@@ -1,6 +1,5 @@
 """The command line as a user meets it: run directories, resuming, bad input. Commands run in this process."""
 
-import io
 import json
 import os
 import pkgutil
@@ -509,6 +508,16 @@ def test_a_renamed_file_is_told_where_tuned_settings_are(tmp_path):
 TEN = SimpleNamespace(steps_per_update=10, init_steps=5)
 
 
+class Kept:
+    """A sink that keeps what it gets, as JSON has it."""
+
+    def __init__(self):
+        self.rows = []
+
+    def write(self, kind, row):
+        self.rows.append(json.loads(json.dumps(row)))
+
+
 def test_rows_are_means_weighted_by_episodes_wherever_the_run_was_cut():
     rng = np.random.default_rng(0)
     episodes = np.array([0, 3, 1, 0, 0, 0, 2])
@@ -517,14 +526,13 @@ def test_rows_are_means_weighted_by_episodes_wherever_the_run_was_cut():
     part = lambda start, stop: {name: values[start:stop] for name, values in metrics.items()}
     logs = []
     for border in range(8):
-        file = io.StringIO()
-        first = Logger(file, 3, TEN)
+        sink = Kept()
+        first = Logger([sink], 3, TEN)
         first.add(0, part(0, border))
-        second = Logger(file, 3, TEN, json.loads(json.dumps(first.saved())))
+        second = Logger([sink], 3, TEN, json.loads(json.dumps(first.saved())))
         second.add(border, part(border, 7))
         second.flush(7)
-        found = [json.loads(line) for line in file.getvalue().splitlines()]
-        logs.append([{name: value for name, value in row.items() if name != "seconds"} for row in found])
+        logs.append([{name: value for name, value in row.items() if name != "seconds"} for row in sink.rows])
     assert all(log == logs[0] for log in logs)
     assert [row["step"] for row in logs[0]] == [35, 65, 75]
     assert [row["num_episodes"] for row in logs[0]] == [4, 0, 2]
@@ -537,12 +545,12 @@ def test_rows_of_several_runs_are_those_of_each():
     """Logging lanes `[L, num]` is logging each lane, as lists."""
     rng = np.random.default_rng(1)
     metrics = {"num_episodes": rng.integers(0, 3, (2, 7)), "episode_return": rng.normal(size=(2, 7))}
-    files = [io.StringIO() for _ in range(3)]
-    for file, of in zip(files, (metrics, *({k: v[i] for k, v in metrics.items()} for i in range(2))), strict=True):
-        logger = Logger(file, 3, TEN)
+    sinks = [Kept() for _ in range(3)]
+    for sink, of in zip(sinks, (metrics, *({k: v[i] for k, v in metrics.items()} for i in range(2))), strict=True):
+        logger = Logger([sink], 3, TEN)
         logger.add(0, of)
         logger.flush(7)
-    both, *each = ([json.loads(line) for line in file.getvalue().splitlines()] for file in files)
+    both, *each = (sink.rows for sink in sinks)
     for name in metrics:
         assert [row[name] for row in both] == [
             list(pair) for pair in zip(*([r[name] for r in e] for e in each), strict=True)

@@ -341,11 +341,18 @@ def test_a_diffusion_policy_goes_on_as_the_one_that_it_starts_from(pendulum):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_what_else_is_learned_is_not_left_behind_in_silence(pendulum):
-    config = sac.Config()
-    state = jax.eval_shape(partial(sac.init, config, pendulum), jax.random.key(0))
-    with pytest.raises(ValueError, match=r"cannot start from another where its State has .*target_params"):
-        started_from(state, state)
+def test_copies_of_the_networks_begin_as_copies_of_the_learned_ones(pendulum):
+    """Target networks of SAC, which begin as the critics; its log_alpha of 0 and its counter of 0 are no copies."""
+    config = sac.Config(num_envs=2, num_steps=1, warmup_steps=8, capacity=16, batch_size=4, hidden_sizes=(4,))
+    init = jax.jit(partial(sac.init, config, pendulum))
+    fresh, other = init(jax.random.key(0)), init(jax.random.key(1))
+    learned = replace(other, params=jax.tree.map(lambda x: x + 1, other.params), num_updates=other.num_updates + 7)
+    state = started_from(fresh, learned)
+    jax.tree.map(np.testing.assert_array_equal, state.params, learned.params)
+    jax.tree.map(np.testing.assert_array_equal, state.target_params, learned.params["critic"])
+    assert int(state.num_updates) == 0
+    for name in ("replay", "opt_state", "env_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(fresh, name))
 
 
 @pytest.mark.more

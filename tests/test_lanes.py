@@ -13,6 +13,7 @@ from rlx import replace
 from rlx.devices.spread import spread
 from rlx.spaces import Box, Discrete
 from rlx.sweeps.lanes import Program, carry, fit, groups, memory_bound
+from rlx.sweeps.strategies import Population
 from rlx.train import advance, evaluate
 
 RATES = (1e-2, 1e-3, np.inf, 3e-3, 1e-4)
@@ -48,7 +49,7 @@ def run(program, group, numbers, cuts=(2, 1)):
     """Trains the configurations of these numbers, seed i on lane i. Returns the last carry and the metrics [L, 3]."""
     keys = program.place(jax.vmap(jax.random.key)(jnp.arange(len(numbers))))
     values = program.place(group.values(numbers))
-    state = carry(values, program.init(values, program.shared, keys), keys, population=False)
+    state = carry(values, program.init(values, program.shared, keys), keys, interacts=False)
     done, found = 0, []
     for num in cuts:
         state, metrics = program.step(state, program.shared, jnp.int32(done), jnp.int32(num))
@@ -195,10 +196,10 @@ def test_a_population_copies_inside_its_program(ppo, group, small, cartpole):
     """After an interval copied members have their parent's weights, a key of their own, and perturbed settings."""
     pairs = [(replace(small, learning_rate=rate), cartpole) for rate in (1e-3, 2e-3, 4e-3, 8e-3)]
     (group,) = groups(pairs)
-    program = Program(ppo, group, 4, num_eval_episodes=1, length=2, interval=2, population=4)
+    program = Program(ppo, group, 4, num_eval_episodes=1, length=2, strategy=Population(2))
     keys = program.place(jax.vmap(jax.random.key)(jnp.arange(4)))
     values = program.place(group.values(range(4)))
-    step = partial(program.step, carry(values, program.init(values, program.shared, keys), keys, population=True))
+    step = partial(program.step, carry(values, program.init(values, program.shared, keys), keys, interacts=True))
     state, metrics = step(program.shared, jnp.int32(0), jnp.int32(2))
     episodes = np.asarray(metrics["num_episodes"], float)
     scores = (np.asarray(metrics["episode_return"]) * episodes).sum(1) / episodes.sum(1)

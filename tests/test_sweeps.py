@@ -19,8 +19,8 @@ from rlx.files import read_rows
 from rlx.run import keys
 from rlx.run.checkpoint import restore
 from rlx.run.progress import Display
-from rlx.sweeps import rungs
 from rlx.sweeps.search import LogUniform
+from rlx.sweeps.strategies import Grid, Halving
 
 RATES = [1e-2, 1e-3]
 SIZES = ["--num-steps", "16", "--num-epochs", "2", "--num-minibatches", "2", "--hidden-sizes", "16"]
@@ -240,7 +240,7 @@ def test_memory_that_no_lane_fits_leaves_nothing_behind(sweep, tmp_path):
     ],
 )
 def test_rungs_of_successive_halving(num, factor, expected):
-    found = rungs(num, factor)
+    found = (Halving(factor) if factor else Grid()).rungs(num)
     np.testing.assert_allclose([share for share, _ in found], [share for share, _ in expected])
     assert [keep for _, keep in found] == [keep for _, keep in expected]
 

@@ -26,7 +26,7 @@ from rlx.pytree import uncommitted
 from rlx.report.statistics import interval
 from rlx.run import checkpoint
 from rlx.run.job import provenance
-from rlx.run.loop import Stop
+from rlx.run.stop import Stop
 from rlx.run.storage import naming, owned
 from rlx.run.timings import announced, announcement, program_name, remember
 

@@ -36,6 +36,7 @@ from rlx.run.storage import check_empty, owned
 from rlx.sweeps.job import SweepJob, apply, check_sizes, plan
 from rlx.sweeps.results import Sweep
 from rlx.sweeps.search import Choice, LogUniform, Uniform, parse, points, split
+from rlx.sweeps.strategies import STRATEGIES, strategy_of
 from rlx.sweeps.train import execute
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -45,7 +46,7 @@ UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**2
 class SweepOptions(Sources):
     """Train many configurations and seeds as lanes of few compiled programs.
 
-    Every setting takes values separated by commas, which make_env a grid, or draws: log:LOW:HIGH, uniform:LOW:HIGH,
+    Every setting takes values separated by commas, which make a grid, or draws: log:LOW:HIGH, uniform:LOW:HIGH,
     choice:A:B:C. A setting with one value is set for all. Several numbers that are one value, such as layers, are
     written 64x32 or (64,32): --hidden-sizes 64x32,128x64 compares two networks.
     """
@@ -174,17 +175,10 @@ def saved_job(directory: Path, algorithm: ModuleType | None = None) -> SweepJob:
         raise ValueError(
             f"the objective in {saved['algorithm'].rpartition('+')[2]} is another than that of {directory}"
         )
-    names = (
-        "env_options",
-        "env_params",
-        "num_seeds",
-        "seed",
-        "eval_episodes",
-        "halving",
-        "pbt",
-        "memory",
-        "preset",
-    )
+    strategy = strategy_of({name: saved.get(name) for name in STRATEGIES})
+    if saved.get("strategy", repr(strategy)) != repr(strategy):
+        raise ValueError(f"{directory} has a strategy of its own, {saved['strategy']}: call rlx.sweep again, as it was")
+    names = ("env_options", "env_params", "num_seeds", "seed", "eval_episodes", "memory", "preset")
     return SweepJob(
         algorithm=algorithm,
         algorithm_name=saved["algorithm"],
@@ -193,6 +187,7 @@ def saved_job(directory: Path, algorithm: ModuleType | None = None) -> SweepJob:
         env_name=saved["env"],
         points=[{name: loose(value) for name, value in point.items()} for point in saved["points"]],
         directory=directory,
+        strategy=strategy,
         **{name: saved[name] for name in names},
     )
 
@@ -205,8 +200,7 @@ def _new_job(
     for flag, number, least in (
         ("eval-episodes", options.eval_episodes, 1),
         ("num-seeds", options.num_seeds, 1),
-        ("halving", options.halving, 2),
-        ("pbt", options.pbt, 2),
+        *((name, getattr(options, name), 2) for name in STRATEGIES),
     ):
         if number is not None and number < least:
             raise ValueError(f"--{flag} {number}: give at least {least}")
@@ -239,7 +233,8 @@ def _new_job(
         found = _listed(options.configs)
     if options.num_samples is not None and options.configs is not None:
         raise ValueError("--configs lists the configurations and --num-samples draws them: give one of them")
-    check_sizes(len(found), options.num_seeds, options.seed, options.halving, options.pbt, options.eval_episodes)
+    strategy = strategy_of({name: getattr(options, name) for name in STRATEGIES})
+    check_sizes(len(found), options.num_seeds, options.seed, options.eval_episodes, strategy)
     for point in found:  # bounds of fields and names of parameters, before anything else
         apply(config, env, point)
     directory = options.out or new_directory(f"sweep-{short_name(algorithm_name)}", env_name, options.seed)
@@ -257,8 +252,7 @@ def _new_job(
         seed=options.seed,
         directory=directory,
         eval_episodes=options.eval_episodes,
-        halving=options.halving,
-        pbt=options.pbt,
+        strategy=strategy,
         memory=_bytes(options.memory),
         checkpoint_seconds=options.checkpoint_seconds,
         preset=tuned,

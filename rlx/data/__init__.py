@@ -4,6 +4,6 @@ from rlx.faces import face
 
 HOMES = {
     "demonstrations": "FORMAT LIMIT Demonstrations COLUMNS collect disturbed mixture save load",
-    "cloning": "AVERAGE FINAL_RATE FIELDS VALIDATION clone examples started_from",
+    "cloning": "AVERAGE FINAL_RATE VALIDATION clone examples started_from",
 }
 __all__, __getattr__, __dir__ = face(__name__, HOMES)

@@ -26,8 +26,6 @@ from rlx.wrappers import Chunked
 
 AVERAGE = 0.995  # decay of the average of the weights; Ren et al. 2024
 FINAL_RATE = 0.1  # of the first, by a cosine
-FIELDS = {"params", "pretrained", "obs_stats"}  # of a State, that another can begin with
-FIELDS |= {"opt_state", "env_state", "reward_scale", "learning_rate", "num_updates", "key"}  # and that begin anew
 VALIDATION = 16_384  # at most so many steps are looked at each time
 
 
@@ -170,26 +168,47 @@ def _held_out(demonstrations: Demonstrations, share: float, key: jax.Array) -> n
 
 
 def started_from(state: Any, learned: Any) -> Any:
-    """A fresh State that begins with what another one has learned: its parameters and statistics of observations.
+    """A fresh State with what another one has learned: its parameters and statistics of observations.
 
-    Where the State keeps the actor that it began with, as `pretrained`, it is the one that the other kept, or else the
-    other's actor. A policy that is made of both, as one of DPPO with steps that are not trained, is the same only where
-    as many steps are trained.
+    A field that begins as a copy of the parameters, or of a part of them, begins as a copy of the learned ones: target
+    networks, the reference of a KL divergence. `pretrained` is the actor that the other State kept, or else its actor;
+    a policy made of both, as DPPO's with steps that are not trained, is the same only where as many steps are trained.
+    All other fields begin anew.
 
     Raises:
-        ValueError: where the two have networks of other shapes, or the State has something else that is learned.
+        ValueError: where the two have networks of other shapes.
     """
-    if unknown := sorted({field.name for field in dataclasses.fields(state)} - FIELDS):
-        raise ValueError(f"a run cannot start from another where its State has {', '.join(unknown)}")
-    shapes = [jax.tree.map(jnp.shape, (s.params, s.obs_stats)) for s in (state, learned)]
+    shapes = [jax.tree.map(jnp.shape, (s.params, getattr(s, "obs_stats", None))) for s in (state, learned)]
     if shapes[0] != shapes[1]:
         raise ValueError("what it starts from has networks of other shapes: give the same sizes and activations")
-    copied = lambda tree: jax.tree.map(jnp.copy, tree)  # of its own, to be given away by whoever steps it
-    state = replace(state, params=copied(learned.params), obs_stats=copied(learned.obs_stats))
-    if getattr(state, "pretrained", None) is not None:
-        kept = learned.pretrained if learned.pretrained is not None else learned.params["actor"]
-        state = replace(state, pretrained=copied(kept))
-    return state
+    own = {}
+    for field in dataclasses.fields(state):
+        copy = _copy_of(getattr(state, field.name), state.params, learned.params)
+        own[field.name] = getattr(state, field.name) if copy is None else copy
+    own |= {name: getattr(learned, name) for name in ("params", "obs_stats") if hasattr(state, name)}
+    if getattr(state, "pretrained", None) is not None and learned.pretrained is not None:
+        own["pretrained"] = learned.pretrained
+    changed = {name: value for name, value in own.items() if value is not getattr(state, name)}
+    # Copies of its own, to be given away by whoever steps it.
+    return replace(state, **{name: jax.tree.map(jnp.copy, value) for name, value in changed.items()})
+
+
+def _copy_of(part: Any, params: Any, learned: Any) -> Any:
+    """The part of `learned` for a copy of `params` or of a part of them; None for anything else."""
+    if not jax.tree.leaves(part) or jax.tree_util.all_leaves([part]):  # a number is no network
+        return None
+    if _equal(part, params):
+        return learned
+    if not (isinstance(params, dict) and isinstance(learned, dict)):
+        return None
+    if isinstance(part, dict) and part.keys() <= params.keys() and all(_equal(part[k], params[k]) for k in part):
+        return {name: learned[name] for name in part}
+    return next((learned[name] for name in params if _equal(part, params[name])), None)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    same = lambda x, y: jnp.shape(x) == jnp.shape(y) and bool(jnp.array_equal(x, y))
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(map(same, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
 __all__ = ["clone", "examples", "started_from"]

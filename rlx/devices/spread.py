@@ -1,14 +1,21 @@
-"""Lanes over devices: a function of one lane, mapped over all, each device with its own."""
+"""What goes where on several devices: lanes of a sweep, and the parts of one run's State."""
 
+import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rlx.devices.sharding import AXIS, num_blocks
+from rlx.pytree import is_per_env, is_static
+
+T = TypeVar("T")
 LANES, WHOLE = P("lane"), P()
 
 
@@ -58,3 +65,27 @@ def mapped_over(mesh: Mesh, function: Callable, *specs: P) -> Callable:
         return jax.shard_map(local, mesh=mesh, **specs_of)(*(leaves[i] for i in full))
 
     return call
+
+
+def placed(like: T) -> T:
+    """The shapes of a State with their shardings on the mesh in use; unchanged without one.
+
+    Fields that `rlx.per_env` marks, in the State and in dataclasses within it, are split along their first axis over
+    the mesh axis `env`. Everything else is on every device.
+    """
+    if num_blocks() == 1:
+        return like
+    mesh = jax.sharding.get_mesh()
+    at = lambda spec: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+    whole, split = (partial(jax.tree.map, at(spec)) for spec in (P(), P(AXIS)))
+
+    def place(part):
+        if not dataclasses.is_dataclass(part):
+            return whole(part)
+        children = [field for field in dataclasses.fields(part) if not is_static(field)]
+        values = {f.name: getattr(part, f.name) for f in children}
+        own = {f.name: split(values[f.name]) if is_per_env(f) else inside(values[f.name]) for f in children}
+        return dataclasses.replace(part, **own)
+
+    inside = lambda tree: jax.tree.map(place, tree, is_leaf=dataclasses.is_dataclass)
+    return inside(like)

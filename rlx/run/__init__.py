@@ -6,6 +6,8 @@ HOMES = {
     "job": "CHECKPOINT_SECONDS OPTIONS PACKAGES Job keys plan identity describe provenance",
     "log": "ROWS NO_LOG Logger",
     "evaluations": "evaluate_run evaluation best draw",
-    "loop": "CHUNK_SECONDS CHUNK_UPDATES LOGS jitted chunk placed execute Stop",
+    "loop": "CHUNK_SECONDS CHUNK_UPDATES jitted chunk execute",
+    "sinks": "KINDS SINKS Jsonl Sink",
+    "stop": "Stop",
 }
 __all__, __getattr__, __dir__ = face(__name__, HOMES)

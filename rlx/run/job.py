@@ -20,11 +20,7 @@ from rlx.devices.sharding import mesh
 from rlx.env import Env
 from rlx.files import strict
 from rlx.pytree import is_static
-from rlx.train import (
-    state_bytes,
-    steps_taken,
-    total_updates,
-)
+from rlx.train import state_bytes, steps_taken, total_updates
 
 CHECKPOINT_SECONDS = 60.0
 OPTIONS = ("num_evaluations", "eval_episodes", "checkpoint_replay", "devices")
@@ -53,6 +49,7 @@ class Job:
     devices: int = 1  # that the environments are spread over
     start_from: Path | None = None  # the run whose last state is `learned`
     learned: Any = None  # a State to begin with the networks of
+    sinks: tuple[str, ...] = ("jsonl",)  # names of rlx.run.sinks, that get the rows of the log
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:

@@ -1,30 +1,29 @@
 """The log of a run: metrics averaged over updates, a row a line."""
 
-import json
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rlx.files import strict
-from rlx.train import (
-    steps_taken,
-)
+from rlx.run.sinks import Sink
+from rlx.train import steps_taken
 
 ROWS = 1000
 NO_LOG = {"seconds": 0.0, "count": 0, "sums": {}}
 
 
 class Logger:
-    """Averages the metrics of `every` updates into a row of `file`. Episode statistics are weighted by their episodes.
+    """Averages the metrics of `every` updates into a row for all sinks. Episode statistics are weighted by episodes.
 
     Metrics are those of a run, `[num]`, or of several, `[L, num]`, whose rows have lists in place of numbers.
     `saved()` is what a checkpoint has to keep of it, so that a resumed run writes the rows of one never stopped.
     """
 
-    def __init__(self, file, every: int, config: Any, saved: dict[str, Any] = NO_LOG):
-        self.file, self.every, self.config = file, every, config
+    def __init__(self, sinks: Sequence[Sink], every: int, config: Any, saved: dict[str, Any] = NO_LOG):
+        self.sinks, self.every, self.config = sinks, every, config
         self.start, self.count = time.perf_counter() - saved["seconds"], saved["count"]
         self.sums = {name: np.array(total, np.float64) for name, total in saved["sums"].items()}
         self.episode_return = None  # the latest
@@ -61,8 +60,8 @@ class Logger:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     row[name] = _numbers((total / (episodes if name.startswith("episode_") else self.count)).tolist())
         self.episode_return = _latest(row["episode_return"], self.episode_return)
-        self.file.write(json.dumps(row | (extra or {})) + "\n")
-        self.file.flush()
+        for sink in self.sinks:
+            sink.write("metrics", row | (extra or {}))
         self.count, self.sums = 0, {}
 
     def _seconds(self) -> float:

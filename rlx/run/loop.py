@@ -8,14 +8,12 @@ file of one's own and of a learned objective, see rlx.source), `evaluations/` (t
 which later ones say less than earlier ones, and resuming drops what the newest checkpoint does not know.
 """
 
-import json
+import contextlib
 import math
-import os
-import signal
 import threading
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -33,56 +31,28 @@ from rlx.algorithm import short_name
 from rlx.algorithm_check import check_counters, check_metrics
 from rlx.data.cloning import started_from
 from rlx.devices.hosts import agree, barrier, first, most
-from rlx.devices.sharding import AXIS, num_blocks
-from rlx.env import EnvState
-from rlx.files import evaluation_points, read_config, read_rows, write_json, write_rows
-from rlx.normalize import RewardScale
+from rlx.devices.sharding import num_blocks
+from rlx.devices.spread import placed
+from rlx.files import evaluation_points, read_config, read_rows, write_json
 from rlx.pytree import uncommitted
-from rlx.replay import Replay, arranged, is_replay, with_replay, without_replay
+from rlx.replay import arranged, is_replay, with_replay, without_replay
 from rlx.run.evaluations import best, draw, evaluate_run, render_episode
 from rlx.run.job import OPTIONS, Job, describe, devices_of, identity, keys
 from rlx.run.log import NO_LOG, ROWS, Logger
 from rlx.run.progress import Display
 from rlx.run.render import check_output
+from rlx.run.sinks import KINDS, SINKS, Sink
+from rlx.run.stop import Stop
 from rlx.run.storage import naming
 from rlx.run.streams import importing_matplotlib
 from rlx.run.timings import announcement, program_name, remember
-from rlx.train import (
-    MAX_STEPS,
-    Current,
-    advance,
-    play,
-    state_shapes,
-    steps_taken,
-    total_updates,
-)
+from rlx.train import MAX_STEPS, Current, advance, play, state_shapes, steps_taken, total_updates
 
 T = TypeVar("T")
 CHUNK_SECONDS = 0.5
 CHUNK_UPDATES = 256
-LOGS = ("metrics.jsonl", "evaluations.jsonl")
 jitted = partial(jax.jit, static_argnames=("algorithm", "length"), donate_argnames="state")
 chunk = jitted(advance)
-
-
-def placed(like: T) -> T:
-    """The shapes of a State with where its parts are, on the devices of the mesh in use; as they are without one."""
-    if num_blocks() == 1:
-        return like
-    mesh = jax.sharding.get_mesh()
-    at = lambda spec: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-    whole, split = (partial(jax.tree.map, at(spec)) for spec in (P(), P(AXIS)))
-
-    def place(part):
-        if isinstance(part, EnvState):
-            return split(part)
-        if isinstance(part, Replay):
-            return replace(whole(part), data=split(part.data))
-        if isinstance(part, RewardScale):
-            return replace(whole(part), discounted=split(part.discounted))
-        return whole(part)
-
-    return jax.tree.map(place, like, is_leaf=lambda x: isinstance(x, EnvState | Replay | RewardScale))
 
 
 def execute(job: Job, console: Console, resume: bool = False, from_update: int | None = None) -> int:
@@ -119,16 +89,72 @@ def _safe(directory: Path) -> str:
 
 
 def _execute(job: Job, console: Console, resume: bool, from_update: int | None) -> int:
-    config, env, algorithm, directory = job.config, job.env, Current(job.algorithm), job.directory
-    train_key, evaluate_key = keys(job.seed)
-    updates, started = total_updates(config), time.perf_counter()
-    name = program_name(short_name(job.algorithm_name), job.env_name, config, job.devices)
-    like = placed(state_shapes(algorithm, config, env))
-    check_counters(config, like)
+    started, updates = time.perf_counter(), total_updates(job.config)
+    name = program_name(short_name(job.algorithm_name), job.env_name, job.config, job.devices)
+    like = placed(state_shapes(Current(job.algorithm), job.config, job.env))
+    check_counters(job.config, like)
     console.print(announcement(name))
-    kept = (lambda state: state) if job.checkpoint_replay else without_replay  # of a state, in checkpoints
-    length = min(updates, CHUNK_UPDATES)
-    # Every error of tracing comes here.
+    programs = _traced(job, like)
+    start = _restored(job, programs, console, from_update) if resume else Start()
+    if not job.render_every:  # which draws at once, and parts of a library are not to be imported by two at a time
+        # Compiling and training leave the interpreter to others: they do not wait for this second.
+        threading.Thread(target=_import_early, args=("rlx.plot",), daemon=True).start()
+    step = programs.step.compile()
+    start = _begun(job, programs, start)
+
+    # Everything that can fail early has succeeded: only from here on is anything written or deleted.
+    barrier("everything is read")
+    sinks = _written(job, start, resume) if first() else []
+    barrier("the directory is there")
+    compile_seconds = time.perf_counter() - started
+    remember(name, compile_seconds)
+    rounded = steps_taken(job.config, updates)
+    extra = f" (rounded up to whole updates from {job.config.total_steps:,})" * (rounded != job.config.total_steps)
+    console.print(f"{rounded:,} steps{extra} in {updates:,} updates; traced and compiled in {compile_seconds:.1f} s")
+    with contextlib.ExitStack() as stack:
+        for sink in sinks:
+            stack.callback(sink.close)
+        end = _trained(job, step, programs.length, start, sinks, console)
+    return _ended(job, end, console)
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The programs of a run, traced and not yet compiled."""
+
+    like: Any  # shapes and shardings of the State
+    shardings: Any  # of the State; None on one device
+    step: Any  # of a chunk of at most `length` updates
+    init: Any
+    length: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: at its first update, or where its directory stops."""
+
+    state: Any = None
+    done: int = 0  # updates
+    logged: dict[str, Any] = field(default_factory=lambda: NO_LOG)  # the row of the log under way
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    origin: dict[str, Any] = field(default_factory=dict)  # of its networks
+
+
+@dataclass(frozen=True)
+class End:
+    """Where training stopped."""
+
+    done: int  # updates
+    alive: bool  # or died of NaN
+    signal: int  # that stopped it, or 0
+    evaluations: list[dict[str, Any]]
+
+
+def _traced(job: Job, like: Any) -> Programs:
+    """Traces all that will run: every error of a user's code and settings comes here."""
+    algorithm, config, env = Current(job.algorithm), job.config, job.env
+    train_key, evaluate_key = keys(job.seed)
+    length = min(total_updates(config), CHUNK_UPDATES)
     shardings = None if num_blocks() == 1 else jax.tree.map(lambda x: x.sharding, like)
     everywhere = None if shardings is None else NamedSharding(jax.sharding.get_mesh(), P())
     step = chunk if shardings is None else jitted(advance, out_shardings=(shardings, everywhere))
@@ -137,17 +163,21 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
     init = jax.jit(lambda *args: algorithm.init(*args), out_shardings=shardings).lower(config, env, train_key)
     play.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True, MAX_STEPS)
     if job.render_every:
-        check_output(env, directory / "episodes.gif")
+        check_output(env, job.directory / "episodes.gif")
+    return Programs(like, shardings, lowered, init, length)
 
+
+def _restored(job: Job, programs: Programs, console: Console, from_update: int | None) -> Start:
+    """What the directory of a run holds, up to the newest checkpoint or that of `from_update`."""
     from rlx.run import checkpoint
 
-    checkpoints = directory / "checkpoints"
+    checkpoints, updates = job.directory / "checkpoints", total_updates(job.config)
     state, done, logged = None, 0, NO_LOG
-    rows, evaluations = agree([read_rows(directory / name) if resume else [] for name in LOGS])
+    rows = dict(zip(KINDS, agree([read_rows(job.directory / f"{kind}.jsonl") for kind in KINDS]), strict=True))
     newest = agree(max(checkpoint.numbers(checkpoints), default=None))
-    if resume and (rows or from_update is not None or newest is not None):
+    if rows["metrics"] or from_update is not None or newest is not None:
         wanted = newest if from_update is None else from_update
-        state = checkpoint.restore(checkpoints, kept(like), wanted, {"run": identity(job)})
+        state = checkpoint.restore(checkpoints, _stored(job, programs.like), wanted, {"run": identity(job)})
         done = int(state.num_updates)
         about = agree(checkpoint.read(checkpoints, done) if first() else None)
         logged, num_before = about["log"], about.get("devices", 1)
@@ -155,78 +185,95 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
             console.print(
                 f"{job.devices} devices instead of {num_before}: minibatches are of other elements than they were"
             )
-            regroup = lambda x: arranged(replace(x, blocks=num_before), job.devices) if is_replay(x) else x
-            regrouped = lambda state: jax.tree.map(regroup, state, is_leaf=is_replay)
-            at = jax.tree.map(lambda x: x.sharding, state)
-            state = jax.jit(regrouped, out_shardings=at, donate_argnums=0)(state)
-        rows = [row for row in rows if row["update"] <= done - logged["count"]]
-        evaluations = [row for row in evaluations if row["update"] <= done]
+            state = _regrouped(state, num_before, job.devices)
+        rows["metrics"] = [row for row in rows["metrics"] if row["update"] <= done - logged["count"]]
+        rows["evaluations"] = [row for row in rows["evaluations"] if row["update"] <= done]
         if first():
-            _check_unfinished(directory, done, updates, evaluations)
-    if resume:
-        console.print(f"resuming after {done} of {updates} updates")
-        _warn_of_schedules(directory, steps_taken(config, done), steps_taken(config, updates), console)
-    origin = {"start_from": str(job.start_from)} if job.start_from else {}
-    if resume:
-        origin = {name: value for name, value in read_config(directory).items() if name in ("start_from", "cloned")}
-        if state is None and origin:
-            raise ValueError(f"{directory} was stopped before its first checkpoint: remove it, and begin again")
-    if not job.render_every:  # which draws at once, and parts of a library are not to be imported by two at a time
-        # Compiling and training leave the interpreter to others: they do not wait for this second.
-        threading.Thread(target=_import_early, args=("rlx.plot",), daemon=True).start()
-    step_updates = lowered.compile()
-    if state is None:
-        state = init.compile()(config, env, train_key)
+            _check_unfinished(job.directory, done, updates, rows["evaluations"])
+    console.print(f"resuming after {done} of {updates} updates")
+    _warn_of_schedules(job.directory, steps_taken(job.config, done), steps_taken(job.config, updates), console)
+    origin = {name: value for name, value in read_config(job.directory).items() if name in ("start_from", "cloned")}
+    if state is None and origin:
+        raise ValueError(f"{job.directory} was stopped before its first checkpoint: remove it, and begin again")
+    return Start(state, done, logged, rows, origin)
+
+
+def _regrouped(state: T, num_before: int, num_devices: int) -> T:
+    """The state with the rows of its replay buffer arranged for another number of devices."""
+    regroup = lambda x: arranged(replace(x, blocks=num_before), num_devices) if is_replay(x) else x
+    regrouped = lambda state: jax.tree.map(regroup, state, is_leaf=is_replay)
+    at = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(regrouped, out_shardings=at, donate_argnums=0)(state)
+
+
+def _stored(job: Job, state: T) -> T:
+    """What checkpoints keep of a state."""
+    return state if job.checkpoint_replay else without_replay(state)
+
+
+def _begun(job: Job, programs: Programs, start: Start) -> Start:
+    """The start with a whole state: a fresh one, that of another run, or what a checkpoint left out."""
+    fresh = lambda: programs.init.compile()(job.config, job.env, keys(job.seed)[0])
+    if start.state is None:
+        state = fresh()
         if job.learned is not None:
-            state = jax.device_put(started_from(state, uncommitted(job.learned)), shardings)
-    elif not job.checkpoint_replay:
-        state = with_replay(state, init.compile()(config, env, train_key))
+            state = jax.device_put(started_from(state, uncommitted(job.learned)), programs.shardings)
+            start = replace(start, origin={"start_from": str(job.start_from)})
+        return replace(start, state=state)
+    return start if job.checkpoint_replay else replace(start, state=with_replay(start.state, fresh()))
 
-    # Everything that can fail early has succeeded: only from here on is anything written or deleted.
-    barrier("everything is read")
-    if first():
-        directory.mkdir(parents=True, exist_ok=True)
-        if resume:
-            checkpoint.set_aside(checkpoints, done)
-            for name, known in zip(LOGS, (rows, evaluations), strict=True):
-                write_rows(directory / name, known)
-            for stale in ("evaluation.json", "curve.png"):
-                with suppress(IsADirectoryError, PermissionError):  # what is not ours stays, and writing says so
-                    (directory / stale).unlink(missing_ok=True)
-        source.keep(directory, source.read(job.algorithm_name, algorithm))
-        write_json(directory / "config.json", describe(job, *OPTIONS) | origin)
-    barrier("the directory is there")
-    compile_seconds = time.perf_counter() - started
-    remember(name, compile_seconds)
-    rounded = steps_taken(config, updates)
-    extra = f" (rounded up to whole updates from {config.total_steps:,})" if rounded != config.total_steps else ""
-    console.print(f"{rounded:,} steps{extra} in {updates:,} updates; traced and compiled in {compile_seconds:.1f} s")
 
+def _written(job: Job, start: Start, resume: bool) -> list[Sink]:
+    """Writes what a run says of itself, and takes back what its checkpoint does not know."""
+    from rlx.run import checkpoint
+
+    job.directory.mkdir(parents=True, exist_ok=True)
+    if resume:
+        checkpoint.set_aside(job.directory / "checkpoints", start.done)
+        for stale in ("evaluation.json", "curve.png"):
+            with suppress(IsADirectoryError, PermissionError):  # what is not ours stays, and writing says so
+                (job.directory / stale).unlink(missing_ok=True)
+    sinks = [SINKS[name](job.directory, start.rows) for name in job.sinks]
+    source.keep(job.directory, source.read(job.algorithm_name, job.algorithm))
+    write_json(job.directory / "config.json", describe(job, *OPTIONS) | start.origin)
+    return sinks
+
+
+def _trained(job: Job, step: Any, length: int, start: Start, sinks: list[Sink], console: Console) -> End:
+    """Trains from `start` in chunks of at most `length` updates, and evaluates, saves and logs between them."""
+    from rlx.run import checkpoint
+
+    config, env, evaluate_key = job.config, job.env, keys(job.seed)[1]
+    updates, evaluations = total_updates(config), start.rows["evaluations"]
     points = evaluation_points(updates, job.num_evaluations)
-    metrics_log, evaluations_log = (directory / name if first() else os.devnull for name in LOGS)
-    with open(metrics_log, "a") as metrics_file, open(evaluations_log, "a") as evaluations_file, Stop() as stop:
-        logger = Logger(metrics_file, math.ceil(updates / ROWS), config, logged)
+    logger = Logger(sinks, math.ceil(updates / ROWS), config, start.logged)
+    state, done, alive, size = start.state, start.done, True, 1
 
-        def save():
-            about = {"run": identity(job), "log": logger.saved(), "devices": job.devices}
-            keep = [] if (top := best(evaluations)) is None else [top["update"]]
-            checkpoint.save(checkpoints, done, kept(state), about, keep)
+    def save():
+        about = {"run": identity(job), "log": logger.saved(), "devices": job.devices}
+        keep = [] if (top := best(evaluations)) is None else [top["update"]]
+        checkpoint.save(job.directory / "checkpoints", done, _stored(job, state), about, keep)
 
+    def look():
+        save()  # the best checkpoint holds exactly what was evaluated
+        evaluations.append(evaluate_run(job, state, evaluate_key, job.eval_episodes, console))
+        for sink in sinks:
+            sink.write("evaluations", evaluations[-1])
+        if job.render_every and len(evaluations) % job.render_every == 0:
+            render_episode(job, state, evaluate_key, evaluations[-1]["step"], console)
+
+    with Stop() as stop:
         save()  # a state that cannot be stored is known before it is trained
-        last_checkpoint, size, alive, asked = time.perf_counter(), 1, True, 0
-        with Display(console, rounded, steps_taken(config, done)) as display:
+        asked, last_checkpoint = 0, time.perf_counter()
+        with Display(console, steps_taken(config, updates), steps_taken(config, done)) as display:
             while not asked:
                 if (done in points or not alive) and all(row["update"] != done for row in evaluations):
-                    save()  # the best checkpoint holds exactly what was evaluated
-                    evaluations.append(evaluate_run(job, state, evaluate_key, job.eval_episodes, console))
-                    print(json.dumps(evaluations[-1], allow_nan=False), file=evaluations_file, flush=True)
-                    if job.render_every and len(evaluations) % job.render_every == 0:
-                        render_episode(job, state, evaluate_key, evaluations[-1]["step"], console)
+                    look()
                 if done >= updates or not alive:
                     break
                 before = time.perf_counter()
                 num = min(size, next(point for point in points if point > done) - done)
-                state, metrics = step_updates(config, env, state, jnp.int32(done), jnp.int32(num))
+                state, metrics = step(config, env, state, jnp.int32(done), jnp.int32(num))
                 survived = int(state.num_updates) - done
                 logger.add(done, {name: np.asarray(x)[:survived] for name, x in metrics.items()})
                 done, alive = done + survived, survived == num
@@ -239,55 +286,36 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
                     last_checkpoint = time.perf_counter()
         save()
         logger.flush(done)
+    return End(done, alive, asked, evaluations)
 
-    complete = (done >= updates or not alive) and any(row["update"] == done for row in evaluations)
+
+def _ended(job: Job, end: End, console: Console) -> int:
+    """Writes the last evaluation and the curve, says how it went, and returns the exit status."""
+    updates, directory = total_updates(job.config), job.directory
+    complete = (end.done >= updates or not end.alive) and any(row["update"] == end.done for row in end.evaluations)
     if first():
         if complete:
-            write_json(directory / "evaluation.json", evaluations[-1])
+            write_json(directory / "evaluation.json", end.evaluations[-1])
         drawn = draw(directory, console)
     if not complete:
         console.print(
-            f"interrupted after {steps_taken(config, done):,} of {rounded:,} steps; "
-            f"everything is in {directory}, go on with --resume {directory}"
+            f"interrupted after {steps_taken(job.config, end.done):,} of {steps_taken(job.config, updates):,} steps; "
+            f"everything is in {directory}, resume with --resume {directory}"
         )
-        return 128 + asked
-    if not alive:
+        return 128 + end.signal
+    if not end.alive:
         console.print(
-            f"update {done + 1} turned the training state into NaN or infinity: it ends with the last finite one; "
+            f"update {end.done + 1} turned the training state into NaN or infinity: it ends with the last finite one; "
             f"rlx why {directory} says what was first"
         )
-    if (top := best(evaluations))["update"] != done:
+    if (top := best(end.evaluations))["update"] != end.done:
         console.print(
             f"best evaluation: mean return {float(top['mean']):.1f} after {top['step']:,} steps; "
             f"rlx eval {directory} --best plays other episodes with it"
         )
     if first() and drawn:
         console.print(f"curve: {directory / 'curve.png'}")
-    return 0 if alive else 1
-
-
-class Stop:
-    """Turns the first Ctrl-C, SIGTERM or SIGHUP into `asked`, its number; the second one has its usual effect.
-
-    Python has signals in the main thread only: in another one nothing is ever asked.
-    """
-
-    def __enter__(self):
-        self.asked, self.previous = 0, {}
-        if threading.current_thread() is not threading.main_thread():
-            return self
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-                self.previous[number] = signal.signal(number, self._ask) or signal.SIG_DFL
-        return self
-
-    def _ask(self, number, frame):
-        self.asked = number
-        signal.signal(number, self.previous[number])
-
-    def __exit__(self, *_):
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+    return 0 if end.alive else 1
 
 
 def _import_early(name: str) -> None:

@@ -4,7 +4,7 @@ from rlx.faces import face
 
 HOMES = {
     "job": "SweepJob Lane apply check_sizes describe plan",
-    "strategies": "rungs exploit explore",
+    "strategies": "STRATEGIES Grid Halving Population exploit explore",
     "results": "Sweep",
     "train": "ROWS sweep execute",
 }

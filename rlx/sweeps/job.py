@@ -17,9 +17,8 @@ from rlx.run.job import CHECKPOINT_SECONDS
 from rlx.run.job import describe as describe_run
 from rlx.sweeps.lanes import MIB, Group, groups, shapes
 from rlx.sweeps.search import python, split
+from rlx.sweeps.strategies import Grid, numbers_of
 from rlx.train import steps_taken
-
-EXAMPLE = "1e-4, 1e-3"  # values to vary
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,7 @@ class SweepJob:
     seed: int  # the first one
     directory: Path
     eval_episodes: int = 32
-    halving: int | None = None  # the factor by which configurations are dropped
-    pbt: int | None = None  # generations of population-based training
+    strategy: Grid = field(default_factory=Grid)  # which lanes continue, and with what
     memory: int | None = None  # bytes
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     preset: dict[str, Any] = field(default_factory=dict)
@@ -48,6 +46,13 @@ class SweepJob:
     def settings(self) -> list[tuple[Any, Env]]:
         """Config and environment of every configuration."""
         return [apply(self.config, self.env, point) for point in self.points]
+
+    @property
+    def lanes(self) -> "list[Lane]":
+        """All lanes: the seeds of the first configuration, then those of the next."""
+        seeds = range(self.seed, self.seed + self.num_seeds)
+        pairs = [(c, seed) for c in range(len(self.points)) for seed in seeds]
+        return [Lane(i, configuration, seed) for i, (configuration, seed) in enumerate(pairs)]
 
 
 @dataclass(frozen=True)
@@ -78,25 +83,14 @@ def listed_points(space: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{name: python(value) for name, value in point.items()} for point in space]
 
 
-def check_sizes(
-    num_points: int, num_seeds: int, seed: int, halving: int | None, pbt: int | None, eval_episodes: int
-) -> None:
+def check_sizes(num_points: int, num_seeds: int, seed: int, eval_episodes: int, strategy: Grid) -> None:
     """Raises ValueError for numbers of a sweep that are none, out of range, or do not go with each other."""
-    wanted = {
-        "num_seeds": (num_seeds, 1),
-        "eval_episodes": (eval_episodes, 1),
-        "halving": (halving, 2),
-        "pbt": (pbt, 2),
-    }
-    for name, (number, least) in wanted.items():
-        if number is not None and (type(number) is not int or number < least):
-            raise ValueError(f"{name} = {number!r}: give an integer of at least {least}")
+    for name, number in {"num_seeds": num_seeds, "eval_episodes": eval_episodes}.items():
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{name} = {number!r}: give an integer of at least 1")
     if type(seed) is not int or not 0 <= seed <= 2**31 - num_seeds:
         raise ValueError(f"seed = {seed!r} of {num_seeds} seeds: the seeds have to be from 0 to 2^31 - 1")
-    if halving and pbt:
-        raise ValueError("halving and pbt are two ways to search: give one of them")
-    if halving and halving > num_points:
-        raise ValueError(f"halving = {halving} keeps one configuration in {halving}, and there are {num_points}")
+    strategy.check(num_points)
 
 
 def label(job: SweepJob, group: Group) -> str:
@@ -109,9 +103,10 @@ def label(job: SweepJob, group: Group) -> str:
 
 def describe(job: SweepJob) -> dict[str, Any]:
     """What `sweep.json` says."""
-    names = ("points", "num_seeds", "eval_episodes", "halving", "pbt", "memory")
+    names = ("points", "num_seeds", "eval_episodes", "memory")
     varied = list(dict.fromkeys(name for point in job.points for name in point))
-    return describe_run(job, *names) | {"varied": varied, "env_checksum": checksum(job.env)}
+    own = numbers_of(job.strategy) | {"strategy": repr(job.strategy)}
+    return describe_run(job, *names) | own | {"varied": varied, "env_checksum": checksum(job.env)}
 
 
 def plan(job: SweepJob) -> str:
@@ -121,14 +116,14 @@ def plan(job: SweepJob) -> str:
     lines = []
     for group in programs:
         num = len(group.numbers) * job.num_seeds
-        state = shapes(job.algorithm, group, num, job.pbt is not None)
+        state = shapes(job.algorithm, group, num, job.strategy.interacts)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         steps = steps_taken(group.config, group.updates)
         total += num * steps
         lines.append(
             f"{label(job, group)}{num} lane{'s' * (num > 1)} of {steps:,} steps, states of {size / MIB:,.1f} MiB"
         )
-    how = f"; halving by {job.halving}" if job.halving else f"; {job.pbt} generations" if job.pbt else ""
+    how = f"; {job.strategy.words}" if job.strategy.words else ""
     head = (
         f"{lanes} lanes: {len(job.points)} configurations of {job.num_seeds} seeds{how}; {len(programs)} "
         f"program{'s' * (len(programs) > 1)}; {jax.device_count()} x {jax.devices()[0].device_kind}"

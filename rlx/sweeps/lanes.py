@@ -21,8 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from rlx.devices.spread import LANES, WHOLE, mapped_over
 from rlx.env import Env
-from rlx.pytree import replace
-from rlx.sweeps.strategies import exploit, explore
+from rlx.sweeps.strategies import Grid
 from rlx.train import advance, evaluate, total_updates
 
 MIB = 2**20
@@ -83,8 +82,8 @@ class Program:
         num_eval_episodes: E.
         length: most updates of one step.
         fresh: whether lanes begin with `init`; without it there is none.
-        interval: updates between the generations of population-based training; None for independent lanes.
-        population: how many lanes, from the first, belong to the population.
+        strategy: what lanes do to each other; nothing by default.
+        num_members: how many lanes, from the first, it is about; by default all.
     """
 
     def __init__(
@@ -95,12 +94,13 @@ class Program:
         num_eval_episodes: int,
         length: int,
         fresh: bool = True,
-        interval: int | None = None,
-        population: int | None = None,
+        strategy: Grid = Grid(),  # noqa: B008 (it cannot change)
+        num_members: int | None = None,
     ):
         started = time.perf_counter()
         self.group, self.num_lanes, self.length = group, num_lanes, min(length, group.updates)
-        self.interval, self.population = interval, population
+        self.strategy, self.num_members = strategy, num_members or num_lanes
+        self.interval = strategy.interval(group.updates)
         self.mesh = Mesh(np.array(jax.devices()), ("lane",))
         self.shared = jax.device_put(group.shared, NamedSharding(self.mesh, WHOLE))
 
@@ -119,7 +119,7 @@ class Program:
         step = placed(self._step(self._spread(train, LANES, WHOLE, LANES, WHOLE, WHOLE)), donate_argnums=0)
         end = placed(self._spread(test, LANES, WHOLE, LANES, LANES))
 
-        self.like = self._like(shapes(algorithm, group, num_lanes, interval is not None))
+        self.like = self._like(shapes(algorithm, group, num_lanes, strategy.interacts))
         keys = self._like(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_lanes)))
         count = jnp.int32(0)
         lowered = [
@@ -162,52 +162,34 @@ class Program:
         return step
 
     def _generation(self, carry, metrics, done):
-        """Counts the episodes of a step and, at the end of an interval, lets the population copy and perturb."""
+        """Counts the episodes of a step and, at the end of an interval, lets the lanes act on each other."""
         episodes = metrics["num_episodes"].astype(jnp.float32)
         returns = jnp.where(episodes > 0, metrics["episode_return"] * episodes, 0)
         carry = carry | {"tally": carry["tally"] + jnp.stack([returns.sum(1), episodes.sum(1)], 1)}
         due = (done % self.interval == 0) & (done < self.group.updates)
-        carry = jax.lax.cond(due, self._evolve, lambda carry, done: carry, carry, done)
+        act = lambda carry, done: self.strategy.generation(carry, done, self.group.columns, self.num_members)
+        carry = jax.lax.cond(due, act, lambda carry, done: carry, carry, done)
         sharding = NamedSharding(self.mesh, LANES)
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), carry)
 
-    def _evolve(self, carry, done):
-        exploit_key, explore_key, lane_key, key = jax.random.split(carry["key"][0], 4)
-        everyone = jnp.arange(self.num_lanes)
-        returns, num_episodes = carry["tally"].T
-        known = (num_episodes > 0) & (carry["state"].num_updates == done)  # it died elsewhere
-        scores = jnp.where(known, returns / jnp.maximum(num_episodes, 1), -jnp.inf)
-        parent = everyone.at[: self.population].set(exploit(exploit_key, scores[: self.population]))
-        copied = parent != everyone
-        values, state = jax.tree.map(lambda x: x[parent], (carry["values"], carry["state"]))
-        fresh = jax.vmap(jax.random.fold_in, (None, 0))(lane_key, everyone)  # a copy goes its own way
-        state = replace(state, key=jnp.where(copied, fresh, state.key))
-        keys = jax.random.split(explore_key, max(1, len(values)))
-        for i, (value, column) in enumerate(zip(values, self.group.columns, strict=True)):
-            if jnp.issubdtype(value.dtype, jnp.floating):
-                perturbed = explore(keys[i], value, column.min(0), column.max(0))
-                values[i] = jnp.where(copied.reshape(-1, *[1] * (value.ndim - 1)), perturbed, value)
-        key = jax.random.split(key, self.num_lanes)
-        return {"values": values, "state": state, "tally": jnp.zeros_like(carry["tally"]), "parent": parent, "key": key}
 
-
-def carry(values: list[jax.Array], state: Any, keys: jax.Array, population: bool) -> dict[str, Any]:
-    """What `Program.step` takes before the first one, leaves `[L, ...]`; `keys` are for a population's generations."""
+def carry(values: list[jax.Array], state: Any, keys: jax.Array, interacts: bool) -> dict[str, Any]:
+    """What `Program.step` takes before the first one, leaves `[L, ...]`; `keys` are for lanes that interact."""
     start = {"values": values, "state": state}
-    if population:
+    if interacts:
         num = len(keys)
         start |= {"tally": jnp.zeros((num, 2)), "parent": jnp.arange(num), "key": keys}
     return start
 
 
-def shapes(algorithm: ModuleType, group: Group, num_lanes: int, population: bool) -> dict[str, Any]:
+def shapes(algorithm: ModuleType, group: Group, num_lanes: int, interacts: bool) -> dict[str, Any]:
     """Shapes and dtypes of a carry of `num_lanes` lanes, without computing anything."""
 
     def start():
         keys = jax.random.split(jax.random.key(0), num_lanes)
         values = [jnp.asarray(np.broadcast_to(c[:1], (num_lanes, *c.shape[1:]))) for c in group.columns]
         state = jax.vmap(lambda values, key: algorithm.init(*group.join(values, group.shared), key))(values, keys)
-        return carry(values, state, keys, population)
+        return carry(values, state, keys, interacts)
 
     return jax.eval_shape(start)
 

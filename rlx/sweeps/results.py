@@ -135,7 +135,7 @@ def states_of(job: SweepJob, group: Group, rows: Sequence[dict[str, Any]]) -> An
         batch = job.directory / "batches" / name
         numbers = [row["lane"] for row in json.loads((batch / "result.json").read_text())]
         try:
-            saved = restore(batch / "checkpoints", shapes(job.algorithm, group, len(numbers), job.pbt is not None))
+            saved = restore(batch / "checkpoints", shapes(job.algorithm, group, len(numbers), job.strategy.interacts))
         except Damaged as error:
             again = (
                 f"delete {batch} and {job.directory / 'summary.json'}, and --resume trains it again, to the same bits"
@@ -234,7 +234,7 @@ def draw_results(job: SweepJob, varied: list[str]) -> None:
     lanes = runs([directory])
     if any(weight for lane in lanes for weight in lane["curve"]["num_episodes"]):
         plot.learning_curves(lanes, directory / "curves.png")
-    if job.pbt:
+    if job.strategy.interacts:
         plot.population(read_rows(directory / "batches" / "r0g0b0" / "metrics.jsonl"), directory / "population.png")
         return
     differ = [name for name in varied if len({json.dumps(lane["varied"][name]) for lane in lanes}) > 1]

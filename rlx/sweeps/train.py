@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,21 +24,23 @@ from rlx import source
 from rlx.algorithm import short_name
 from rlx.algorithm_check import check_counters, check_metrics
 from rlx.env import Env
-from rlx.files import read_config, read_rows, strict, write_json, write_rows
+from rlx.files import read_config, read_rows, strict, write_json
 from rlx.pytree import plain
 from rlx.run.evaluations import evaluation as evaluation_of
 from rlx.run.job import CHECKPOINT_SECONDS
 from rlx.run.job import keys as keys_of
 from rlx.run.log import NO_LOG, Logger
-from rlx.run.loop import CHUNK_SECONDS, CHUNK_UPDATES, Stop
+from rlx.run.loop import CHUNK_SECONDS, CHUNK_UPDATES
 from rlx.run.progress import Display
+from rlx.run.sinks import Jsonl
+from rlx.run.stop import Stop
 from rlx.run.storage import naming, owned
 from rlx.run.timings import announcement, program_name, remember
-from rlx.sweeps.job import EXAMPLE, Lane, SweepJob, check_sizes, describe, label, listed_points, plan
+from rlx.sweeps.job import Lane, SweepJob, check_sizes, describe, label, listed_points, plan
 from rlx.sweeps.lanes import MIB, Group, Program, carry, fit, groups, memory_bound, shapes
 from rlx.sweeps.results import Sweep, members_of, returns_of, states_of, write_results
 from rlx.sweeps.search import points
-from rlx.sweeps.strategies import rungs
+from rlx.sweeps.strategies import STRATEGIES, Grid, strategy_of
 from rlx.train import state_shapes, steps_taken
 
 ROWS = 100  # of each lane's log
@@ -57,6 +60,7 @@ def sweep(
     eval_episodes: int = 32,
     halving: int | None = None,
     pbt: int | None = None,
+    strategy: Grid | None = None,
     memory: int | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     console: Console | None = None,
@@ -80,6 +84,7 @@ def sweep(
             exported.
         halving: factor of successive halving, at least 2.
         pbt: generations of population-based training, at least 2.
+        strategy: another way to search, as `rlx.sweeps.strategies` has them, in place of the last two.
         memory: bound in bytes; a larger sweep runs in batches.
         checkpoint_seconds: how often to write a checkpoint.
         console: where progress is shown; by default nowhere.
@@ -89,8 +94,12 @@ def sweep(
         KeyboardInterrupt: after Ctrl-C, when everything is saved.
     """
     found = points(space, num_samples, seed) if isinstance(space, Mapping) else listed_points(space) or [{}]
-    num_seeds, seed, halving, pbt, eval_episodes = map(plain, (num_seeds, seed, halving, pbt, eval_episodes))
-    check_sizes(len(found), num_seeds, seed, halving, pbt, eval_episodes)
+    num_seeds, seed, eval_episodes = map(plain, (num_seeds, seed, eval_episodes))
+    given = strategy_of({"halving": plain(halving), "pbt": plain(pbt)})
+    if strategy is not None and given != Grid():
+        raise ValueError(f"strategy = {strategy} and {given} are two ways to search: give one of them")
+    strategy = strategy or given
+    check_sizes(len(found), num_seeds, seed, eval_episodes, strategy)
     own = algorithm.__name__.startswith("rlx.algos.")
     file = "".join([str(Path(algorithm.__file__).resolve()), *algorithm.__name__.partition("+")[1:]])
     job = SweepJob(
@@ -106,8 +115,7 @@ def sweep(
         seed=seed,
         directory=Path(directory),
         eval_episodes=eval_episodes,
-        halving=halving,
-        pbt=pbt,
+        strategy=strategy,
         memory=memory,
         checkpoint_seconds=checkpoint_seconds,
     )
@@ -126,18 +134,8 @@ def _resumes(job: SweepJob) -> bool:
     if not path.exists():
         raise ValueError(f"{job.directory} is not empty and not a sweep: give another directory")
     saved, now = read_config(job.directory, "sweep.json"), json.loads(json.dumps(strict(describe(job))))
-    names = (
-        "algorithm",
-        "env",
-        "env_checksum",
-        "config",
-        "points",
-        "num_seeds",
-        "seed",
-        "eval_episodes",
-        "halving",
-        "pbt",
-    )
+    names = ("algorithm", "env", "env_checksum", "config", "points", "num_seeds", "seed", "eval_episodes")
+    names += ("strategy",) if "strategy" in saved else tuple(STRATEGIES)
     changed = [f"{name} = {saved[name]} -> {now[name]}" for name in names if saved[name] != now[name]]
     changed += [f"{file} {what}" for file, what in source.changes(job.algorithm_name, saved, job.algorithm).items()]
     if changed:
@@ -177,45 +175,45 @@ def _execute(job: SweepJob, console: Console, resume: bool) -> tuple[int, Sweep 
             return 0, Sweep(job, rows)
         console.print(f"{job.directory} has lost rows of lanes.jsonl: they are written again")
     started, programs = time.perf_counter(), groups(job.settings)
-    if job.pbt and len(programs) > 1:
-        raise ValueError("members of a population share a program: vary only fields that are not static")
-    if job.pbt and job.pbt > programs[0].updates:
-        raise ValueError(f"pbt = {job.pbt} generations of {programs[0].updates} updates: give at most one an update")
-    if job.pbt and not any(jnp.issubdtype(column.dtype, jnp.floating) for column in programs[0].columns):
-        raise ValueError(f"pbt perturbs what varies, and no number does: list values, such as learning_rate {EXAMPLE}")
-    for group in programs:  # every error of tracing comes here, before anything is written
-        state = state_shapes(job.algorithm, group.config, group.env)
-        check_counters(group.config, state)
-        if job.pbt and not hasattr(state, "key"):
-            raise ValueError("members of a population draw by the key of their State, and this State has none")
-        check_metrics(jax.eval_shape(lambda *args: job.algorithm.update(*args), group.config, group.env, state)[1])
-    pairs = [(c, seed) for c in range(len(job.points)) for seed in range(job.seed, job.seed + job.num_seeds)]
-    lanes = [Lane(i, configuration, seed) for i, (configuration, seed) in enumerate(pairs)]
+    _check_programs(job, programs)
+    lanes = job.lanes
     console.print(plan(job))
     found: dict[int, dict[str, Any]] = {}
     before = 0.0
-    schedule = rungs(len(job.points), job.halving)
+    schedule = job.strategy.rungs(len(job.points))
     with Stop() as stop, Display(console, 1) as display:
         for rung, (share, keep) in enumerate(schedule):
             display.expect(display.done + _planned_steps(programs, lanes, before, schedule[rung:]))
             for number, group in enumerate(programs):
                 start, end = (math.ceil(s * group.updates - 1e-9) for s in (before, share))
                 own = [lane for lane in lanes if lane.configuration in group.numbers]
-                batches = _train_group(job, group, f"r{rung}g{number}", own, start, end, found, display, stop)
-                for row in batches:
+                for row in _train_group(job, group, f"r{rung}g{number}", own, start, end, found, display, stop):
                     found[row["lane"]] = row
                 if stop.asked:
-                    console.print(f"interrupted: everything is in {job.directory}, go on with --resume {job.directory}")
+                    console.print(
+                        f"interrupted: everything is in {job.directory}, resume with --resume {job.directory}"
+                    )
                     return 128 + stop.asked, None
-            returns = returns_of(found[lane.number] for lane in lanes)
-            kept = sorted(returns, key=lambda c: -np.mean(returns[c]))[:keep]
+            kept = job.strategy.kept(returns_of(found[lane.number] for lane in lanes), keep)
             for lane in lanes:
                 if lane.configuration not in kept:
                     found[lane.number]["dropped_at"] = found[lane.number]["updates"]
             lanes = [lane for lane in lanes if lane.configuration in kept]
             before = share
-    write_results(Sweep(job, [found[i] for i in range(len(pairs))]), programs, time.perf_counter() - started)
+    rows = [found[lane.number] for lane in job.lanes]
+    write_results(Sweep(job, rows), programs, time.perf_counter() - started)
     return 0, Sweep(job, read_rows(job.directory / "lanes.jsonl"))
+
+
+def _check_programs(job: SweepJob, programs: list[Group]) -> None:
+    """Traces an update of every program: every error of settings comes here, before anything is written."""
+    job.strategy.check_programs(programs)
+    for group in programs:
+        state = state_shapes(job.algorithm, group.config, group.env)
+        check_counters(group.config, state)
+        if job.strategy.interacts and not hasattr(state, "key"):
+            raise ValueError("lanes that act on each other draw by the key of their State, and this State has none")
+        check_metrics(jax.eval_shape(lambda *args: job.algorithm.update(*args), group.config, group.env, state)[1])
 
 
 def _train_group(job, group, name, lanes, start, end, found, display, stop):
@@ -226,71 +224,68 @@ def _train_group(job, group, name, lanes, start, end, found, display, stop):
     cut, program = batches / f"{name}.json", None
 
     def build(num_lanes):
-        interval = max(1, group.updates // job.pbt) if job.pbt else None
-        population = len(lanes) if job.pbt else None
-        episodes = job.eval_episodes
-        return Program(job.algorithm, group, num_lanes, episodes, CHUNK_UPDATES, start == 0, interval, population)
+        args = job.algorithm, group, num_lanes, job.eval_episodes, CHUNK_UPDATES, start == 0
+        return Program(*args, job.strategy, len(lanes))
 
     if not cut.exists():
-        known = program_name(short_name(job.algorithm_name), job.env_name, group.config, len(lanes), start == 0)
-        display.console.print(announcement(known))
-        program = fit(build, len(lanes), jax.device_count(), job.memory or memory_bound())
-        remember(known, program.seconds)
-        if job.pbt and program.num_lanes < len(lanes):
-            raise ValueError(
-                "a population is one batch and this one does not fit: raise --memory or take fewer members"
-            )
-        batches.mkdir(parents=True, exist_ok=True)
-        if not (job.directory / "sweep.json").exists():
-            source.keep(job.directory, source.read(job.algorithm_name, job.algorithm))
-            write_json(job.directory / "sweep.json", describe(job))
-        used = {"num_lanes": program.num_lanes, "bytes": program.bytes, "compile_seconds": program.seconds}
-        write_json(cut, used)
-        display.console.print(
-            f"{label(job, group)}{len(lanes)} lanes in batches of {program.num_lanes}, {program.bytes / MIB:,.0f} MiB "
-            f"({program.bytes / MIB / program.num_lanes:.1f} a lane); compiled in {program.seconds:.1f} s"
-        )
+        program = _compiled(job, group, build, len(lanes), start, cut, display)
     size = json.loads(cut.read_text())["num_lanes"]
     for i in range(0, len(lanes), size):
         batch, own = batches / f"{name}b{i // size}", lanes[i : i + size]
         if (batch / "result.json").exists():
             display.skip((end - start) * group.config.steps_per_update * len(own))
         else:
-            # Batches hold the lanes that they held, whatever the number of devices that it goes on with.
+            # Batches hold the lanes that they held, whatever the number of devices that it is resumed with.
             program = program or build(math.ceil(size / jax.device_count()) * jax.device_count())
-            _train_batch(job, program, batch, own, start, end, found, display, stop)
-            if stop.asked:
+            trained = _train_batch(job, program, batch, own, start, end, found, display, stop)
+            if trained is None:
                 return
+            write_json(batch / "result.json", _rows(job, program, batch, own, *trained))
         yield from json.loads((batch / "result.json").read_text())
 
 
+def _compiled(job, group, build, num_lanes, start, cut, display):
+    """The program of a group in batches that fit the memory. Writes what the sweep is, and the cut into batches."""
+    known = program_name(short_name(job.algorithm_name), job.env_name, group.config, num_lanes, start == 0)
+    display.console.print(announcement(known))
+    program = fit(build, num_lanes, jax.device_count(), job.memory or memory_bound())
+    remember(known, program.seconds)
+    if job.strategy.interacts and program.num_lanes < num_lanes:
+        raise ValueError("a population is one batch and this one does not fit: raise --memory or take fewer members")
+    cut.parent.mkdir(parents=True, exist_ok=True)
+    if not (job.directory / "sweep.json").exists():
+        source.keep(job.directory, source.read(job.algorithm_name, job.algorithm))
+        write_json(job.directory / "sweep.json", describe(job))
+    used = {"num_lanes": program.num_lanes, "bytes": program.bytes, "compile_seconds": program.seconds}
+    write_json(cut, used)
+    display.console.print(
+        f"{label(job, group)}{num_lanes} lanes in batches of {program.num_lanes}, {program.bytes / MIB:,.0f} MiB "
+        f"({program.bytes / MIB / program.num_lanes:.1f} a lane); compiled in {program.seconds:.1f} s"
+    )
+    return program
+
+
 def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
-    """Trains and evaluates one batch. Its `result.json` comes last, and only when it was not interrupted."""
+    """Trains one batch. Returns its carry, the updates made and the last training returns; None if interrupted."""
     from rlx.run import checkpoint
 
     group, num = program.group, len(lanes)
     steps = num * group.config.steps_per_update  # of an update of all lanes
-    train_keys, evaluate_keys = (jnp.stack(keys) for keys in zip(*(keys_of(lane.seed) for lane in lanes), strict=True))
-    checkpoints, log, done, logged = batch / "checkpoints", batch / "metrics.jsonl", start, NO_LOG
-    like = shapes(job.algorithm, group, num, job.pbt is not None)
+    checkpoints, done, logged = batch / "checkpoints", start, NO_LOG
+    like = shapes(job.algorithm, group, num, job.strategy.interacts)
     saved, intact = checkpoint.newest_intact(checkpoints, like, display.console.print)
     if saved is not None:
         state, done, logged = program.place(saved), intact, checkpoint.read(checkpoints, intact)["log"]
     else:
-        values, keys = program.place((group.values([lane.configuration for lane in lanes]), train_keys))
-        if start:
-            state = program.place(states_of(job, group, [found[lane.number] for lane in lanes]))
-        else:
-            state = program.init(values, program.shared, keys)
-        state = carry(values, state, keys, job.pbt is not None)
+        state = _first_carry(job, program, lanes, [found[lane.number] for lane in lanes] if start else None)
     batch.mkdir(exist_ok=True)
     checkpoint.set_aside(checkpoints, done)
-    write_rows(log, [row for row in read_rows(log) if row["update"] <= done - logged["count"]])
+    known = [row for row in read_rows(batch / "metrics.jsonl") if row["update"] <= done - logged["count"]]
     display.skip((done - start) * steps)
     display.label = f"lanes {lanes[0].number} to {lanes[-1].number}, best "
 
-    with open(log, "a") as file:
-        logger = Logger(file, program.interval or math.ceil(group.updates / ROWS), group.config, logged)
+    with closing(Jsonl(batch, {"metrics": known})) as log:
+        logger = Logger([log], program.interval or math.ceil(group.updates / ROWS), group.config, logged)
 
         def save():
             own = jax.tree.map(lambda x: jax.device_put(x[:num], jax.devices()[0]), state)
@@ -313,17 +308,33 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
                 saved_at = time.perf_counter()
         save()
         if done < end:
-            return
+            return None
         logger.flush(done, members)
+    return state, done, logger.episode_return or [None] * num
 
-    episodes = program.evaluate(state["values"], program.shared, state["state"], program.place(evaluate_keys))
+
+def _first_carry(job, program, lanes, rows):
+    """The carry that lanes begin with: fresh states, or those at which the rung before has left them (`rows`)."""
+    keys = jnp.stack([keys_of(lane.seed)[0] for lane in lanes])
+    values, keys = program.place((program.group.values([lane.configuration for lane in lanes]), keys))
+    if rows is None:
+        state = program.init(values, program.shared, keys)
+    else:
+        state = program.place(states_of(job, program.group, rows))
+    return carry(values, state, keys, job.strategy.interacts)
+
+
+def _rows(job, program, batch, lanes, state, done, training_returns):
+    """Evaluates a batch that has come to its end: a row a lane."""
+    group, keys = program.group, jnp.stack([keys_of(lane.seed)[1] for lane in lanes])
+    episodes = program.evaluate(state["values"], program.shared, state["state"], program.place(keys))
     episodes = jax.tree.map(np.asarray, episodes)
     updates = np.asarray(state["state"].num_updates)
     values = [np.asarray(column) for column in state["values"]]
     rows = []
     for i, lane in enumerate(lanes):
         point = job.points[lane.configuration]
-        if job.pbt:
+        if job.strategy.interacts:
             point = point | {name: column[i].item() for name, column in zip(group.names, values, strict=True)}
         evaluation = evaluation_of(jax.tree.map(lambda x, i=i: x[i], episodes), int(updates[i]), group.config)
         rows.append(
@@ -337,14 +348,14 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
                 "planned_steps": steps_taken(group.config, group.updates),
                 "return_mean": evaluation["mean"],
                 "return_std": evaluation["std"],
-                "training_return": (logger.episode_return or [None] * num)[i],
+                "training_return": training_returns[i],
                 "died_at": evaluation["update"] + 1 if updates[i] < done else None,
                 "dropped_at": None,
                 "evaluation": evaluation,
                 "batch": batch.name,
             }
         )
-    write_json(batch / "result.json", rows)
+    return rows
 
 
 def _until(metric: np.ndarray, ran: np.ndarray) -> np.ndarray:
