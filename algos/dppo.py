@@ -40,7 +40,7 @@ from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, exp
 from rlx.pytree import pytree, replace, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import Box, check_spaces, rescale
-from rlx.train import total_updates
+from rlx.train import total_updates, training_progress
 from rlx.wrappers import carried_out
 
 
@@ -67,7 +67,7 @@ class Config:
     clip_rate: float = traced(3.0, above=0)
     value_clip: float = traced(0.2, above=0)
     value_coef: float = traced(0.5, at_least=0)
-    cloning_coef: float = static(0.0, at_least=0)  # of the likelihood of what the policy did that training began with
+    imitation_coef: float = static(0.0, at_least=0)  # of the likelihood of what the policy did that training began with
     critic_warmup: int = traced(0, at_least=0)  # updates at the beginning that leave the actor's weights as they are
     max_grad_norm: float = traced(0.5, above=0)
     adam_epsilon: float = traced(1e-5, above=0)
@@ -110,7 +110,7 @@ class Batch:
     value: jax.Array
     advantage: jax.Array
     target: jax.Array
-    imitated: jax.Array | None = None  # [K' + 1, A], a chain of the pretrained policy, where it is imitated
+    imitation_chain: jax.Array | None = None  # [K' + 1, A], a chain of the pretrained policy, where it is imitated
 
 
 def networks(config, env):
@@ -145,7 +145,7 @@ def init(config, env, key):
     params = initialize(params_key, env_state.obs[0], actor=(actor, 0.01, action, 0), critic=(critic, 1.0))
     return State(
         params=params,
-        pretrained=params["actor"] if config.cloning_coef or config.trained_steps < config.denoising_steps else None,
+        pretrained=params["actor"] if config.imitation_coef or config.trained_steps < config.denoising_steps else None,
         opt_state=optimizer(config).init(params),
         env_state=env_state,
         obs_stats=statistics(env.observation_space.shape),
@@ -160,32 +160,32 @@ def normalized(config, state, obs):
     return normalize(state.obs_stats, obs) if config.normalize_obs else obs
 
 
-def sample(config, env, params, pretrained, obs, key, least):
+def sample(config, env, params, pretrained, obs, key, min_std):
     """Denoises actions for normalised obs `[N, O]`, with a std of at least `least [K]`.
 
     Returns the chain of the trained steps `[K' + 1, N, A]` and their noise in standard deviations `[K', N, A]`.
     """
     actor, _ = networks(config, env)
     start_key, noise_key = jax.random.split(key)
-    shape, first = (len(obs), action_size(env.action_space)), config.denoising_steps - config.trained_steps
+    shape, num_frozen = (len(obs), action_size(env.action_space)), config.denoising_steps - config.trained_steps
     x, noise = jax.random.normal(start_key, shape), jax.random.normal(noise_key, (config.denoising_steps, *shape))
     noise, bound = jnp.clip(noise, -config.noise_bound, config.noise_bound), config.action_bound
     schedule = ddpm(config.denoising_steps)
-    early, late = jax.tree.map(lambda x: x[:first], schedule), jax.tree.map(lambda x: x[first:], schedule)
+    early, late = jax.tree.map(lambda x: x[:num_frozen], schedule), jax.tree.map(lambda x: x[num_frozen:], schedule)
     predict = lambda params: partial(actor.apply, params, obs)
-    if first:
-        x, _ = denoise(early, predict(pretrained), x, noise[:first], least[:first], bound)
-    _, chain = denoise(late, predict(params), x, noise[first:], least[first:], bound)
-    return chain, noise[first:]
+    if num_frozen:
+        x, _ = denoise(early, predict(pretrained), x, noise[:num_frozen], min_std[:num_frozen], bound)
+    _, chain = denoise(late, predict(params), x, noise[num_frozen:], min_std[num_frozen:], bound)
+    return chain, noise[num_frozen:]
 
 
 def act(config, env, state, obs, key, deterministic=False):
     """The environment's action for obs `[N, O]`, and what the loss will need of it."""
-    least = jnp.full(config.denoising_steps, config.least_std)
+    min_std = jnp.full(config.denoising_steps, config.least_std)
     if deterministic:
-        least = jnp.full(config.denoising_steps, 1e-3).at[-1].set(0.0)
+        min_std = jnp.full(config.denoising_steps, 1e-3).at[-1].set(0.0)
     obs = normalized(config, state, obs)
-    chain, noise = sample(config, env, state.params["actor"], state.pretrained, obs, key, least)
+    chain, noise = sample(config, env, state.params["actor"], state.pretrained, obs, key, min_std)
     std = jnp.maximum(ddpm(config.denoising_steps).std[-config.trained_steps :], config.least_std)[:, None]
     log_prob = mean_log_prob(carried_out(env, std[..., None] * noise), std)
     return rescale(env.action_space, chain[-1]), Recorded(chain.swapaxes(0, 1), log_prob.T)
@@ -207,7 +207,7 @@ def objective(config, log_ratio, advantage, progress):
 
 
 def loss(params, config, env, batch, i, progress, objective=objective):
-    """Loss of one minibatch `[B]` of the trained denoising steps `i [B]`, the first being 0, and its parts."""
+    """Loss of one minibatch `[B]` of the trained denoising steps `i [B]`, the first being 0, and its metrics."""
     actor, critic = networks(config, env)
     value = critic.apply(params["critic"], batch.obs)
     schedule = jax.tree.map(lambda x: x[-config.trained_steps :][i][:, None], ddpm(config.denoising_steps))
@@ -225,8 +225,8 @@ def loss(params, config, env, batch, i, progress, objective=objective):
     clip = step_clips(config.trained_steps, config.first_clip, config.clip, config.clip_rate)[i]
     policy_loss = objective(replace(config, clip=clip), log_ratio, advantage, progress).mean()
     value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()
-    imitation_loss = -log_prob(batch.imitated).mean() if config.cloning_coef else 0.0
-    return policy_loss + config.value_coef * value_loss + config.cloning_coef * imitation_loss, {
+    imitation_loss = -log_prob(batch.imitation_chain).mean() if config.imitation_coef else 0.0
+    return policy_loss + config.value_coef * value_loss + config.imitation_coef * imitation_loss, {
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "imitation_loss": imitation_loss,
@@ -235,11 +235,11 @@ def loss(params, config, env, batch, i, progress, objective=objective):
     }
 
 
-def imitated(config, env, state, obs, key):
+def imitation_chain(config, env, state, obs, key):
     """Chains `[T, N, K' + 1, A]` of the policy that training began with, at normalised obs, for the loss to imitate."""
-    least = jnp.full(config.denoising_steps, config.least_std)
+    min_std = jnp.full(config.denoising_steps, config.least_std)
     actor, flat = state.pretrained, obs.reshape(-1, *env.observation_space.shape)
-    chain, _ = sample(config, env, actor, actor, flat, key, least)
+    chain, _ = sample(config, env, actor, actor, flat, key, min_std)
     return chain.swapaxes(0, 1).reshape(*obs.shape[:2], *chain.shape[::2])
 
 
@@ -260,32 +260,32 @@ def update(config, env, state, *, objective: Callable = objective):
     key, rollout_key, shuffle_key, imitation_key = jax.random.split(state.key, 4)
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
     data, scale = advantages(config, env, state, traj)
-    if config.cloning_coef:
-        data = replace(data, imitated=imitated(config, env, state, data.obs, imitation_key))
+    if config.imitation_coef:
+        data = replace(data, imitation_chain=imitation_chain(config, env, state, data.obs, imitation_key))
     elements = flatten(data)
-    progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
+    progress = training_progress(config, state)
     anneal = jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
     actor_rate = jnp.where(state.num_updates < config.critic_warmup, 0.0, config.learning_rate)
     rates = {"actor": anneal * actor_rate, "critic": anneal * config.critic_learning_rate}
 
-    def step(carry, order):
-        (params, opt_state), (element, i) = carry, jnp.divmod(order, config.trained_steps)
+    def step(carry, index):
+        (params, opt_state), (element, i) = carry, jnp.divmod(index, config.trained_steps)
         batch = gather(elements, element)
-        grads, parts = jax.grad(loss, has_aux=True)(params, config, env, batch, i, progress, objective)
-        parts["grad_norm"] = global_norm(grads)
+        grads, metrics = jax.grad(loss, has_aux=True)(params, config, env, batch, i, progress, objective)
+        metrics["grad_norm"] = global_norm(grads)
         updates, opt_state = optimizer(config).update(grads, opt_state)
         updates = {name: jax.tree.map(lambda x, name=name: rates[name] * x, updates[name]) for name in rates}
-        return (optax.apply_updates(params, updates), opt_state), parts
+        return (optax.apply_updates(params, updates), opt_state), metrics
 
-    def epoch(carry, orders):
-        return jax.lax.scan(step, carry, orders)
+    def epoch(carry, indices):
+        return jax.lax.scan(step, carry, indices)
 
     num_elements = config.steps_per_update * config.trained_steps
-    orders = minibatches(shuffle_key, num_elements, config.num_minibatches, config.num_epochs)
-    (params, opt_state), parts = jax.lax.scan(epoch, (state.params, state.opt_state), orders)
+    indices = minibatches(shuffle_key, num_elements, config.num_minibatches, config.num_epochs)
+    (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), indices)
     metrics = {
         **episode_metrics(traj),
-        **jax.tree.map(jnp.mean, parts),
+        **jax.tree.map(jnp.mean, metrics),
         "explained_variance": explained_variance(data.value, data.target),
         "learning_rate": rates["actor"],
     }

@@ -38,18 +38,19 @@ from rlx.objectives import approx_kl, asymmetric_surrogate, clipped_surrogate, c
 from rlx.pytree import pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import Box, check_spaces, rescale
-from rlx.train import total_updates
+from rlx.train import training_progress
 
 VARIANTS = {
     "fpo": {
-        **{"num_samples": 8, "flow_steps": 10, "noise_loss": True, "sample_ratios": False, "asymmetric": False},
+        **{"samples_per_action": 8, "flow_steps": 10, "predict_noise": True, "sample_ratios": False},
         **{"loss_scale": 1.0, "root_scale": False, "loss_clamp": float("inf"), "clip": 0.05},
-        **{"action_noise": 0.0, "eval_noise": 1.0},
+        **{"asymmetric": False, "action_noise": 0.0, "eval_noise": 1.0},
     },
     "fpo_plus_plus": {
-        **{"num_samples": 16, "flow_steps": 64, "noise_loss": False, "sample_ratios": True, "asymmetric": True},
+        **{"samples_per_action": 16, "flow_steps": 64, "predict_noise": False, "sample_ratios": True},
         **{"loss_scale": 1.0, "root_scale": True, "loss_clamp": 20.0, "log_ratio_clamp": 10.0, "clip": 0.05},
-        **{"action_noise": 0.02, "eval_noise": 0.0, "value_clip": float("inf"), "max_grad_norm": 1.0},
+        **{"asymmetric": True, "action_noise": 0.02, "eval_noise": 0.0, "value_clip": float("inf")},
+        **{"max_grad_norm": 1.0},
     },
 }
 
@@ -66,8 +67,8 @@ class Config:
     gamma: float = traced(0.99, at_least=0, at_most=1)
     gae_lambda: float = traced(0.95, at_least=0, at_most=1)
     flow_steps: int = static(10)
-    num_samples: int = static(8)  # S
-    noise_loss: bool = static(True)  # flow matching of the noise, not of the velocity
+    samples_per_action: int = static(8)  # S
+    predict_noise: bool = static(True)  # flow matching of the noise, not of the velocity
     loss_scale: float = traced(1.0, above=0)  # of the flow-matching loss: how fast ratios move
     root_scale: bool = static(False)  # times sqrt(A), for which the loss is the sum over A divided by sqrt(A)
     loss_clamp: float = traced(float("inf"), above=0)  # of that loss; no gradient above
@@ -172,19 +173,19 @@ def act(config, env, state, obs, key, deterministic=False):
     start_std, noise_std = (config.eval_noise, 0.0) if deterministic else (1.0, config.action_noise)
     action = euler(partial(velocity, obs), start_std * start, config.flow_steps) + noise_std * noise
     draws = jax.random.key_data(jax.random.split(draws_key, len(obs)))
-    recorded = Recorded(action, draws, matching_loss(config, velocity, obs, action, draws))
+    recorded = Recorded(action, draws, flow_loss(config, velocity, obs, action, draws))
     return rescale(env.action_space, action), recorded
 
 
-def matching_loss(config, velocity, obs, action, draws):
+def flow_loss(config, velocity, obs, action, draws):
     """Conditional flow-matching loss of actions `[B, A]` at the noise and times that they drew, `[B, S]`."""
 
     def loss(noise, t):
         x = interpolate(noise, action, t)
         v = velocity(obs, x, t)
-        return noise_loss(v, noise, x, t) if config.noise_loss else velocity_loss(v, noise, action)
+        return noise_loss(v, noise, x, t) if config.predict_noise else velocity_loss(v, noise, action)
 
-    noise, t = noise_and_time(draws, config.num_samples, action.shape[-1], config.flow_steps)
+    noise, t = noise_and_time(draws, config.samples_per_action, action.shape[-1], config.flow_steps)
     scale = config.loss_scale * (action.shape[-1] ** 0.5 if config.root_scale else 1.0)
     return jnp.minimum(scale * samplewise(loss, noise, t), config.loss_clamp)
 
@@ -193,7 +194,7 @@ def cloning_loss(config, env, params, obs, action, key):
     """Loss `[B]` of demonstrated actions `[B, A]` in unit coordinates: flow matching, at noise and times drawn anew."""
     actor, _ = networks(config, env)
     draws = jax.random.key_data(jax.random.split(key, len(obs)))
-    return matching_loss(config, partial(actor.apply, params["actor"]), obs, action, draws).mean(-1)
+    return flow_loss(config, partial(actor.apply, params["actor"]), obs, action, draws).mean(-1)
 
 
 def objective(config, log_ratio, advantage, progress):
@@ -203,11 +204,11 @@ def objective(config, log_ratio, advantage, progress):
 
 
 def loss(params, config, env, batch, progress, objective=objective):
-    """Loss of one minibatch `[B]`, and its parts."""
+    """Loss of one minibatch `[B]`, and its metrics."""
     actor, critic = networks(config, env)
     velocity, value = partial(actor.apply, params["actor"]), critic.apply(params["critic"], batch.obs)
-    flow_loss = matching_loss(config, velocity, batch.obs, batch.recorded.action, batch.recorded.draws)
-    log_ratio = batch.recorded.flow_loss - flow_loss
+    matching = flow_loss(config, velocity, batch.obs, batch.recorded.action, batch.recorded.draws)
+    log_ratio = batch.recorded.flow_loss - matching
     log_ratio = jnp.where(config.sample_ratios, log_ratio, log_ratio.mean(-1, keepdims=True))
     log_ratio += jax.lax.stop_gradient(jnp.minimum(log_ratio, config.log_ratio_clamp) - log_ratio)
     advantage = jnp.where(config.normalize_advantage, standardize(batch.advantage), batch.advantage)
@@ -217,7 +218,7 @@ def loss(params, config, env, batch, progress, objective=objective):
     return policy_loss + config.value_coef * value_loss, {
         "policy_loss": policy_loss,
         "value_loss": value_loss,
-        "flow_loss": flow_loss.mean(),
+        "flow_loss": matching.mean(),
         "approx_kl": approx_kl(log_ratio).mean(),
         "clip_fraction": (jnp.abs(jnp.expm1(log_ratio)) > config.clip).mean(),
     }
@@ -241,24 +242,24 @@ def update(config, env, state, *, objective: Callable = objective):
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
     data, scale = advantages(config, env, state, traj)
     elements = flatten(data)
-    progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
+    progress = training_progress(config, state)
     learning_rate = config.learning_rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
 
     def step(carry, batch):
         params, opt_state = carry
-        grads, parts = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
-        parts["grad_norm"] = global_norm(grads)
+        grads, metrics = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
+        metrics["grad_norm"] = global_norm(grads)
         updates, opt_state = optimizer(config, learning_rate).update(grads, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), parts
+        return (optax.apply_updates(params, updates), opt_state), metrics
 
-    def epoch(carry, order):
-        return jax.lax.scan(step, carry, gather(elements, order))
+    def epoch(carry, index):
+        return jax.lax.scan(step, carry, gather(elements, index))
 
-    orders = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
-    (params, opt_state), parts = jax.lax.scan(epoch, (state.params, state.opt_state), orders)
+    indices = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
+    (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), indices)
     metrics = {
         **episode_metrics(traj),
-        **jax.tree.map(jnp.mean, parts),
+        **jax.tree.map(jnp.mean, metrics),
         "explained_variance": explained_variance(data.value, data.target),
         "learning_rate": learning_rate,
     }

@@ -40,7 +40,7 @@ from rlx.relatives import BASELINES, CREDITS, RATIOS, SCALES, WEIGHTS
 from rlx.relatives import VARIANTS as VARIANTS
 from rlx.rollout import check_divides, check_horizon, episode_metrics, episodes, gather, minibatches, reset
 from rlx.spaces import check_spaces, rescale
-from rlx.train import total_updates
+from rlx.train import training_progress
 
 
 @pytree
@@ -164,10 +164,10 @@ def objective(config, log_ratio, advantage, progress):
 
 
 def loss(params, config, env, batch, progress, objective=objective):
-    """Loss of one minibatch of episodes `[B, T]`, and its parts."""
+    """Loss of one minibatch of episodes `[B, T]`, and its metrics."""
     pi = networks(config, env).apply(params["actor"], batch.obs)
-    of_step = jnp.where(batch.alive, pi.log_prob(batch.action) - batch.log_prob, 0.0)
-    log_ratio = RATIOS[config.ratio](of_step, batch.alive)
+    log_ratio_step = jnp.where(batch.alive, pi.log_prob(batch.action) - batch.log_prob, 0.0)
+    log_ratio = RATIOS[config.ratio](log_ratio_step, batch.alive)
     mean = lambda x: config.num_minibatches * (batch.weight * jnp.where(batch.alive, x, 0.0)).sum()
     policy_loss = mean(objective(config, log_ratio, batch.advantage, progress))
     entropy, kl = mean(pi.entropy()), mean(pi.kl(batch.reference))
@@ -175,7 +175,7 @@ def loss(params, config, env, batch, progress, objective=objective):
         "policy_loss": policy_loss,
         "entropy": entropy,
         "kl_reference": kl,
-        "approx_kl": mean(approx_kl(of_step)),
+        "approx_kl": mean(approx_kl(log_ratio_step)),
         "clip_fraction": mean((jnp.expm1(log_ratio) < -config.clip) | (jnp.expm1(log_ratio) > config.clip_high)),
     }
 
@@ -197,8 +197,8 @@ def advantages(config, reward, alive):
     scale = SCALES[config.scale](groups.outcomes(reward, alive, config.gamma)[..., 0])
     advantage = (credit - BASELINES[config.baseline](credit, alive.sum(axis=-1))) / scale[..., None]
     degenerate = groups.agree(credit)
-    counts = alive & ~degenerate[:, None, None] if config.drop_degenerate else alive
-    return jnp.where(alive, advantage, 0.0), degenerate, WEIGHTS[config.weights](counts)
+    counted = alive & ~degenerate[:, None, None] if config.drop_degenerate else alive
+    return jnp.where(alive, advantage, 0.0), degenerate, WEIGHTS[config.weights](counted)
 
 
 def update(config, env, state, *, objective: Callable = objective):
@@ -210,28 +210,28 @@ def update(config, env, state, *, objective: Callable = objective):
     advantage, degenerate, weight = advantages(config, grouped(traj.reward), grouped(alive))
 
     by_episode = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)  # [T, N * G] as [N * G, T]
-    obs, recorded, counts = by_episode((normalized(config, state, traj.obs), traj.recorded, alive))
+    obs, recorded, alive_by_episode = by_episode((normalized(config, state, traj.obs), traj.recorded, alive))
     reference = networks(config, env).apply(state.reference["actor"], obs)
     flat = lambda x: x.reshape(config.num_episodes, -1)
-    data = Batch(obs, recorded.action, recorded.log_prob, reference, flat(advantage), flat(weight), counts)
-    progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
+    data = Batch(obs, recorded.action, recorded.log_prob, reference, flat(advantage), flat(weight), alive_by_episode)
+    progress = training_progress(config, state)
     learning_rate = config.learning_rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
 
     def step(carry, batch):
         params, opt_state = carry
-        grads, parts = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
-        parts["grad_norm"] = global_norm(grads)
+        grads, metrics = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
+        metrics["grad_norm"] = global_norm(grads)
         updates, opt_state = optimizer(config, learning_rate).update(grads, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), parts
+        return (optax.apply_updates(params, updates), opt_state), metrics
 
-    def epoch(carry, order):
-        return jax.lax.scan(step, carry, gather(data, order))
+    def epoch(carry, index):
+        return jax.lax.scan(step, carry, gather(data, index))
 
-    orders = minibatches(shuffle_key, config.num_episodes, config.num_minibatches, config.num_epochs)
-    (params, opt_state), parts = jax.lax.scan(epoch, (state.params, state.opt_state), orders)
+    indices = minibatches(shuffle_key, config.num_episodes, config.num_minibatches, config.num_epochs)
+    (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), indices)
     metrics = {
         **episode_metrics(traj),
-        **jax.tree.map(jnp.mean, parts),
+        **jax.tree.map(jnp.mean, metrics),
         "degenerate_fraction": degenerate.mean(),
         "alive_steps": alive.sum(),
         "learning_rate": learning_rate,

@@ -42,7 +42,7 @@ from rlx.relatives import BASELINES, CREDITS, RATIOS, SCALES, WEIGHTS
 from rlx.relatives import VARIANTS as VARIANTS
 from rlx.rollout import check_divides, check_horizon, episode_metrics, episodes, gather, minibatches, reset
 from rlx.tokens import Transformer, check_tokens, examples, teach
-from rlx.train import total_updates
+from rlx.train import training_progress
 
 
 @pytree
@@ -189,10 +189,10 @@ def objective(config, log_ratio, advantage, progress):
 
 
 def loss(params, config, env, batch, progress, objective=objective):
-    """Loss of one minibatch of answers `[B, T]`, and its parts."""
+    """Loss of one minibatch of answers `[B, T]`, and its metrics."""
     pi = answers(config, env, params, batch.tokens)
-    of_step = jnp.where(batch.alive, pi.log_prob(batch.action) - batch.log_prob, 0.0)
-    log_ratio = RATIOS[config.ratio](of_step, batch.alive)
+    log_ratio_step = jnp.where(batch.alive, pi.log_prob(batch.action) - batch.log_prob, 0.0)
+    log_ratio = RATIOS[config.ratio](log_ratio_step, batch.alive)
     mean = lambda x: config.num_minibatches * (batch.weight * jnp.where(batch.alive, x, 0.0)).sum()
     policy_loss = mean(objective(config, log_ratio, batch.advantage, progress))
     entropy, kl = mean(pi.entropy()), mean(pi.kl(batch.reference))
@@ -200,7 +200,7 @@ def loss(params, config, env, batch, progress, objective=objective):
         "policy_loss": policy_loss,
         "entropy": entropy,
         "kl_reference": kl,
-        "approx_kl": mean(approx_kl(of_step)),
+        "approx_kl": mean(approx_kl(log_ratio_step)),
         "clip_fraction": mean((jnp.expm1(log_ratio) < -config.clip) | (jnp.expm1(log_ratio) > config.clip_high)),
     }
 
@@ -236,8 +236,8 @@ def advantages(config, reward, alive):
     scale = SCALES[config.scale](groups.outcomes(reward, alive, config.gamma)[..., 0])
     advantage = (credit - BASELINES[config.baseline](credit, alive.sum(axis=-1))) / scale[..., None]
     degenerate = groups.agree(credit)
-    counts = alive & ~degenerate[:, None, None] if config.drop_degenerate else alive
-    return jnp.where(alive, advantage, 0.0), degenerate, WEIGHTS[config.weights](counts)
+    counted = alive & ~degenerate[:, None, None] if config.drop_degenerate else alive
+    return jnp.where(alive, advantage, 0.0), degenerate, WEIGHTS[config.weights](counted)
 
 
 def update(config, env, state, *, objective: Callable = objective):
@@ -247,28 +247,30 @@ def update(config, env, state, *, objective: Callable = objective):
     grouped = partial(groups.by_group, group_size=config.group_size)
     advantage, degenerate, weight = advantages(config, grouped(traj.reward), grouped(alive))
 
-    recorded, counts = jax.tree.map(jnp.transpose, (traj.recorded, alive))  # [T, N * G] as [N * G, T]
+    recorded, alive_by_episode = jax.tree.map(jnp.transpose, (traj.recorded, alive))  # [T, N * G] as [N * G, T]
     reference = answers(config, env, state.reference, end.obs)
     flat = lambda x: x.reshape(config.num_episodes, -1)
-    data = Batch(end.obs, recorded.action, recorded.log_prob, reference, flat(advantage), flat(weight), counts)
-    progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
+    data = Batch(
+        end.obs, recorded.action, recorded.log_prob, reference, flat(advantage), flat(weight), alive_by_episode
+    )
+    progress = training_progress(config, state)
     learning_rate = config.learning_rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
 
     def step(carry, batch):
         params, opt_state = carry
-        grads, parts = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
-        parts["grad_norm"] = global_norm(grads)
+        grads, metrics = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
+        metrics["grad_norm"] = global_norm(grads)
         updates, opt_state = optimizer(config, learning_rate).update(grads, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), parts
+        return (optax.apply_updates(params, updates), opt_state), metrics
 
-    def epoch(carry, order):
-        return jax.lax.scan(step, carry, gather(data, order))
+    def epoch(carry, index):
+        return jax.lax.scan(step, carry, gather(data, index))
 
-    orders = minibatches(shuffle_key, config.num_episodes, config.num_minibatches, config.num_epochs)
-    (params, opt_state), parts = jax.lax.scan(epoch, (state.params, state.opt_state), orders)
+    indices = minibatches(shuffle_key, config.num_episodes, config.num_minibatches, config.num_epochs)
+    (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), indices)
     metrics = {
         **episode_metrics(traj),
-        **jax.tree.map(jnp.mean, parts),
+        **jax.tree.map(jnp.mean, metrics),
         "degenerate_fraction": degenerate.mean(),
         "alive_steps": alive.sum(),
         "learning_rate": learning_rate,

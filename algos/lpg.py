@@ -33,7 +33,7 @@ from rlx.networks import Actor, Torso, initialize
 from rlx.pytree import pytree, static, traced
 from rlx.rollout import episode_metrics, reset, rollout
 from rlx.spaces import Discrete, check_spaces, rescale
-from rlx.train import total_updates
+from rlx.train import training_progress
 
 
 @pytree
@@ -131,7 +131,7 @@ def look(config, env, params, traj):
 
 
 def loss(params, config, env, traj, direction, target):
-    """`mean(log pi direction) + c mean(KL(y || target))`, and its parts."""
+    """`mean(log pi direction) + c mean(KL(y || target))`, and its metrics."""
     actor, predictor = networks(config, env)
     pi, prediction = actor.apply(params["actor"], traj.obs), predictor.apply(params["predictor"], traj.obs)
     policy_loss = jnp.mean(pi.log_prob(traj.action) * direction)
@@ -148,13 +148,13 @@ def update(config, env, state, *, rule: Callable = rule):
     """One rollout and one gradient step on it; `rule` may be any callable pytree of its signature."""
     key, rollout_key = jax.random.split(state.key)
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
-    progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
+    progress = training_progress(config, state)
     direction, target = rule(config, look(config, env, state.params, traj), progress)
-    grads, parts = jax.grad(loss, has_aux=True)(state.params, config, env, traj, direction, target)
+    grads, metrics = jax.grad(loss, has_aux=True)(state.params, config, env, traj, direction, target)
     updates, opt_state = optimizer(config).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
-    parts["grad_norm"] = global_norm(grads)
-    return State(params, opt_state, env_state, state.num_updates + 1, key), {**episode_metrics(traj), **parts}
+    metrics["grad_norm"] = global_norm(grads)
+    return State(params, opt_state, env_state, state.num_updates + 1, key), {**episode_metrics(traj), **metrics}
 
 
 if __name__ == "__main__":

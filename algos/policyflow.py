@@ -41,7 +41,7 @@ from rlx.objectives import clipped_surrogate, clipped_value_loss, explained_vari
 from rlx.pytree import pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import Box, check_spaces, rescale
-from rlx.train import total_updates
+from rlx.train import training_progress
 
 
 @pytree
@@ -56,7 +56,7 @@ class Config:
     gamma: float = traced(0.99, at_least=0, at_most=1)
     gae_lambda: float = traced(0.95, at_least=0, at_most=1)
     flow_steps: int = static(10)  # K
-    num_features: int = static(64)  # of the embedding of time and observation
+    num_features: int = static(64, at_least=8)  # of the embedding of time and observation
     adapt_learning_rate: bool = False  # by the KL of each epoch, towards its target
     target_kl: float = traced(0.01, above=0)
     clip: float = traced(0.2, above=0)
@@ -167,21 +167,21 @@ def objective(config, log_ratio, advantage, progress):
 
 
 def loss(params, reference, config, env, batch, t, progress, objective=objective):
-    """Loss of one minibatch `[B]`, and its parts; `reference` are the parameters that acted, `t` times on the paths."""
+    """Loss of one minibatch `[B]`, and its metrics; `reference` are the parameters that acted, `t` times on paths."""
     actor, critic = networks(config, env)
-    value, path = critic.apply(params["critic"], batch.obs), batch.recorded
-    x = interpolate(path.start, path.end, t)
+    value, recorded = critic.apply(params["critic"], batch.obs), batch.recorded
+    x = interpolate(recorded.start, recorded.end, t)
     velocity, old_velocity = (actor.apply(p["actor"], batch.obs, x, t) for p in (params, reference))
     pi = Normal(velocity - old_velocity, params["log_std"])  # of the noise, if the action is to be the same
     old = Normal(jnp.zeros_like(velocity), reference["log_std"])
-    log_ratio = pi.log_prob(path.noise) - old.log_prob(path.noise)
+    log_ratio = pi.log_prob(recorded.noise) - old.log_prob(recorded.noise)
     advantage = jnp.where(config.normalize_advantage, standardize(batch.advantage), batch.advantage)
     policy_loss = objective(config, log_ratio, advantage, progress).mean()
     value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()
     entropy = pi.entropy().mean()
     brownian = jnp.mean(brownian_residual(velocity, old_velocity, x, t) ** 2)
-    regularisers = config.brownian_coef * brownian - config.entropy_coef * entropy
-    return policy_loss + config.value_coef * value_loss + regularisers, {
+    regularizers = config.brownian_coef * brownian - config.entropy_coef * entropy
+    return policy_loss + config.value_coef * value_loss + regularizers, {
         "policy_loss": policy_loss,
         "brownian": brownian,
         "value_loss": value_loss,
@@ -209,30 +209,30 @@ def update(config, env, state, *, objective: Callable = objective):
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
     data, scale = advantages(config, env, state, traj)
     elements = flatten(data)
-    progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
+    progress = training_progress(config, state)
     learning_rate = jnp.where(config.adapt_learning_rate, state.learning_rate, config.learning_rate)
     anneal = jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
 
     def step(carry, x):
         (params, opt_state, learning_rate), (batch, t) = carry, x
-        grads, parts = jax.grad(loss, has_aux=True)(params, state.params, config, env, batch, t, progress, objective)
-        parts["grad_norm"] = global_norm(grads)
+        grads, metrics = jax.grad(loss, has_aux=True)(params, state.params, config, env, batch, t, progress, objective)
+        metrics["grad_norm"] = global_norm(grads)
         updates, opt_state = optimizer(config, anneal * learning_rate).update(grads, opt_state)
-        return (optax.apply_updates(params, updates), opt_state, learning_rate), parts
+        return (optax.apply_updates(params, updates), opt_state, learning_rate), metrics
 
     def epoch(carry, x):
-        order, t = x
-        (*carry, learning_rate), parts = jax.lax.scan(step, carry, (gather(elements, order), t))
-        adapted = kl_adapted(learning_rate, parts["kl"].mean(), config.target_kl)
-        return (*carry, jnp.where(config.adapt_learning_rate, adapted, learning_rate)), parts
+        index, t = x
+        (*carry, learning_rate), metrics = jax.lax.scan(step, carry, (gather(elements, index), t))
+        adapted = kl_adapted(learning_rate, metrics["kl"].mean(), config.target_kl)
+        return (*carry, jnp.where(config.adapt_learning_rate, adapted, learning_rate)), metrics
 
-    orders = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
-    times = jax.random.randint(time_key, orders.shape, 0, 2 * config.flow_steps + 1) / (2 * config.flow_steps)
+    indices = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
+    times = jax.random.randint(time_key, indices.shape, 0, 2 * config.flow_steps + 1) / (2 * config.flow_steps)
     carry = (state.params, state.opt_state, learning_rate)
-    (params, opt_state, learning_rate), parts = jax.lax.scan(epoch, carry, (orders, times))
+    (params, opt_state, learning_rate), metrics = jax.lax.scan(epoch, carry, (indices, times))
     metrics = {
         **episode_metrics(traj),
-        **jax.tree.map(jnp.mean, parts),
+        **jax.tree.map(jnp.mean, metrics),
         "explained_variance": explained_variance(data.value, data.target),
         "learning_rate": anneal * learning_rate,
     }

@@ -32,7 +32,7 @@ from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, exp
 from rlx.pytree import pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import check_spaces, rescale
-from rlx.train import total_updates
+from rlx.train import training_progress
 
 
 @pytree
@@ -154,7 +154,7 @@ def objective(config, log_ratio, advantage, progress):
 
 
 def loss(params, config, env, batch, progress, objective=objective):
-    """Loss of one minibatch `[B]`, and its parts."""
+    """Loss of one minibatch `[B]`, and its metrics."""
     actor, critic = networks(config, env)
     pi, value = actor.apply(params["actor"], batch.obs), critic.apply(params["critic"], batch.obs)
     log_ratio = pi.log_prob(batch.action) - batch.log_prob
@@ -189,24 +189,24 @@ def update(config, env, state, *, objective: Callable = objective):
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
     data, scale = advantages(config, env, state, traj)
     elements = flatten(data)
-    progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
+    progress = training_progress(config, state)
     learning_rate = config.learning_rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
 
     def step(carry, batch):
         params, opt_state = carry
-        grads, parts = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
-        parts["grad_norm"] = global_norm(grads)
+        grads, metrics = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
+        metrics["grad_norm"] = global_norm(grads)
         updates, opt_state = optimizer(config, learning_rate).update(grads, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), parts
+        return (optax.apply_updates(params, updates), opt_state), metrics
 
-    def epoch(carry, order):
-        return jax.lax.scan(step, carry, gather(elements, order))
+    def epoch(carry, index):
+        return jax.lax.scan(step, carry, gather(elements, index))
 
-    orders = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
-    (params, opt_state), parts = jax.lax.scan(epoch, (state.params, state.opt_state), orders)
+    indices = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
+    (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), indices)
     metrics = {
         **episode_metrics(traj),
-        **jax.tree.map(jnp.mean, parts),
+        **jax.tree.map(jnp.mean, metrics),
         "explained_variance": explained_variance(data.value, data.target),
         "learning_rate": learning_rate,
     }

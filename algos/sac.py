@@ -197,44 +197,44 @@ def loss(params, fixed, target_params, config, env, batch, noise):
     """
     q_loss, value = critic_loss(params, fixed, target_params, config, env, batch, noise[0])
     pi_loss, log_prob = actor_loss(params, fixed, config, env, batch, noise[1])
-    parts = {
+    metrics = {
         "critic_loss": q_loss,
         "actor_loss": pi_loss,
         "value": value.mean(),
         "entropy": -log_prob.mean(),
         "alpha": jnp.exp(params["log_alpha"]),
     }
-    return q_loss + pi_loss, (log_prob, parts)
+    return q_loss + pi_loss, (log_prob, metrics)
 
 
 def update(config, env, state):
     """One rollout and the gradient steps that belong to it."""
     key, rollout_key, sample_key, noise_key = jax.random.split(state.key, 4)
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
-    memory = insert(state.replay, flatten(kept(traj)))
-    indices = sample(memory, sample_key, (config.gradient_steps, config.batch_size))
+    buffer = insert(state.replay, flatten(kept(traj)))
+    indices = sample(buffer, sample_key, (config.gradient_steps, config.batch_size))
     noise = jax.random.normal(noise_key, (config.gradient_steps, 2, config.batch_size, *env.action_space.shape))
 
     def step(carry, x):
         params, target_params, opt_state = carry
         index, noise = x
-        batch = take(memory, index)
+        batch = take(buffer, index)
         obs, next_obs = normalized(config, state, batch.obs), normalized(config, state, batch.next_obs)
         batch = replace(batch, obs=obs, next_obs=next_obs)
         # What a loss takes as given is an argument of its own, no stop_gradient: gradients through training see it.
         inputs = params, params, target_params, config, env, batch, noise
-        grads, (log_prob, parts) = jax.grad(loss, has_aux=True)(*inputs)
+        grads, (log_prob, metrics) = jax.grad(loss, has_aux=True)(*inputs)
         grads["log_alpha"] = jax.grad(alpha_loss)(params["log_alpha"], config, env, log_prob)
         updates, opt_state = optimizer(config).update(grads, opt_state)
         params = optax.apply_updates(params, updates)
         target_params = optax.incremental_update(params["critic"], target_params, config.tau)
-        return (params, target_params, opt_state), parts
+        return (params, target_params, opt_state), metrics
 
     carry = state.params, state.target_params, state.opt_state
-    (params, target_params, opt_state), parts = jax.lax.scan(step, carry, (indices, noise))
-    metrics = {**episode_metrics(traj), **jax.tree.map(jnp.mean, parts)}
+    (params, target_params, opt_state), metrics = jax.lax.scan(step, carry, (indices, noise))
+    metrics = {**episode_metrics(traj), **jax.tree.map(jnp.mean, metrics)}
     obs_stats = update_statistics(state.obs_stats, traj.obs) if config.normalize_obs else state.obs_stats
-    return State(params, target_params, opt_state, env_state, memory, obs_stats, state.num_updates + 1, key), metrics
+    return State(params, target_params, opt_state, env_state, buffer, obs_stats, state.num_updates + 1, key), metrics
 
 
 if __name__ == "__main__":

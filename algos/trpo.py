@@ -37,7 +37,7 @@ from rlx.objectives import clipped_value_loss, explained_variance, importance_we
 from rlx.pytree import pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import check_spaces, rescale
-from rlx.train import total_updates
+from rlx.train import training_progress
 from rlx.trust_region import line_search, longest_step, natural_gradient
 
 
@@ -156,7 +156,7 @@ def objective(config, log_ratio, advantage, progress):
 
 
 def loss(params, config, env, batch, progress, objective=objective):
-    """The actor's loss on a batch `[B]`, and its parts."""
+    """The actor's loss on a batch `[B]`, and its metrics."""
     actor, _ = networks(config, env)
     pi = actor.apply(params, batch.obs)
     log_ratio = pi.log_prob(batch.action) - batch.pi.log_prob(batch.action)
@@ -168,7 +168,7 @@ def loss(params, config, env, batch, progress, objective=objective):
 
 
 def policy_step(params, config, env, batch, progress, objective=objective):
-    """The actor after one natural gradient step within the trust region, and the parts of its loss there."""
+    """The actor after one natural gradient step within the trust region, and the metrics of its loss there."""
     policy_loss = partial(loss, config=config, env=env, batch=batch, progress=progress, objective=objective)
     (before, _), gradient = jax.value_and_grad(policy_loss, has_aux=True)(params)
     kl = lambda params: policy_loss(params)[1]["kl"]
@@ -176,8 +176,8 @@ def policy_step(params, config, env, batch, progress, objective=objective):
     step = longest_step(direction, product, config.max_kl)
 
     def accept(params):
-        after, parts = policy_loss(params)
-        return (after < before) & (parts["kl"] <= config.max_kl)
+        after, metrics = policy_loss(params)
+        return (after < before) & (metrics["kl"] <= config.max_kl)
 
     params, fraction = line_search(accept, params, step, config.line_search_shrink, config.line_search_trials)
     return params, {**policy_loss(params)[1], "step_fraction": fraction}
@@ -207,10 +207,10 @@ def update(config, env, state, *, objective: Callable = objective):
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
     data, scale = advantages(config, env, state, traj)
     elements = flatten(data)
-    progress = jnp.minimum(state.num_updates / total_updates(config), 1.0)
+    progress = training_progress(config, state)
     learning_rate = config.learning_rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
 
-    actor, parts = policy_step(state.params["actor"], config, env, elements, progress, objective)
+    actor, metrics = policy_step(state.params["actor"], config, env, elements, progress, objective)
 
     def step(carry, batch):
         params, opt_state = carry
@@ -218,14 +218,14 @@ def update(config, env, state, *, objective: Callable = objective):
         updates, opt_state = optimizer(config, learning_rate).update(grads, opt_state)
         return (optax.apply_updates(params, updates), opt_state), critic_loss
 
-    def epoch(carry, order):
-        return jax.lax.scan(step, carry, gather(elements, order))
+    def epoch(carry, index):
+        return jax.lax.scan(step, carry, gather(elements, index))
 
-    orders = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
-    (critic, opt_state), losses = jax.lax.scan(epoch, (state.params["critic"], state.opt_state), orders)
+    indices = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
+    (critic, opt_state), losses = jax.lax.scan(epoch, (state.params["critic"], state.opt_state), indices)
     metrics = {
         **episode_metrics(traj),
-        **parts,
+        **metrics,
         "value_loss": losses.mean(),
         "explained_variance": explained_variance(data.value, data.target),
         "learning_rate": learning_rate,

@@ -165,8 +165,8 @@ def asymmetric_surrogate(log_ratio: jax.Array, advantage: jax.Array, clip: jax.A
     """
     chex.assert_equal_shape([log_ratio, advantage])
     good = advantage > 0
-    penalised = quadratic_surrogate(jnp.where(good, 0.0, log_ratio), advantage, clip)  # its square must not overflow
-    return jnp.where(good, clipped_surrogate(log_ratio, advantage, clip), penalised)
+    penalty = quadratic_surrogate(jnp.where(good, 0.0, log_ratio), advantage, clip)  # its square must not overflow
+    return jnp.where(good, clipped_surrogate(log_ratio, advantage, clip), penalty)
 
 
 def clipped_value_loss(value: jax.Array, old_value: jax.Array, target: jax.Array, clip: jax.Array) -> jax.Array:
@@ -246,7 +246,7 @@ class SPO:
 
 @pytree
 class DPO:
-    """Discovered Policy Optimisation, `discovered_surrogate`."""
+    """Discovered Policy Optimisation, `discovered_surrogate`; not the Direct Preference Optimization of tokens."""
 
     alpha: float = traced(2.0, above=0)
     beta: float = traced(0.6, above=0)

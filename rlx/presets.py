@@ -22,6 +22,9 @@ from typing import Any
 from rlx.env import Env
 from rlx.spaces import Box
 
+# Fields of shipped Configs that had another name in 0.1: files and runs of then are still read.
+RENAMED = {"cloning_coef": "imitation_coef", "noise_loss": "predict_noise", "num_samples": "samples_per_action"}
+
 
 def settings(algorithm: ModuleType | Path, env_name: str) -> dict[str, Any]:
     """The tuned Config fields of an algorithm (its module, or its TOML file) for a full environment name.
@@ -131,9 +134,15 @@ def variant(algorithm: ModuleType, name: str) -> dict[str, Any]:
     return dict(known[name])
 
 
+def renamed(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The values under the names that the Config's fields have now."""
+    known = {field.name for field in fields(config_class)}
+    return {RENAMED[n] if n not in known and RENAMED.get(n) in known else n: value for n, value in values.items()}
+
+
 def configure(config_class: type, values: dict[str, Any]) -> Any:
     """`config_class(**values)`, naming the fields that it does not have. Raises ValueError for these."""
-    known = [field.name for field in fields(config_class)]
+    known, values = [field.name for field in fields(config_class)], renamed(config_class, values)
     unknown = [name for name in values if name not in known]
     if unknown:
         raise ValueError(f"no such field: {', '.join(unknown)}; the Config has {', '.join(known)}")

@@ -133,6 +133,8 @@ def check_replay(total_steps: int, warmup_steps: int, batch_size: int, capacity:
 def check_ratio(utd_ratio: float, steps_per_update: int) -> None:
     """Raises ValueError where updates to data do not make a whole number of gradient steps, at least 1, an update."""
     exact = utd_ratio * steps_per_update
+    if exact >= 2**31:
+        raise ValueError(f"utd_ratio = {utd_ratio} makes {exact:g} gradient steps an update: it has to be below 2^31")
     if round(exact) < 1 or abs(round(exact) - exact) > 1e-6:
         raise ValueError(
             f"utd_ratio = {utd_ratio} makes {exact:g} gradient steps for num_envs * num_steps = "

@@ -102,6 +102,11 @@ def steps_taken(config: Any, num_updates: int) -> int:
     return getattr(config, "init_steps", 0) + num_updates * config.steps_per_update
 
 
+def training_progress(config: Any, state: Any) -> jax.Array:
+    """The share of a run's updates that are made, `min(num_updates / total_updates, 1)`; schedules follow it."""
+    return jnp.minimum(state.num_updates / total_updates(config), 1.0)
+
+
 def check(algorithm: Any, config: Any, env: Env) -> None:
     """Raises ValueError for spaces that no policy serves exactly, and what the algorithm's own `check` raises."""
     check_spaces(env)

@@ -1,6 +1,7 @@
 """Command lines with a mistake: one line that says what to do, exit status 2, and nothing compiled or written."""
 
 import ast
+import dataclasses
 import itertools
 import json
 import re
@@ -12,8 +13,11 @@ import pytest
 
 import rlx as library
 from rlx import cli, meta
+from rlx.algorithm import algorithms, load_algorithm
 from rlx.algos import ppo
-from rlx.cli.sweep import _bytes
+from rlx.cli.options import check_fields
+from rlx.cli.sweep import SweepOptions, _bytes
+from rlx.cli.train import TrainOptions
 from rlx.run import timings
 from rlx.sweeps.search import Choice, parse, points
 
@@ -53,7 +57,7 @@ def here(tmp_path, monkeypatch):
         (["train", *PPO, "--env-options", "randomize=3"], "does not take these options"),
         (["train", *PPO, "--env-options", "num_starts=2.5"], "num_starts = 2.5"),
         (["train", "sac", "--env", "Pendulum-v1", "--utd-ratio", "0"], "above 0"),
-        (["train", "dppo", "--env", "Pendulum-v1", "--cloning-coef", "-1"], "at least 0"),
+        (["train", "dppo", "--env", "Pendulum-v1", "--imitation-coef", "-1"], "at least 0"),
         (["sweep", *PPO, "--memory", "-4GB", "--learning-rate", "1e-3,1e-4"], "--memory -4GB: give a size"),
         (["sweep", *PPO, "--configs", "list.txt"], "configuration 1 is [1, 2]"),
         (["sweep", *PPO, "--configs", "word.txt"], "Config.learning_rate = 'x': give a number"),
@@ -236,9 +240,20 @@ def test_the_help_of_every_option_is_a_sentence_that_stands_alone(name):
         assert re.fullmatch(r"[A-Z]\S* \S+.* .*[.]", found), f"{name}: {field.target.id}: {found}"
 
 
+def test_no_setting_has_the_name_of_an_option_and_one_of_a_file_of_ones_own_is_refused():
+    """A flag would mean both, and tyro ends in an AssertionError."""
+    for name in algorithms():
+        for options in (TrainOptions, SweepOptions):
+            check_fields(load_algorithm(name).Config, options, "rlx")
+    clash = dataclasses.make_dataclass("Config", [("seed", int)])
+    with pytest.raises(ValueError, match=r"rlx train: Config.seed has the name of an option of the command"):
+        check_fields(clash, TrainOptions, "rlx train")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
+        ("train policyflow --env Pendulum-v1 --num-features 4", "num_features = 4: give an integer of at least 8"),
         ("report word.txt --limit 0", "--limit 0: give at least 1"),
         ("report word.txt --target nan", "--target nan: give a number"),
         ("sweep ppo --env CartPole-v1 --clip 0.1,0.2 --gamma uniform:1:0.1", "--gamma: uniform from 1.0 to 0.1"),

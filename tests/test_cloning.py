@@ -25,7 +25,7 @@ from rlx.train import state_shapes
 SIZES = {"total_steps": 64, "num_envs": 4, "num_steps": 16, "num_minibatches": 2, "hidden_sizes": (16,)}
 CONFIGS = {
     ppo: ppo.Config(**SIZES),
-    fpo: fpo.Config(**SIZES, num_samples=4, flow_steps=4),
+    fpo: fpo.Config(**SIZES, samples_per_action=4, flow_steps=4),
     dppo: dppo.Config(**SIZES, denoising_steps=4, trained_steps=4),
 }
 
@@ -234,7 +234,7 @@ def test_a_flow_is_cloned_by_flow_matching(pendulum):
     config, state, obs, action, loss = losses(fpo, pendulum)
     velocity = partial(fpo.networks(config, pendulum)[0].apply, state.params["actor"])
     draws = jax.random.key_data(jax.random.split(jax.random.key(3), len(obs)))
-    expected = fpo.matching_loss(config, velocity, obs, action, draws).mean(-1)  # tested in test_fpo.py
+    expected = fpo.flow_loss(config, velocity, obs, action, draws).mean(-1)  # tested in test_fpo.py
     np.testing.assert_allclose(loss(jax.random.key(3)), expected, rtol=1e-5)
     assert not np.allclose(loss(jax.random.key(4)), expected, rtol=1e-3)  # drawn anew
 

@@ -243,16 +243,16 @@ def test_the_actor_waits_while_the_critic_warms_up(config, env):
 def test_cloning_adds_the_likelihood_of_what_the_pretrained_policy_does(config, env, state, batch):
     """The chains are those of the pretrained actor, and the term is their mean log-probability under the other."""
     elements, i = batch
-    cloning = dataclasses.replace(config, cloning_coef=0.7)
+    cloning = dataclasses.replace(config, imitation_coef=0.7)
     obs = elements.obs[::TRAINED].reshape(8, 8, 4)
-    chains = jax.jit(partial(dppo.imitated, cloning, env))(state, obs, jax.random.key(3))
+    chains = jax.jit(partial(dppo.imitation_chain, cloning, env))(state, obs, jax.random.key(3))
     assert chains.shape == (8, 8, TRAINED + 1, 2)
     chains, flat = chains.reshape(N, TRAINED + 1, 2), obs.reshape(N, 4)
     noise = (chains[:, 1:] - means(config, env, state.pretrained, flat, chains)) / stds(config)[:, None]
     assert np.abs(noise).max() < 3.001
     np.testing.assert_allclose(noise.std(), 0.987, atol=4 / (2 * noise.size) ** 0.5)
     expected = log_prob(means(config, env, state.params["actor"], flat, chains), np.asarray(chains), stds(config))
-    elements = replace(elements, imitated=jnp.repeat(chains, TRAINED, axis=0))
+    elements = replace(elements, imitation_chain=jnp.repeat(chains, TRAINED, axis=0))
     found = dppo.loss(state.params, cloning, env, elements, i, 0.0)[0]
     without = dppo.loss(state.params, config, env, elements, i, 0.0)[0]
     np.testing.assert_allclose(found - without, -0.7 * expected.mean(), rtol=1e-3)

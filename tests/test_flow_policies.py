@@ -69,7 +69,7 @@ def continuous(probe):
 def probe(algorithm):
     """Trains on an environment; returns the critic, actions sampled for an observation, and the metrics."""
     own = {
-        fpo: {"num_samples": 4, "flow_steps": 5},
+        fpo: {"samples_per_action": 4, "flow_steps": 5},
         # One action is best whatever the noise: without its Brownian term it ends in the collapse that it warns of.
         policyflow: {"num_features": 16},
         # The observation of a probe is 0, at which a layer of relu learns nothing.
@@ -234,8 +234,8 @@ CHANGED = {
     "conv_features": (4,),
     "activation": "elu",
     "flow_steps": 2,
-    "num_samples": 4,
-    "noise_loss": False,
+    "samples_per_action": 4,
+    "predict_noise": False,
     "loss_scale": 3.0,
     "loss_clamp": 0.5,
     "root_scale": True,
@@ -250,7 +250,7 @@ CHANGED = {
     "brownian_coef": 1.0,
     "critic_learning_rate": 3e-2,
     "action_bound": 2.0,
-    "cloning_coef": 0.5,
+    "imitation_coef": 0.5,
     "critic_warmup": 1,
     "denoising_steps": 5,
     "trained_steps": 2,

@@ -15,9 +15,17 @@ from rlx.algos import fpo
 from rlx.flow import euler, noise_and_time
 from rlx.rollout import flatten, rollout
 
-PUBLISHED = fpo.Config(num_envs=4, num_steps=16, num_minibatches=2, hidden_sizes=(8,), flow_steps=4, num_samples=6)
+PUBLISHED = fpo.Config(
+    num_envs=4, num_steps=16, num_minibatches=2, hidden_sizes=(8,), flow_steps=4, samples_per_action=6
+)
 PLUS_PLUS = replace(
-    PUBLISHED, sample_ratios=True, asymmetric=True, noise_loss=False, loss_scale=2**0.5, loss_clamp=20.0, eval_noise=0.0
+    PUBLISHED,
+    sample_ratios=True,
+    asymmetric=True,
+    predict_noise=False,
+    loss_scale=2**0.5,
+    loss_clamp=20.0,
+    eval_noise=0.0,
 )
 OBJECTIVE = jax.tree_util.Partial(fpo.objective)
 CONFIGS = {"published": PUBLISHED, "plus_plus": PLUS_PLUS}
@@ -70,7 +78,7 @@ def numpy_losses(config, env, params, batch):
     x = (1 - t) * noise + t * action
     actor, _ = fpo.networks(config, env)
     v = np.asarray(actor.apply(params["actor"], batch.obs[:, None], jnp.float32(x), jnp.float32(t[..., 0])), np.float64)
-    error = (x - t * v - noise) if config.noise_loss else (v - (action - noise))
+    error = (x - t * v - noise) if config.predict_noise else (v - (action - noise))
     return np.minimum(config.loss_scale * np.square(error).mean(-1), config.loss_clamp)
 
 
@@ -117,7 +125,7 @@ def test_the_first_gradient_lowers_the_flow_loss_of_good_actions(env, state, bat
 
     def score(params):
         velocity = partial(actor.apply, params["actor"])
-        losses = fpo.matching_loss(PUBLISHED, velocity, batch.obs, batch.recorded.action, batch.recorded.draws)
+        losses = fpo.flow_loss(PUBLISHED, velocity, batch.obs, batch.recorded.action, batch.recorded.draws)
         return jnp.mean(advantage[:, None] * losses)
 
     expected = ravel_pytree(jax.grad(score)(state.params)["actor"])[0]
@@ -142,7 +150,7 @@ def test_losses_above_the_clamp_have_no_gradient_and_ratio_one(env, state, batch
     batch = replace(batch, recorded=recorded)
     _, parts = fpo.loss(moved(state.params), config, env, batch, 0.0)
     # Of the noise there is no loss at time 0, and so none to clamp.
-    at_zero = (np.asarray(noise_and_time(recorded.draws, 6, 2, 4)[1]) == 0) if config.noise_loss else 0.0
+    at_zero = (np.asarray(noise_and_time(recorded.draws, 6, 2, 4)[1]) == 0) if config.predict_noise else 0.0
     np.testing.assert_allclose(parts["flow_loss"], 1e-4 * np.mean(1.0 - at_zero), rtol=1e-4)
     assert parts["approx_kl"] == 0
     grads = gradient(config, moved(state.params), batch)
@@ -182,8 +190,8 @@ def test_ratios_are_at_most_the_exponential_of_the_old_loss_and_their_mean_is_at
 
 def test_samples_that_are_equal_count_as_one(env, state, batches, monkeypatch):
     draw, params = fpo.noise_and_time, moved(state.params)
-    one = replace(PUBLISHED, num_samples=1, sample_ratios=True)
-    losses = lambda params: fpo.matching_loss(
+    one = replace(PUBLISHED, samples_per_action=1, sample_ratios=True)
+    losses = lambda params: fpo.flow_loss(
         one, partial(fpo.networks(one, env)[0].apply, params["actor"]), batch.obs, batch.recorded.action, draws
     )
     batch, draws = batches["published"], batches["published"].recorded.draws
@@ -196,7 +204,7 @@ def test_samples_that_are_equal_count_as_one(env, state, batches, monkeypatch):
         lambda draws, num, *sizes: jax.tree.map(lambda x: jnp.repeat(x, num, axis=1), draw(draws, 1, *sizes)),
     )
     for sample_ratios in (True, False):
-        six = replace(one, num_samples=6, sample_ratios=sample_ratios)
+        six = replace(one, samples_per_action=6, sample_ratios=sample_ratios)
         np.testing.assert_allclose(fpo.loss(params, six, env, batch, 0.0)[0], expected, rtol=1e-5)
 
 
@@ -259,7 +267,7 @@ def test_what_is_recorded_is_the_unclipped_action_with_its_noise_and_its_losses(
     # Losses are those of what was done, noise included, and of draws that have nothing to do with what was done.
     velocity = partial(fpo.networks(config, env)[0].apply, state.params["actor"])
     action, recorded = act(config, state, OBS, jax.random.key(1))
-    losses = fpo.matching_loss(config, velocity, OBS, action, recorded.draws)
+    losses = fpo.flow_loss(config, velocity, OBS, action, recorded.draws)
     np.testing.assert_allclose(recorded.flow_loss, losses, rtol=1e-4, atol=1e-5)
     noise, _ = noise_and_time(recorded.draws, 6, 2, 4)
     # Four standard errors of a zero correlation.
@@ -269,7 +277,7 @@ def test_what_is_recorded_is_the_unclipped_action_with_its_noise_and_its_losses(
 
 def test_fpo_plus_plus_is_a_variant_and_fpo_another(env, batches, gradient, state):
     """The flow-matching loss is the sum over A divided by sqrt(A), whatever the A; for MultiGoal that is sqrt(2)."""
-    small = {"flow_steps": PUBLISHED.flow_steps, "num_samples": PUBLISHED.num_samples}
+    small = {"flow_steps": PUBLISHED.flow_steps, "samples_per_action": PUBLISHED.samples_per_action}
     plus = replace(PUBLISHED, **fpo.VARIANTS["fpo_plus_plus"] | small)
     same = replace(PLUS_PLUS, value_clip=float("inf"), max_grad_norm=1.0, action_noise=0.02)
     batch = batches["plus_plus"]
@@ -284,7 +292,7 @@ def test_fpo_plus_plus_is_a_variant_and_fpo_another(env, batches, gradient, stat
         draws = jax.random.key_data(jax.random.split(jax.random.key(0), 4))
         velocity = lambda obs, x, t: 0.0 * x
         found, mean = (
-            fpo.matching_loss(replace(plus, loss_clamp=float("inf"), root_scale=root), velocity, obs, action, draws)
+            fpo.flow_loss(replace(plus, loss_clamp=float("inf"), root_scale=root), velocity, obs, action, draws)
             for root in (True, False)
         )
         np.testing.assert_allclose(found, mean * action_dims**0.5, rtol=1e-6)

@@ -12,8 +12,9 @@ from rich.console import Console
 
 import rlx
 from rlx import cli
+from rlx.algos import dppo, fpo
 from rlx.cli.options import tell_settings
-from rlx.presets import defaults, of_episode, origin, preset, published, settings
+from rlx.presets import configure, defaults, of_episode, origin, preset, published, renamed, settings
 
 FILES = sorted(Path(rlx.algos.__path__[0]).glob("*.toml"))
 MEASURED = sorted((Path(__file__).parent.parent / "benchmarks" / "results" / "returns").glob("*.json"))
@@ -39,6 +40,7 @@ def test_what_was_measured_with_shipped_settings_was_measured_with_those_that_sh
     result = json.loads(path.read_text())
     algorithm = import_module(f"rlx.algos.{result['algorithm']}")
     recorded = {name: tuple(x) if isinstance(x, list) else x for name, x in result["config"].items()}
+    recorded = renamed(algorithm.Config, recorded)
     shipped = dataclasses.asdict(preset(algorithm, result["env"], total_steps=recorded["total_steps"]))
     assert {name: shipped[name] for name in recorded} == recorded  # settings that are newer than the result are free
 
@@ -131,3 +133,12 @@ def test_the_defaults_of_the_kind_are_there_in_python_too_and_their_lack_is_said
         assert preset(ppo, "my/Robot") == ppo.Config()
     grpo = import_module("rlx.algos.grpo")
     assert preset(grpo, "my/Robot", env).num_steps == env.horizon
+
+
+def test_fields_are_found_by_their_names_of_the_release_before():
+    old = {"num_samples": 3, "noise_loss": False, "clip": 0.1}
+    config = configure(fpo.Config, old)
+    assert (config.samples_per_action, config.predict_noise, config.clip) == (3, False, 0.1)
+    assert configure(dppo.Config, {"cloning_coef": 0.5}).imitation_coef == 0.5
+    with pytest.raises(ValueError, match="no such field: num_samples"):
+        configure(dppo.Config, old)

@@ -570,6 +570,7 @@ def test_bad_input_is_refused_before_anything_is_compiled(sac, small):
             replace(small, utd_ratio=0.01),
             env,
         ),
+        r"utd_ratio = 1000000000.0 makes 3.2e\+10 gradient steps an update": (replace(small, utd_ratio=1e9), env),
     }
     for message, (config, where) in bad.items():
         with pytest.raises(ValueError, match=message):

@@ -59,7 +59,7 @@ METHODS = {
     "dppo-cloning": Method(
         "diffusion, DPPO with a cloning term",
         dppo,
-        {"MultiGoal": DPPO | {"action_bound": 5.0, "cloning_coef": 0.2}},
+        {"MultiGoal": DPPO | {"action_bound": 5.0, "imitation_coef": 0.2}},
     ),
     "fpo": Method("flow, FPO++", fpo, {"MultiGoal": {"learning_rate": 1e-3}}),
     "ppo-scratch": Method("Gaussian, PPO from scratch", ppo, {}, cloned=False),

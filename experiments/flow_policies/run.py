@@ -51,7 +51,7 @@ class Method:
     changes: dict[str, Any]  # of the tuned settings
 
 
-FPO_PUBLISHED = {"sample_ratios": False, "asymmetric": False, "noise_loss": True, "loss_scale": 1.0}
+FPO_PUBLISHED = {"sample_ratios": False, "asymmetric": False, "predict_noise": True, "loss_scale": 1.0}
 FPO_PUBLISHED |= {"loss_clamp": math.inf, "eval_noise": 1.0, "clip": 0.05}
 METHODS = {
     "ppo": Method(ppo, {}),

@@ -37,7 +37,7 @@ from rlx.env import Env, with_params
 from rlx.files import read_config
 from rlx.messages import unknown_name
 from rlx.presets import defaults as defaults_of
-from rlx.presets import episode_fields, of_episode, origin, settings, variant
+from rlx.presets import episode_fields, of_episode, origin, renamed, settings, variant
 from rlx.run import streams
 
 
@@ -203,6 +203,7 @@ def tuned_settings(algorithm: ModuleType, env_name: str, sources: Sources, env: 
     tuned = settings(file, env_name) if env_name and sources.preset else {}
     if env is not None and sources.preset:
         tuned = (tuned or defaults_of(file, env)[0]) | of_episode(file, env)
+    tuned = renamed(algorithm.Config, tuned)
     if unknown := tuned.keys() - {field.name for field in dataclasses.fields(algorithm.Config)}:
         raise ValueError(f"{file} sets {', '.join(sorted(unknown))} for {env_name}, and the Config has no such field")
     return tuned | (variant(algorithm, sources.variant) if sources.variant else {})
@@ -239,6 +240,13 @@ def assignments(flag: str, texts: tuple[str, ...]) -> dict[str, Any]:
 def as_texts(values: dict[str, Any]) -> tuple[str, ...]:
     """What `_assignments` reads as these values."""
     return tuple(f"{name}={value!r}" for name, value in values.items())
+
+
+def check_fields(config: type, options: type, prog: str) -> None:
+    """Raises ValueError where a Config has a field with the name of an option, so that the flag would mean both."""
+    names = [{field.name for field in dataclasses.fields(kind)} for kind in (config, options)]
+    if same := sorted(names[0] & names[1]):
+        raise ValueError(f"{prog}: Config.{same[0]} has the name of an option of the command: give the field another")
 
 
 def check_seed(seed: int) -> None:

@@ -16,6 +16,7 @@ from rlx.cli.options import (
     Sources,
     algorithm_of,
     assignments,
+    check_fields,
     check_seed,
     configure_jax,
     make_env,
@@ -103,6 +104,7 @@ class ExportOptions:
 def sweep(arguments: list[str]) -> None:
     """`rlx sweep`."""
     algorithm, name, sources, rest, prog = algorithm_of("sweep", arguments, SweepOptions)
+    check_fields(algorithm.Config, SweepOptions, prog)
     console, resume = plain_console(), sources.resume is not None
     default = SweepOptions(**vars(sources))
     if {"-h", "--help"} & set(rest):

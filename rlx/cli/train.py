@@ -22,6 +22,7 @@ from rlx.cli.options import (
     algorithm_of,
     as_texts,
     assignments,
+    check_fields,
     check_seed,
     configure_jax,
     make_env,
@@ -46,7 +47,7 @@ from rlx.train import total_updates
 
 # Fields of Configs that shape the networks, or say what these are told.
 NETWORKS = {"hidden_sizes", "conv_features", "activation", "normalize_obs", "num_components", "num_features"}
-NETWORKS |= {"denoising_steps", "action_bound", "flow_steps", "noise_loss"}
+NETWORKS |= {"denoising_steps", "action_bound", "flow_steps", "predict_noise"}
 MANY = 1024  # environments that are faster on several cores than on one, see benchmarks/scaling.py
 
 
@@ -258,6 +259,7 @@ def cores_for(config: Any) -> int:
 
 
 def _parse_train(algorithm, prog, arguments, defaults):
+    check_fields(algorithm.Config, TrainOptions, prog)
     config = ("config", tyro.conf.OmitArgPrefixes[algorithm.Config], dataclasses.field(default=defaults["config"]))
     both = dataclasses.make_dataclass("Options", [config], bases=(TrainOptions,), frozen=True)
     both.__doc__ = TrainOptions.__doc__
