@@ -203,7 +203,7 @@ def test_resumed_run_is_bitwise_the_run_that_was_never_stopped(long, cut, tmp_pa
         as_long(patch)
         interrupt(patch, 13, signal.SIGTERM)
         assert rlx("train", "--resume", tmp_path / "cut") == 143
-        assert f"go on with --resume {tmp_path / 'cut'}" in capsys.readouterr().out
+        assert f"resume with --resume {tmp_path / 'cut'}" in capsys.readouterr().out
         assert rows(tmp_path / "cut")[-1]["update"] == numbers(tmp_path / "cut" / "checkpoints")[-1] < 16
     with monkeypatch.context() as patch:
         as_long(patch)

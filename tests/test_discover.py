@@ -134,7 +134,7 @@ def test_resume_knows_what_it_was_and_where(found, tmp_path, capsys):
         (["--resume", str(tmp_path)], "is not a directory of rlx discover"),
         (["--resume", str(found), "--out", str(tmp_path / "x")], "leave out --out"),
         ([], "rlx discover needs to know what"),
-        (["lpo", "--train", "CartPole-v1", "--out", str(found)], "go on with it by --resume"),
+        (["lpo", "--train", "CartPole-v1", "--out", str(found)], "resume it by --resume"),
     ):
         with pytest.raises(SystemExit):
             cli.main(["discover", *arguments])

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path for folder in ("rlx", "envs", "algos") for path in (ROOT / folder).rglob("*.py"))
 LONGEST = 400  # lines of a file of rlx/
+LONGEST_FUNCTION = 60  # lines without the docstring
 # Passages of one name that are not the same in all files of algorithms, and why.
 DIFFERENT = {
     "Config": "each has settings of its own",
@@ -96,6 +97,19 @@ def test_files_are_short():
 
 ALGORITHMS = [path for path in FILES if path.parent.name == "algos" and path.name != "__init__.py"]
 ORDER = ["Config", "State", "Recorded", "Batch", "networks", "optimizer", "check", "init", "act", "loss", "update"]
+
+
+def test_functions_are_short():
+    """One that is longer has phases, and those have names."""
+    lengths = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                text = ast.get_docstring(node, clean=False) or ""
+                lines = node.end_lineno - node.lineno + 1 - len(text.splitlines())
+                lengths[f"{path.relative_to(ROOT)}: {node.name}"] = lines
+    assert len(lengths) > 500
+    assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FUNCTION} == {}
 
 
 def depth(node: ast.AST) -> int:

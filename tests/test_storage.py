@@ -24,7 +24,7 @@ def test_one_of_two_owners_is_refused_while_the_other_is_there(tmp_path):
         (tmp_path / "run" / "config.json").write_text("{}")
     with owned(tmp_path / "run", resume=True):
         pass
-    with pytest.raises(ValueError, match="go on with it by --resume"), owned(tmp_path / "run"):
+    with pytest.raises(ValueError, match="resume it by --resume"), owned(tmp_path / "run"):
         pass
 
 

@@ -5,6 +5,8 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
@@ -178,31 +180,44 @@ def clone(arguments: list[str]) -> None:
         raise ValueError(f"{prog} needs an algorithm and a file: {prog} dppo demonstrations.npz")
     algorithm, name = named_algorithm(arguments[0])
     check_cloning(algorithm)
-    prog = f"{prog} {short_name(name)}"
-    config_field = (
-        "config",
-        tyro.conf.OmitArgPrefixes[algorithm.Config],
-        dataclasses.field(default=algorithm.Config()),
-    )
-    both = dataclasses.make_dataclass("Options", [config_field], bases=(CloneOptions,), frozen=True)
+    options, tuned, demonstrations = _clone_options(algorithm, f"{prog} {short_name(name)}", arguments[1:])
+    check_seed(options.seed)
+    configure_jax(options.compile_cache)
+    job = _clone_job(algorithm, name, options, tuned, demonstrations.about)
+    check_empty(job.directory)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    shown = f"{len(demonstrations.ends)} episodes, {len(demonstrations.reward):,} steps, "
+    console.print(f"{short_name(name)} from {options.file}: {shown}mean return {demonstrations.returns.mean():.1f}")
+    safe = lambda: f"{options.file} is as it was: free some space, and clone again"
+    with owned(job.directory, numbered=options.out is None, say=console.print) as directory, naming(directory, safe):
+        job = dataclasses.replace(job, directory=directory)
+        _clone(job, options, demonstrations, console)
+    console.print(f"{job.directory}: continue with rlx train {arguments[0]} --start-from {job.directory}")
+
+
+def _clone_options(algorithm: ModuleType, prog: str, arguments: list[str]) -> tuple[Any, dict[str, Any], Any]:
+    """The options, the tuned settings that they start from, and the demonstrations, which name the environment."""
+    config = tyro.conf.OmitArgPrefixes[algorithm.Config]
+    setting = ("config", config, dataclasses.field(default=algorithm.Config()))
+    both = dataclasses.make_dataclass("Options", [setting], bases=(CloneOptions,), frozen=True)
     both.__doc__ = CloneOptions.__doc__
-    # The file says which environment it is of, and that which settings are the defaults.
-    early = parse_options(both, arguments[1:], prog)
+    early = parse_options(both, arguments, prog)
     for flag in ("gradient_steps", "cloning_batch", "eval_episodes"):
         if getattr(early, flag) < 1:
             raise ValueError(f"--{flag.replace('_', '-')} {getattr(early, flag)}: give at least 1")
     demonstrations = load(early.file)
-    about = demonstrations.about
-    tuned = tuned_settings(algorithm, about["env"], early)
+    tuned = tuned_settings(algorithm, demonstrations.about["env"], early)
     defaults = vars(early) | {"config": configure(algorithm.Config, tuned)}
-    options = parse_options(both, arguments[1:], prog, default=both(**defaults))
-    check_seed(options.seed)
-    configure_jax(options.compile_cache)
+    return parse_options(both, arguments, prog, default=both(**defaults)), tuned, demonstrations
+
+
+def _clone_job(algorithm: ModuleType, name: str, options: Any, tuned: dict[str, Any], about: dict[str, Any]) -> Job:
+    """The job of a run whose first State is the clone."""
     env_options = about["env_options"] | assignments("--env-options", options.env_options)
     outer = "params." if "chunk" in env_options.keys() - about["env_options"].keys() else ""  # of an environment inside
     env_params = {f"{outer}{name}": value for name, value in about["env_params"].items()}
     env_params |= assignments("--env-params", options.env_params)
-    job = Job(
+    return Job(
         algorithm,
         name,
         options.config,
@@ -215,12 +230,15 @@ def clone(arguments: list[str]) -> None:
         preset=tuned,
         eval_episodes=options.eval_episodes,
     )
-    check_empty(job.directory)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    shown = f"{len(demonstrations.ends)} episodes, {len(demonstrations.reward):,} steps, "
-    console.print(f"{short_name(name)} from {early.file}: {shown}mean return {demonstrations.returns.mean():.1f}")
 
-    program = program_name(f"imitation by {short_name(name)}", job.env_name, job.config, options.cloning_batch)
+
+def _clone(job: Job, options: Any, demonstrations: Any, console: Console) -> None:
+    """Trains the clone and writes it as a run directory."""
+    program = program_name(
+        f"imitation by {short_name(job.algorithm_name)}", job.env_name, job.config, options.cloning_batch
+    )
+    console.print(announcement(program))
+    began, (train_key, evaluate_key) = time.perf_counter(), keys(job.seed)
 
     def show(row):
         if row["number"] == 1:
@@ -229,25 +247,19 @@ def clone(arguments: list[str]) -> None:
             text = "gradient step {gradient_step:,}: loss {loss:.4g}, held out {validation_loss:.4g}"
             console.print(text.format(**row))
 
-    train_key, evaluate_key = keys(job.seed)
     sizes = (getattr(options, name) for name in SIZES)
-    safe = lambda: f"{options.file} is as it was: free some space, and clone again"
-    with owned(job.directory, numbered=options.out is None, say=console.print) as directory, naming(directory, safe):
-        job = dataclasses.replace(job, directory=directory)
-        console.print(announcement(program))
-        began = time.perf_counter()
-        state, rows = learn(algorithm, job.config, job.env, demonstrations, train_key, *sizes, show=show)
-        cloned = {"file": options.file.name, **{key: getattr(options, key) for key in SIZES}, **about}
-        source.keep(directory, source.read(name, algorithm))
-        write_json(directory / "config.json", describe(job, *OPTIONS) | {"cloned": cloned})
-        write_rows(directory / "cloning.jsonl", rows)
-        log = {"seconds": 0.0, "count": 0, "sums": {}}
-        checkpoint.save(directory / "checkpoints", 0, state, {"run": identity(job), "log": log})
-        result = evaluate_run(job, state, evaluate_key, job.eval_episodes, console)
-        write_rows(directory / "evaluations.jsonl", [result])
-        write_json(directory / "evaluation.json", result)
-        _draw_losses(rows, directory / "cloning.png", console)
-    console.print(f"{job.directory}: go on with rlx train {arguments[0]} --start-from {job.directory}")
+    state, rows = learn(job.algorithm, job.config, job.env, demonstrations, train_key, *sizes, show=show)
+    cloned = {"file": options.file.name, **{key: getattr(options, key) for key in SIZES}, **demonstrations.about}
+    directory = job.directory
+    source.keep(directory, source.read(job.algorithm_name, job.algorithm))
+    write_json(directory / "config.json", describe(job, *OPTIONS) | {"cloned": cloned})
+    write_rows(directory / "cloning.jsonl", rows)
+    log = {"seconds": 0.0, "count": 0, "sums": {}}
+    checkpoint.save(directory / "checkpoints", 0, state, {"run": identity(job), "log": log})
+    result = evaluate_run(job, state, evaluate_key, job.eval_episodes, console)
+    write_rows(directory / "evaluations.jsonl", [result])
+    write_json(directory / "evaluation.json", result)
+    _draw_losses(rows, directory / "cloning.png", console)
 
 
 def _draw_losses(rows: list[dict[str, float]], path: Path, console: Console) -> None:

@@ -122,7 +122,7 @@ def discover(arguments: list[str]) -> None:
 
 
 def _discover(options, saved, names, directory, console):
-    """Begins or goes on with evolution in a directory, and evaluates what it found."""
+    """Begins or resumes evolution in a directory, and evaluates what it found."""
     start_key, scale_key, evolve_key, look_key, final_key = jax.random.split(jax.random.key(options.seed), 5)
     start = MADE[options.kind](
         start_key if options.start == "random" else None, options.num_hidden, CLIP if options.start == "ppo" else np.inf
@@ -167,7 +167,7 @@ def _safe(directory: Path) -> str:
     done = max(checkpoint.numbers(directory / "checkpoints"), default=None)
     if done is None or not (directory / "discovery.json").exists():
         return f"nothing was saved yet: free some space, and begin again ({directory} may be removed)"
-    return f"generation {done} is safe: free some space, and go on with --resume {directory}"
+    return f"generation {done} is safe: free some space, and resume with --resume {directory}"
 
 
 def _draw(console: Console, picture: Callable, *arguments: Any) -> None:
@@ -264,7 +264,7 @@ def _evolve(options, strategy, generation, lifetimes, look_key, rows, directory,
             saved = now
             save(generation)
         if stop.asked:
-            console.print(f"stopped; go on with rlx discover {options.kind} --resume {directory}")
+            console.print(f"stopped; resume with rlx discover {options.kind} --resume {directory}")
             sys.exit(128 + stop.asked)
 
     with Stop() as stop:

@@ -103,10 +103,10 @@ def algorithm_of(command: str, arguments: list[str], general: type) -> tuple[Mod
 
 
 def resumed(sources: Sources, file: str, given: ModuleType | None, name: str) -> tuple[ModuleType, str]:
-    """The algorithm that a directory goes on with and its name: the one that is given, else the directory's own.
+    """The algorithm that a directory is resumed with and its name: the one that is given, else the directory's own.
 
     Raises:
-        ValueError: where its files have changed, unless --source says what to go on with.
+        ValueError: where its files have changed, unless --source says what to resume with.
     """
     directory, saved = sources.resume, read_config(sources.resume, file)
     own, objective = split_name(saved["algorithm"])
@@ -116,12 +116,12 @@ def resumed(sources: Sources, file: str, given: ModuleType | None, name: str) ->
     if changed and (not sources.source or (drift and sources.source == "file")):
         other = "" if drift else ", --source file with the file as it is now"
         raise ValueError(
-            f"{', '.join(changed)} has changed since {directory} began: --source copy goes on with its copy{other}"
+            f"{', '.join(changed)} has changed since {directory} began: --source copy resumes with its copy{other}"
         )
     if sources.source == "copy" and not (directory / source.FOLDER).exists():
         raise ValueError(f"--source copy: {directory} keeps no copy, as it is not of a file of one's own")
     if source.hashes(own, {}).items() - saved.get("source", source.hashes(own, {})).items():
-        print(f"{own} is another version than {directory} began with: it goes on with this one")
+        print(f"{own} is another version than {directory} began with: it is resumed with this one")
     if sources.source == "copy" or "is gone" in (code | drift).values():
         return saved_algorithm(directory, saved, bool(objective)), saved["algorithm"] if objective else own
     if given is None:

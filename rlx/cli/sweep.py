@@ -171,7 +171,7 @@ def saved_job(directory: Path, algorithm: ModuleType | None = None) -> SweepJob:
     """
     saved = read_config(directory, "sweep.json")
     if saved["env"] is None:
-        raise ValueError(f"{directory} was made in Python: call rlx.sweep again, as it was called, to go on with it")
+        raise ValueError(f"{directory} was made in Python: call rlx.sweep again, as it was called, to resume it")
     algorithm = algorithm or saved_algorithm(directory, saved)
     if learned(algorithm) != {name: saved[name] for name in ("objective",) if name in saved}:
         raise ValueError(
@@ -212,17 +212,7 @@ def _new_job(
     env = make_env(env_name, env_options, {}) if options.preset else None
     tuned = tuned_settings(algorithm, env_name, options, env)
     config = configure(algorithm.Config, tuned)
-    space = {name: _values(config, name, text, prog) for name, text in _flags(given, prog).items()}
-    for text in options.env_params:
-        name, equals, values = text.partition("=")
-        if not (name and equals):
-            raise ValueError(f"--env-params {text}: give name=VALUES")
-        if f"env.{name}" in space:
-            raise ValueError(f"--env-params {name} is given twice: separate its values by commas")
-        try:
-            space[f"env.{name}"] = _numbers(text, parse(values))
-        except ValueError as error:
-            raise ValueError(f"--env-params {name}: {error}") from None
+    space = _space(config, options, given, prog)
     single = {key: values[0] for key, values in space.items() if isinstance(values, list) and len(values) == 1}
     space = {key: values for key, values in space.items() if key not in single}
     own, env_params = split(single)
@@ -261,6 +251,22 @@ def _new_job(
     )
 
 
+def _space(config: Any, options: SweepOptions, given: list[str], prog: str) -> dict[str, Any]:
+    """Values or distributions by the name of their Config field or, as `env.NAME`, environment parameter."""
+    space = {name: _values(config, name, text, prog) for name, text in _flags(given, prog).items()}
+    for text in options.env_params:
+        name, equals, values = text.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--env-params {text}: give name=VALUES")
+        if f"env.{name}" in space:
+            raise ValueError(f"--env-params {name} is given twice: separate its values by commas")
+        try:
+            space[f"env.{name}"] = _numbers(text, parse(values))
+        except ValueError as error:
+            raise ValueError(f"--env-params {name}: {error}") from None
+    return space
+
+
 def _listed(file: Path) -> list[dict[str, Any]]:
     """The configurations of a file, one a line."""
     if not file.is_file():
@@ -283,7 +289,7 @@ def load_sweep(directory: Path) -> Sweep:
     job = saved_job(directory)
     rows = read_rows(directory / "lanes.jsonl")
     if len(rows) < len(job.points) * job.num_seeds:
-        raise ValueError(f"{directory} has not ended: go on with it by rlx sweep --resume {directory}")
+        raise ValueError(f"{directory} has not ended: resume it by rlx sweep --resume {directory}")
     return Sweep(job, rows)
 
 
@@ -367,4 +373,4 @@ def export(arguments: list[str]) -> None:
     if not 0 <= options.lane < len(found.lanes):
         raise ValueError(f"{options.sweep} has lanes 0 to {len(found.lanes) - 1}, not {options.lane}")
     found.export(options.lane, options.out)
-    print(f"lane {options.lane}: {options.out}; go on with rlx train --resume {options.out} --total-steps N")
+    print(f"lane {options.lane}: {options.out}; continue with rlx train --resume {options.out} --total-steps N")

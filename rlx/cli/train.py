@@ -48,6 +48,7 @@ from rlx.train import total_updates
 # Fields of Configs that shape the networks, or say what these are told.
 NETWORKS = {"hidden_sizes", "conv_features", "activation", "normalize_obs", "num_components", "num_features"}
 NETWORKS |= {"denoising_steps", "action_bound", "flow_steps", "predict_noise"}
+SAME = ("num_evaluations", "eval_episodes", "checkpoint_seconds", "checkpoint_replay", "render_every")  # in a Job
 MANY = 1024  # environments that are faster on several cores than on one, see benchmarks/scaling.py
 
 
@@ -116,95 +117,134 @@ def train_algorithm(
     algorithm: ModuleType, algorithm_name: str, sources: Sources, arguments: list[str], prog: str
 ) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    saved = None if sources.resume is None else read_config(sources.resume)
-    start = None if sources.start_from is None else read_config(sources.start_from)
-    env_name = full_name(sources.env) if sources.env else (start or {}).get("env", "")
-    if saved is None:
-        tuned = tuned_settings(algorithm, env_name, sources)
-        defaults = {"config": configure(algorithm.Config, tuned)}
-        if start is not None:
-            _check_same_algorithm(sources.start_from, split_name(start["algorithm"])[0], split_name(algorithm_name)[0])
-            trained = "cloned" not in start or (sources.start_from / "metrics.jsonl").exists()
-            kept = NETWORKS | {"trained_steps"} if trained else NETWORKS  # a clone is the same actor at every step
-            shaped = {name: getattr(saved_config(algorithm, start), name) for name in kept & set(start["config"])}
-            defaults = {"config": configure(algorithm.Config, tuned | shaped)}
-    else:
-        if start is not None:
-            raise ValueError("--resume goes on with a run and --start-from begins a new one: give one of them")
-        _check_same_algorithm(sources.resume, saved["algorithm"], algorithm_name)
-        tuned, env_name = saved["preset"], env_name or saved["env"]
-        defaults = {name: saved[name] for name in ("seed", *OPTIONS) if name in saved}
-        defaults |= {name: as_texts(saved[name]) for name in ("env_options", "env_params")}
-        defaults["config"] = saved_config(algorithm, saved)
-    options = _parse_train(algorithm, prog, arguments, vars(sources) | defaults)
-    if options.source and saved is None:
-        raise ValueError("--source says which algorithm file to go on with: it needs --resume RUN")
-    if not env_name:
+    begin = _resumed if sources.resume is not None else _new if sources.start_from is None else _started
+    beginning = begin(algorithm, algorithm_name, sources)
+    options = _parse_train(algorithm, prog, arguments, vars(sources) | beginning.defaults)
+    if options.source and beginning.saved is None:
+        raise ValueError("--source says which algorithm file a run is resumed with: it needs --resume RUN")
+    if not beginning.env_name:
         raise ValueError(f"{prog} needs an environment: --env NAME; `rlx envs` lists them")
     _check_numbers(options)
     configure_jax(options.compile_cache)
-    devices = _devices(options, saved)
+    devices = _devices(options, beginning.saved)
     console.quiet = not hosts.first()
-    own = start if start and start["env"] == env_name else {"env_options": {}, "env_params": {}}
-    env_options = own["env_options"] | assignments("--env-options", options.env_options)
-    env_params = own["env_params"] | assignments("--env-params", options.env_params)
-    env = make_env(env_name, env_options, env_params)
-    if saved is None and (of_kind := tuned_settings(algorithm, env_name, sources, env)) != tuned:
-        tuned = of_kind
-        defaults["config"] = configure(algorithm.Config, tuned | (shaped if start is not None else {}))
-        options = _parse_train(algorithm, prog, arguments, vars(sources) | defaults)
+    env_options = beginning.env_options | assignments("--env-options", options.env_options)
+    env_params = beginning.env_params | assignments("--env-params", options.env_params)
+    env = make_env(beginning.env_name, env_options, env_params)
+    if beginning.saved is None:
+        tuned = tuned_settings(algorithm, beginning.env_name, sources, env)
+        if tuned != beginning.preset:  # those of the kind of environment, known only now
+            defaults = {"config": configure(algorithm.Config, tuned | beginning.shaped)}
+            beginning = dataclasses.replace(beginning, preset=tuned, defaults=defaults)
+            options = _parse_train(algorithm, prog, arguments, vars(sources) | defaults)
     job = Job(
         algorithm,
         algorithm_name,
         options.config,
         env=env,
-        env_name=env_name,
+        env_name=beginning.env_name,
         env_options=env_options,
         env_params=env_params,
         seed=options.seed,
-        directory=sources.resume or options.out or new_directory(algorithm_name, env_name, options.seed),
+        directory=sources.resume or options.out or new_directory(algorithm_name, beginning.env_name, options.seed),
         devices=devices,
-        preset=tuned,
-        num_evaluations=options.num_evaluations,
-        eval_episodes=options.eval_episodes,
-        checkpoint_seconds=options.checkpoint_seconds,
-        checkpoint_replay=options.checkpoint_replay,
-        render_every=options.render_every,
+        preset=beginning.preset,
         start_from=sources.start_from,
+        **{name: getattr(options, name) for name in SAME},
     )
-    if start is not None:
-        now = dataclasses.asdict(job.config)
-        if changed := [name for name, value in shaped.items() if now[name] != value]:
-            raise ValueError(f"a run keeps the networks that it starts from: leave out {', '.join(changed)}")
-        learned = load_checkpoint(Checkpoint(sources.start_from, compile_cache=options.compile_cache))[1]
-        job = dataclasses.replace(job, learned=learned)
-    if saved is None:
+    if sources.start_from is not None:
+        job = dataclasses.replace(job, learned=_learned(job, beginning, options))
+    if beginning.saved is None:
         _check_new(job.directory, options)
     else:
-        _check_resume(saved, job, options)
-    chosen = {name: value for name, value in vars(job.config).items() if value != vars(defaults["config"])[name]}
-    kind = f"{f'{devices} x ' if devices > 1 else ''}{jax.devices()[0].device_kind}"
-    console.print(f"{short_name(algorithm_name)} on {env_name}, seed {job.seed}, {kind}")
-    tell_settings(console, algorithm, env_name, job.env, tuned, told=saved is None and sources.preset)
-    for title, values in (("your settings", chosen), ("environment", env_params)):
+        _check_resume(beginning.saved, job, options)
+    _tell(console, job, beginning, told=beginning.saved is None and sources.preset)
+    _run(console, job, options, resume=beginning.saved is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """What the options of a run start from."""
+
+    env_name: str
+    preset: dict[str, Any]  # tuned settings
+    defaults: dict[str, Any]  # of options, the Config among them
+    env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    env_params: dict[str, Any] = dataclasses.field(default_factory=dict)
+    shaped: dict[str, Any] = dataclasses.field(default_factory=dict)  # settings of the networks that it starts from
+    saved: dict[str, Any] | None = None  # config.json of a run that is resumed
+
+
+def _new(algorithm: ModuleType, algorithm_name: str, sources: Sources) -> Beginning:
+    """A run from nothing, with the settings for its environment."""
+    env_name = full_name(sources.env) if sources.env else ""
+    tuned = tuned_settings(algorithm, env_name, sources)
+    return Beginning(env_name, tuned, {"config": configure(algorithm.Config, tuned)})
+
+
+def _started(algorithm: ModuleType, algorithm_name: str, sources: Sources) -> Beginning:
+    """A run with the networks of another one, on its environment or on another."""
+    start = read_config(sources.start_from)
+    _check_same_algorithm(sources.start_from, split_name(start["algorithm"])[0], split_name(algorithm_name)[0])
+    env_name = full_name(sources.env) if sources.env else start["env"]
+    tuned = tuned_settings(algorithm, env_name, sources)
+    trained = "cloned" not in start or (sources.start_from / "metrics.jsonl").exists()
+    kept = NETWORKS | {"trained_steps"} if trained else NETWORKS  # a clone is the same actor at every step
+    before = saved_config(algorithm, start)
+    shaped = {name: getattr(before, name) for name in kept & set(vars(before))}
+    own = {name: start[name] for name in ("env_options", "env_params")} if start["env"] == env_name else {}
+    return Beginning(env_name, tuned, {"config": configure(algorithm.Config, tuned | shaped)}, **own, shaped=shaped)
+
+
+def _resumed(algorithm: ModuleType, algorithm_name: str, sources: Sources) -> Beginning:
+    """A run that is resumed, with its own settings."""
+    saved = read_config(sources.resume)
+    if sources.start_from is not None:
+        raise ValueError("--resume continues a run and --start-from begins a new one: give one of them")
+    _check_same_algorithm(sources.resume, saved["algorithm"], algorithm_name)
+    defaults = {name: saved[name] for name in ("seed", *OPTIONS) if name in saved}
+    defaults |= {name: as_texts(saved[name]) for name in ("env_options", "env_params")}
+    defaults["config"] = saved_config(algorithm, saved)
+    env_name = full_name(sources.env) if sources.env else saved["env"]
+    return Beginning(env_name, saved["preset"], defaults, saved=saved)
+
+
+def _learned(job: Job, beginning: Beginning, options: TrainOptions) -> Any:
+    """The State that the job starts from."""
+    now = dataclasses.asdict(job.config)
+    if changed := [name for name, value in beginning.shaped.items() if now[name] != value]:
+        raise ValueError(f"a run keeps the networks that it starts from: leave out {', '.join(changed)}")
+    return load_checkpoint(Checkpoint(job.start_from, compile_cache=options.compile_cache))[1]
+
+
+def _tell(console: Console, job: Job, beginning: Beginning, told: bool) -> None:
+    """Says what will run, with which settings, and where they are from."""
+    chosen = {n: value for n, value in vars(job.config).items() if value != vars(beginning.defaults["config"])[n]}
+    devices = f"{job.devices} x " if job.devices > 1 else ""
+    kind = f"{devices}{jax.devices()[0].device_kind}"
+    console.print(f"{short_name(job.algorithm_name)} on {job.env_name}, seed {job.seed}, {kind}")
+    tell_settings(console, job.algorithm, job.env_name, job.env, job.preset, told=told)
+    for title, values in (("your settings", chosen), ("environment", job.env_params)):
         if values:
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
-    with _explained(algorithm_name):
+    with _explained(job.algorithm_name):
         updates = total_updates(job.config)
-    if options.num_evaluations > updates:
-        console.print(
-            f"--num-evaluations {options.num_evaluations}: there are {updates} updates, and as many evaluations"
-        )
-    if options.render_every > min(options.num_evaluations, updates):
-        console.print(f"--render-every {options.render_every}: with so few evaluations no episode is drawn")
+    if job.num_evaluations > updates:
+        console.print(f"--num-evaluations {job.num_evaluations}: there are {updates} updates, and as many evaluations")
+    if job.render_every > min(job.num_evaluations, updates):
+        console.print(f"--render-every {job.render_every}: with so few evaluations no episode is drawn")
+
+
+def _run(console: Console, job: Job, options: TrainOptions, resume: bool) -> None:
+    """Runs the job in a directory of its own, or says what would run."""
     if options.dry_run:
         console.print(plan(job))
         return
-    fresh = {"resume": saved is not None, "numbered": options.out is None and saved is None}
-    with storage.owned(job.directory, **fresh, say=console.print) as directory:
+    numbered = options.out is None and not resume
+    with storage.owned(job.directory, resume=resume, numbered=numbered, say=console.print) as directory:
         job = dataclasses.replace(job, directory=directory)
-        with _explained(algorithm_name):
-            status = execute(job, console, resume=saved is not None, from_update=options.from_update)
+        with _explained(job.algorithm_name):
+            status = execute(job, console, resume=resume, from_update=options.from_update)
     if status:
         sys.exit(status)
 

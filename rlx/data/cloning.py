@@ -86,24 +86,7 @@ def clone(
     looked_at = jax.tree.map(lambda x: x[:: -(-len(x) // VALIDATION)], parts[1])
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps, FINAL_RATE))
 
-    def loss(actor, params, obs, action, key):
-        return algorithm.cloning_loss(config, env, params | {"actor": actor}, obs, action, key).mean()
-
-    @jax.jit
-    def train(carry, numbers, keys, params, shown, looked_at):
-        def step(carry, inputs):
-            (actor, opt_state, average), (number, key) = carry, inputs
-            rows_key, loss_key = jax.random.split(key)
-            rows = jax.random.randint(rows_key, batch_size, 0, len(shown[0]))
-            value, grads = jax.value_and_grad(loss)(actor, params, *(x[rows] for x in shown), loss_key)
-            updates, opt_state = adam.update(grads, opt_state)
-            actor = optax.apply_updates(actor, updates)
-            decay = jnp.minimum(AVERAGE, (1 + number) / (10 + number))  # the first weights are soon forgotten
-            return (actor, opt_state, optax.incremental_update(actor, average, 1 - decay)), value
-
-        carry, losses = jax.lax.scan(step, carry, (numbers, keys))
-        return carry, losses.mean(), loss(carry[2], params, *looked_at, look_key)
-
+    train = _learner(algorithm, config, env, adam, batch_size, look_key)
     actor = state.params["actor"]
     carry, rows, best = (actor, adam.init(actor), actor), [], (np.inf, actor)
     edges = np.unique(np.linspace(0, num_steps, num_rows + 1).round().astype(int))
@@ -122,6 +105,30 @@ def clone(
     if getattr(state, "pretrained", None) is not None:
         found = replace(found, pretrained=jax.tree.map(jnp.copy, best[1]))
     return found, rows
+
+
+def _learner(algorithm: Any, config: Any, env: Env, adam: Any, batch_size: int, look_key: jax.Array) -> Callable:
+    """The compiled gradient steps between two looks, and the look at what is held out."""
+
+    def loss(actor, params, obs, action, key):
+        return algorithm.cloning_loss(config, env, params | {"actor": actor}, obs, action, key).mean()
+
+    @jax.jit
+    def train(carry, numbers, keys, params, shown, looked_at):
+        def step(carry, inputs):
+            (actor, opt_state, average), (number, key) = carry, inputs
+            rows_key, loss_key = jax.random.split(key)
+            rows = jax.random.randint(rows_key, batch_size, 0, len(shown[0]))
+            value, grads = jax.value_and_grad(loss)(actor, params, *(x[rows] for x in shown), loss_key)
+            updates, opt_state = adam.update(grads, opt_state)
+            actor = optax.apply_updates(actor, updates)
+            decay = jnp.minimum(AVERAGE, (1 + number) / (10 + number))  # the first weights are soon forgotten
+            return (actor, opt_state, optax.incremental_update(actor, average, 1 - decay)), value
+
+        carry, losses = jax.lax.scan(step, carry, (numbers, keys))
+        return carry, losses.mean(), loss(carry[2], params, *looked_at, look_key)
+
+    return train
 
 
 def check_cloning(algorithm: Any) -> None:

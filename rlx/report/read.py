@@ -39,7 +39,7 @@ def runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
                 declared.setdefault(sweep["algorithm"], []).extend(sweep["varied"])
                 lanes = read_rows(path / "lanes.jsonl")
                 if not lanes:
-                    raise ValueError(f"{path} has not ended: go on with it by rlx sweep --resume {path}")
+                    raise ValueError(f"{path} has not ended: resume it by rlx sweep --resume {path}")
                 found += [_lane(path, sweep, lane) for lane in lanes]
             elif (path / "config.json").exists():
                 found.append(_run(path))

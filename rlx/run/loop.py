@@ -56,7 +56,7 @@ chunk = jitted(advance)
 
 
 def execute(job: Job, console: Console, resume: bool = False, from_update: int | None = None) -> int:
-    """Runs the job, or goes on with what is in its directory: from the newest checkpoint, or that of `from_update`.
+    """Runs the job, or resumes what is in its directory: from the newest checkpoint, or that of `from_update`.
 
     Whoever calls owns the directory, see `rlx.run.storage.owned`. Ctrl-C, SIGTERM and SIGHUP end the run at the next
     border between chunks, with a checkpoint; a second one ends it at once.
@@ -84,7 +84,7 @@ def _safe(directory: Path) -> str:
     logged = max((row["update"] for row in read_rows(directory / "metrics.jsonl")), default=0)
     return (
         f"the checkpoint of update {newest} is safe, and the log up to update {logged}: "
-        f"free some space, and go on with --resume {directory}"
+        f"free some space, and resume with --resume {directory}"
     )
 
 

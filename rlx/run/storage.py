@@ -101,7 +101,7 @@ def check_empty(directory: Path) -> None:
         raise ValueError(f"{directory} is a file: give another --out")
     if directory.exists() and not _unwritten(directory):
         begun = any((directory / name).exists() for name in ("config.json", "sweep.json", "discovery.json"))
-        hint = f"go on with it by --resume {directory}, or " if begun else ""
+        hint = f"resume it by --resume {directory}, or " if begun else ""
         raise ValueError(f"{directory} is not empty: {hint}give another --out")
 
 

@@ -65,7 +65,7 @@ def sweep(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     console: Console | None = None,
 ) -> Sweep:
-    """Trains and evaluates every configuration of `space` with `num_seeds` seeds; goes on with what `directory` holds.
+    """Trains and evaluates every configuration of `space` with `num_seeds` seeds; resumes what `directory` holds.
 
         found = rlx.sweep(ppo, config, env, {"learning_rate": [1e-4, 1e-3]}, num_seeds=8, directory="runs/rates")
         state = found.state(found.best)
@@ -122,7 +122,7 @@ def sweep(
     with owned(job.directory, resume=_resumes(job)):
         status, result = execute(job, console or Console(quiet=True), resume=_resumes(job))
     if result is None:
-        raise KeyboardInterrupt(f"status {status}: {directory} holds everything; the same call goes on with it")
+        raise KeyboardInterrupt(f"status {status}: {directory} holds everything; the same call resumes it")
     return result
 
 
@@ -163,7 +163,7 @@ def _safe(directory: Path) -> str:
     done = len(list((directory / "batches").glob("*/result.json")))
     return (
         f"the results of {done} batches and the checkpoints of the others are safe: "
-        f"free some space, and go on with --resume {directory}"
+        f"free some space, and resume with --resume {directory}"
     )
 
 
