@@ -19,9 +19,7 @@ import rlx
 from rlx.presets import configure, defaults, settings
 
 ON_POLICY = {"gymnax/MountainCarContinuous-v0": 200_000, "gymnax/Reacher-misc": 200_000}
-OFF_POLICY = {"gymnax/Reacher-misc": 20_000, "gymnax/Swimmer-misc": 20_000}
 TASKS = dict.fromkeys(("ppo", "mdpo", "trpo", "grpo", "fpo", "policyflow", "dppo"), ON_POLICY)
-TASKS |= dict.fromkeys(("sac", "mdpo_offpolicy"), OFF_POLICY)
 NUM_SEEDS = 3
 
 
