@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlx import pytree, replace, stack, static, traced
-from rlx.pytree import is_static, uncommitted
+from rlx import EnvState, per_env, pytree, replace, stack, static, traced
+from rlx.normalize import RewardScale
+from rlx.pytree import is_per_env, is_static, uncommitted
+from rlx.replay import Replay
 
 
 @pytree
@@ -256,3 +258,19 @@ def test_pytrees_and_arrays_may_take_the_place_of_a_traced_number():
     np.testing.assert_array_equal(Kinds(rate=np.array([1.0, 2.0])).rate, [1.0, 2.0])
     with pytest.raises(ValueError, match=r"Kinds\.number is traced, and it is static"):
         jax.vmap(lambda x: Kinds(number=x).rate)(jnp.arange(2))
+
+
+def test_fields_say_that_they_are_per_environment():
+    """Those of `EnvState`, all of them; the data of a replay buffer; and of a State whatever it marks itself."""
+    marked = lambda kind: [field.name for field in dataclasses.fields(kind) if is_per_env(field)]
+    assert marked(EnvState) == ["state", "obs", "time", "episode_return"]
+    assert marked(Replay) == ["data"]
+    assert marked(RewardScale) == ["discounted"]
+
+    @pytree
+    class State:
+        params: dict
+        memory: jax.Array = per_env()
+
+    assert marked(State) == ["memory"]
+    assert jax.tree.leaves(State({}, jnp.ones(3)))[0].shape == (3,)

@@ -20,7 +20,7 @@ from rlx.run import keys
 from rlx.run.checkpoint import restore
 from rlx.run.progress import Display
 from rlx.sweeps.search import LogUniform
-from rlx.sweeps.strategies import Grid, Halving
+from rlx.sweeps.strategies import Grid, Halving, Population, numbers_of, strategy_of
 
 RATES = [1e-2, 1e-3]
 SIZES = ["--num-steps", "16", "--num-epochs", "2", "--num-minibatches", "2", "--hidden-sizes", "16"]
@@ -243,6 +243,37 @@ def test_rungs_of_successive_halving(num, factor, expected):
     found = (Halving(factor) if factor else Grid()).rungs(num)
     np.testing.assert_allclose([share for share, _ in found], [share for share, _ in expected])
     assert [keep for _, keep in found] == [keep for _, keep in expected]
+
+
+def test_a_strategy_is_found_by_its_number_and_says_it():
+    for strategy, numbers in ((Halving(3), (3, None)), (Population(4), (None, 4)), (Grid(), (None, None))):
+        named = dict(zip(("halving", "pbt"), numbers, strict=True))
+        assert strategy_of(named) == strategy
+        assert numbers_of(strategy) == named
+    with pytest.raises(ValueError, match="halving and pbt are two ways to search"):
+        strategy_of({"halving": 2, "pbt": 2})
+    with pytest.raises(ValueError, match="pbt = 1: give an integer of at least 2"):
+        Population(1)
+
+
+def test_a_strategy_of_ones_own_chooses_which_configurations_continue(sweep, tmp_path, small):
+    class Worst(Halving):
+        """Halving upside down."""
+
+        def kept(self, returns, num):
+            return sorted(returns, key=lambda c: np.mean(returns[c]))[:num]
+
+    found = sweep(
+        tmp_path / "worst", {"learning_rate": RATES}, config=replace(small, total_steps=2 * 64), strategy=Worst(2)
+    )
+    saved = json.loads((tmp_path / "worst" / "sweep.json").read_text())
+    assert "Worst(factor=2)" in saved["strategy"]
+    assert (saved["halving"], saved["pbt"]) == (None, None)
+    dropped = [lane["configuration"] for lane in found.lanes if lane["dropped_at"]]
+    assert len(set(dropped)) == 1
+    rows = [json.loads((tmp_path / "worst" / "batches" / "r0g0b0" / "result.json").read_text())]
+    first = {c: np.mean([row["return_mean"] for row in rows[0] if row["configuration"] == c]) for c in (0, 1)}
+    assert dropped[0] == max(first, key=first.get) or first[0] == first[1]
 
 
 @pytest.mark.more

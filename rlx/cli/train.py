@@ -43,6 +43,7 @@ from rlx.presets import configure
 from rlx.run import storage
 from rlx.run.job import CHECKPOINT_SECONDS, OPTIONS, Job, identity, plan
 from rlx.run.loop import execute
+from rlx.run.sinks import check_names
 from rlx.train import total_updates
 
 # Fields of Configs that shape the networks, or say what these are told.
@@ -77,6 +78,8 @@ class TrainOptions(TrainSources):
     checkpoint_replay: bool = True
     """Keep the replay buffer in checkpoints. Without it they are small, and a resumed run starts with a new buffer of
     random actions, so that it is not the run that was never stopped."""
+    log: tuple[str, ...] = ()
+    """Logs to write beside metrics.jsonl and evaluations.jsonl, such as csv."""
     devices: int | None = None
     """Number of GPUs, or cores of a CPU, that the environments are spread over; by default that of the resumed run,
     else 1, and on a CPU all cores from 1,024 environments on."""
@@ -150,6 +153,7 @@ def train_algorithm(
         devices=devices,
         preset=beginning.preset,
         start_from=sources.start_from,
+        sinks=options.log,
         **{name: getattr(options, name) for name in SAME},
     )
     if sources.start_from is not None:
@@ -314,6 +318,7 @@ def _check_same_algorithm(run: Path, saved: str, algorithm_name: str) -> None:
 
 def _check_numbers(options: Any) -> None:
     check_seed(options.seed)
+    check_names(options.log)
     for flag, number in (("eval-episodes", options.eval_episodes), ("num-evaluations", options.num_evaluations)):
         if number < 1:
             raise ValueError(f"--{flag} {number}: give at least 1")

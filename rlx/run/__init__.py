@@ -7,7 +7,7 @@ HOMES = {
     "log": "ROWS NO_LOG Logger",
     "evaluations": "evaluate_run evaluation best draw",
     "loop": "CHUNK_SECONDS CHUNK_UPDATES jitted chunk execute",
-    "sinks": "KINDS SINKS Jsonl Sink",
+    "sinks": "KINDS SINKS Csv Jsonl Sink",
     "stop": "Stop",
 }
 __all__, __getattr__, __dir__ = face(__name__, HOMES)

@@ -49,7 +49,7 @@ class Job:
     devices: int = 1  # that the environments are spread over
     start_from: Path | None = None  # the run whose last state is `learned`
     learned: Any = None  # a State to begin with the networks of
-    sinks: tuple[str, ...] = ("jsonl",)  # names of rlx.run.sinks, that get the rows of the log
+    sinks: tuple[str, ...] = ()  # of rlx.run.sinks, that get the rows of the log as well
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:

@@ -41,7 +41,7 @@ from rlx.run.job import OPTIONS, Job, describe, devices_of, identity, keys
 from rlx.run.log import NO_LOG, ROWS, Logger
 from rlx.run.progress import Display
 from rlx.run.render import check_output
-from rlx.run.sinks import KINDS, SINKS, Sink
+from rlx.run.sinks import KINDS, Sink, opened
 from rlx.run.stop import Stop
 from rlx.run.storage import naming
 from rlx.run.streams import importing_matplotlib
@@ -104,7 +104,7 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
 
     # Everything that can fail early has succeeded: only from here on is anything written or deleted.
     barrier("everything is read")
-    sinks = _written(job, start, resume) if first() else []
+    sinks = _written(job, start, resume, console) if first() else []
     barrier("the directory is there")
     compile_seconds = time.perf_counter() - started
     remember(name, compile_seconds)
@@ -223,7 +223,7 @@ def _begun(job: Job, programs: Programs, start: Start) -> Start:
     return start if job.checkpoint_replay else replace(start, state=with_replay(start.state, fresh()))
 
 
-def _written(job: Job, start: Start, resume: bool) -> list[Sink]:
+def _written(job: Job, start: Start, resume: bool, console: Console) -> list[Sink]:
     """Writes what a run says of itself, and takes back what its checkpoint does not know."""
     from rlx.run import checkpoint
 
@@ -233,7 +233,7 @@ def _written(job: Job, start: Start, resume: bool) -> list[Sink]:
         for stale in ("evaluation.json", "curve.png"):
             with suppress(IsADirectoryError, PermissionError):  # what is not ours stays, and writing says so
                 (job.directory / stale).unlink(missing_ok=True)
-    sinks = [SINKS[name](job.directory, start.rows) for name in job.sinks]
+    sinks = opened(job.sinks, job.directory, start.rows, console.print)
     source.keep(job.directory, source.read(job.algorithm_name, job.algorithm))
     write_json(job.directory / "config.json", describe(job, *OPTIONS) | start.origin)
     return sinks
