@@ -206,14 +206,15 @@ def _tuned(name: str) -> list[str]:
     if not path.exists():
         return ["## Tuned settings", "There are none: a run starts from the defaults above."]
     tables = tomllib.loads(path.read_text())
-    environments = ", ".join(f"`{key}`" for key in tables if key != "defaults") or "no environment"
+    patterns = sorted({pattern for key in tables if key != "defaults" for pattern in key.split()})
+    environments = ", ".join(f"`{pattern}`" for pattern in patterns) or "no environment"
     text = f"For {environments}. [Where settings come from](../settings.md) says how they are chosen."
     return ["## Tuned settings", text, _folded(f"algos/{name}.toml", path.read_text(), "toml")]
 
 
 def _returns(name: str) -> list[str]:
     if not (found := results(name)):
-        others = [f"[{title}](../experiments/{path}/index.md)" for path, title in experiments_of(name)]
+        others = [f"[{title}](../experiments/{path}.md)" for path, title in experiments_of(name)]
         text = f"The benchmarks do not include it. Measured in {', '.join(others)}." if others else "Not measured yet."
         return ["## Returns", text]
     rows = [
@@ -222,7 +223,8 @@ def _returns(name: str) -> list[str]:
     ]
     span = lambda x: f"{x['value']:.1f} [{x['low']:.1f}, {x['high']:.1f}]"
     for r in found:
-        rows.append(f"| {r['env']} | {r['steps']:,} | {len(r['seeds'])} | {span(r['mean'])} | {span(r['iqm'])} |")
+        env = ", ".join([r["env"], *(f"{name}={value}" for name, value in r["options"].items())])
+        rows.append(f"| {env} | {r['steps']:,} | {len(r['seeds'])} | {span(r['mean'])} | {span(r['iqm'])} |")
     about = (
         "Returns are of whole evaluation episodes after training. Curves are returns during training, averaged over "
         "the seeds. [Benchmarks](../benchmarks.md) has all tables."
@@ -272,7 +274,7 @@ def page_of(target: Path) -> str | None:
         return f"algorithms/{path.stem}.md"
     if path.parts[0] == "experiments" and len(path.parts) > 1 and path.parts[1] in experiments():
         picture = path.suffix in (".png", ".gif")
-        return f"experiments/{path.parts[1]}/{path.name if picture else 'index.md'}"
+        return f"experiments/{path.parts[1]}/{path.name}" if picture else f"experiments/{path.parts[1]}.md"
     return {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}.get(
         str(path)
     )
@@ -298,7 +300,7 @@ def relinked(text: str, file: Path, page: str) -> str:
 def generated() -> dict[str, str]:
     """The pages that are written by the build, by their paths in the site."""
     found = {"algorithms/index.md": index()} | {f"algorithms/{name}.md": page(name) for name in algorithms()}
-    files = {f"experiments/{folder}/index.md": ROOT / "experiments" / folder / "README.md" for folder in experiments()}
+    files = {f"experiments/{folder}.md": ROOT / "experiments" / folder / "README.md" for folder in experiments()}
     files |= {"contributing.md": ROOT / "CONTRIBUTING.md", "changelog.md": ROOT / "CHANGELOG.md"}
     return found | {page: relinked(file.read_text(), file, page) for page, file in files.items()}
 
@@ -306,15 +308,33 @@ def generated() -> dict[str, str]:
 def copied_sources() -> None:
     """Writes the copy of the sources that mkdocstrings reads.
 
-    The faces of packages are left out of it: a function `rlx.train` would hide the module of the same name.
+    The faces of packages are left out of it: a function `rlx.train` would hide the module of the same name. So are
+    constants that no face names, which would be most of what one sees.
     """
     shutil.rmtree(SOURCES, ignore_errors=True)
     skip = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "rlx", SOURCES / "rlx", ignore=skip)
     shutil.copytree(ROOT / "envs", SOURCES / "rlx" / "envs", ignore=skip)
     shutil.copytree(ROOT / "algos", SOURCES / "rlx" / "algos", ignore=skip)
-    for path in SOURCES.rglob("__init__.py"):
-        path.write_text(f'"""{ast.get_docstring(ast.parse(path.read_text()))}"""\n')
+    faces = {path: path.read_text() for path in SOURCES.rglob("__init__.py")}
+    offered = set(re.findall(r"\w+", " ".join(faces.values())))
+    for path in SOURCES.rglob("*.py"):
+        path.write_text(
+            f'"""{ast.get_docstring(ast.parse(faces[path]))}"""\n' if path in faces else _shown(path, offered)
+        )
+
+
+def _shown(path: Path, offered: set[str]) -> str:
+    """The text of a module with empty lines in place of its constants that are not offered."""
+    text = path.read_text()
+    lines = text.splitlines()
+    for node in ast.parse(text).body:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        names = {name.id for target in targets if target for name in ast.walk(target) if isinstance(name, ast.Name)}
+        assigned = isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign)
+        if assigned and not names & offered and all(map(str.isupper, names)):
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    return "\n".join(lines) + "\n"
 
 
 def on_startup(command, dirty):

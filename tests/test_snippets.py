@@ -134,6 +134,7 @@ def shape(text):
     """The text without numbers, line breaks, and what depends on the machine: progress, and what it has compiled."""
     text = re.sub(r"^(compiling [^:]*):.*$", r"\1", text, flags=re.MULTILINE)
     text = re.sub(r"^ *\d+ %.*\n(?=^ *\d+ %)", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^best evaluation: .*\n", "", text, flags=re.MULTILINE)  # where it is not the last
     return " ".join(re.sub(r"-?[\d.,]+(e[-+]\d+)?", "#", text).split())
 
 
@@ -152,6 +153,9 @@ def test_there_are_snippets_in_the_readme_and_in_the_guides():
 
 
 if __name__ == "__main__":
+    import rlx
+
+    rlx.use_devices()  # as the tests have them
     for page in [Path(name).resolve() for name in sys.argv[1:]] or PAGES:
         own = iter(snippets(page))
 
