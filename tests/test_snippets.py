@@ -133,7 +133,7 @@ def outcome(snippet):
 def shape(text):
     """The text without numbers, line breaks, and what depends on the machine: progress, and what it has compiled."""
     text = re.sub(r"^(compiling [^:]*):.*$", r"\1", text, flags=re.MULTILINE)
-    text = re.sub(r"^ *\d+ %.*\n(?=^ *\d+ %)", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^ *\d+ %.*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^best evaluation: .*\n", "", text, flags=re.MULTILINE)  # where it is not the last
     return " ".join(re.sub(r"-?[\d.,]+(e[-+]\d+)?", "#", text).split())
 
