@@ -24,6 +24,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.more
+EXACT = True  # most of the time of snippets is training, not compiling
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
