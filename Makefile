@@ -6,7 +6,7 @@ CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.
 # A process a core; the tests of a file share compiled programs and stay together.
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist loadfile
 
-.PHONY: setup train test test-more test-slow lint bench bench-full tables clean
+.PHONY: setup train test test-more test-slow lint bench bench-full docs tables clean
 
 setup: .venv/ready
 
@@ -20,6 +20,12 @@ setup: .venv/ready
 .venvs/more/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venvs/more
 	.venvs/more/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,playground]'
+	@touch $@
+
+# The tools that build the site, in an environment of their own.
+.venvs/docs/ready: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv .venvs/docs
+	.venvs/docs/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
 	@touch $@
 
 train: setup  ## train PPO on CartPole, evaluate it, draw its curve
@@ -51,7 +57,10 @@ bench-full: setup  ## all of what is measured and not yet there, into benchmarks
 	$(BIN)/python benchmarks/peer_returns.py
 	$(BIN)/python benchmarks/tables.py
 
-tables: setup  ## the tables of README.md from benchmarks/results
+docs: .venvs/docs/ready  ## the site, into build/site
+	NO_MKDOCS_2_WARNING=1 .venvs/docs/bin/python -m mkdocs build --strict
+
+tables: setup  ## the tables of README.md and docs/ from benchmarks/results
 	$(BIN)/python benchmarks/tables.py
 
 clean:

@@ -3,9 +3,7 @@
     python benchmarks/tables.py
     python benchmarks/tables.py --check
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names algorithms, communication, decoding,
-flow, hours, lifetimes, physics, returns, roofline, scaling, shell, shuffling, speed, sweeps and switches; the rest is
-left alone.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names in `NAMES`; the rest is left alone.
 """
 
 import ast
@@ -21,7 +19,9 @@ from rlx.report import fill
 
 NAMES = ("algorithms", "communication", "decoding", "flow", "lifetimes", "physics", "returns", "scaling", "shuffling")
 NAMES += ("speed", "sweeps", "roofline", "shell", "hours", "switches", "annealing", "defaults")
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("scaling", "compiler", "settings")))
+PAGES = ("benchmarks", "compiler", "settings")
+PAGES += tuple(f"guides/{name}" for name in ("devices", "discovery", "robots", "sequences", "sweeps"))
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in PAGES))
 
 
 def markdown(header: list[str], body: list[tuple[str, ...]], num_text: int) -> str:
@@ -264,10 +264,12 @@ def defaults_table(result: dict) -> str:
 
 
 def algorithms_table() -> str:
-    """What there is in `algos/`, in the first words of each file."""
+    """What there is in `algos/`, in the first words of each file, with a link to it."""
     paths = [path for path in sorted((ROOT / "algos").glob("*.py")) if path.stem != "__init__"]
     first = lambda path: ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
-    return markdown(["algorithm", "what it is"], [(f"`{path.stem}`", first(path)) for path in paths], num_text=2)
+    return markdown(
+        ["algorithm", "what it is"], [(f"[{path.stem}](algos/{path.name})", first(path)) for path in paths], num_text=2
+    )
 
 
 def tables(results: Path = RESULTS) -> dict[str, str]:

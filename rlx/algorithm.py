@@ -26,7 +26,7 @@ LEARNED = ".npz"  # how the file of a learned objective ends
 
 
 class Algorithm(Protocol):
-    """A module with these names; `docs/own-algorithm.md` has the rules and `rlx.check_algorithm` proves them.
+    """A module with these names; `docs/guides/own-algorithm.md` has the rules and `rlx.check_algorithm` proves them.
 
     `Config` has the static field `total_steps` and the property `steps_per_update`, and `init_steps` where `init` takes
     steps that belong to the run. A State counts its updates in `num_updates`. `check(config, env)`, which raises

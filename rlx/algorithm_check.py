@@ -1,4 +1,4 @@
-"""The contract of an algorithm file, and its proof: `check_algorithm`. docs/own-algorithm.md says it in words.
+"""The contract of an algorithm file, and its proof: `check_algorithm`. docs/guides/own-algorithm.md says it in words.
 
 Every clause is one function of the evidence. It returns None where it is proven and a reason where it cannot be judged,
 and raises `AlgorithmError` where it is broken. What a trace shows is judged in a trace; three programs are compiled:

@@ -14,7 +14,7 @@ import rlx
 from rlx import cli
 from rlx.algorithm_check import AlgorithmError, check_counters, check_metrics
 
-PAGE = Path(__file__).parents[1] / "docs" / "own-algorithm.md"
+PAGE = Path(__file__).parents[1] / "docs" / "guides" / "own-algorithm.md"
 SOURCE = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
 SMALL = {"total_steps": 64, "num_envs": 2, "num_steps": 4}
 

@@ -71,7 +71,7 @@ def test_lanes_on_eight_devices_are_those_of_a_vmap_on_one(eight):
 
 @pytest.mark.more
 def test_the_example_of_the_documentation_spreads_its_environments():
-    text = (Path(__file__).parent.parent / "docs" / "scaling.md").read_text()
+    text = (Path(__file__).parent.parent / "docs" / "guides" / "devices.md").read_text()
     program = text.partition("```python\n")[2].partition("```")[0]
     command = [sys.executable, "-c", program.replace("use_devices()", "use_devices(2)")]
     out = subprocess.run(command, capture_output=True, text=True)

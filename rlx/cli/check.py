@@ -32,7 +32,7 @@ class WhyOptions:
 
 @dataclasses.dataclass(frozen=True)
 class CheckOptions:
-    """Test an algorithm, or an environment, against its contract; docs/own-algorithm.md says what that is."""
+    """Test an algorithm, or an environment, against its contract; docs/guides/own-algorithm.md says what that is."""
 
     target: tyro.conf.Positional[str]
     """Algorithm (a name or the path of a file), or the name of an environment."""
