@@ -337,6 +337,42 @@ def _shown(path: Path, offered: set[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_modules(markdown: str) -> str:
+    """The text of a page with a directive for each file of a package in place of `::: rlx.PACKAGE.*`."""
+
+    def directives(match: re.Match) -> str:
+        parts = match[1].split(".")
+        folder = ROOT.joinpath(*(parts if parts[1] not in ("envs", "algos") else parts[1:]))
+        names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+        return "\n\n".join(f"::: {match[1]}.{name}" for name in names)
+
+    return re.sub(r"^::: ([\w.]+)\.\*$", directives, markdown, flags=re.MULTILINE)
+
+
+def with_pages(nav: list, pages: list[str]) -> list:
+    """The navigation with the pages of a folder that it does not name in place of `FOLDER/*`."""
+    named = set(re.findall(r"[\w/-]+\.md", str(nav)))
+
+    def expanded(part):
+        if isinstance(part, dict):
+            return {title: expanded(inner) for title, inner in part.items()}
+        if isinstance(part, list):
+            return [page for item in part for page in (_all(item) if isinstance(item, str) else [expanded(item)])]
+        return part
+
+    def _all(item):
+        folder = item.removesuffix("*")
+        return sorted(p for p in pages if p.startswith(folder) and p not in named) if item != folder else [item]
+
+    return expanded(nav)
+
+
+def on_config(config):
+    """The navigation has a page for each algorithm and each experiment."""
+    config.nav = with_pages(config.nav, list(generated()))
+    return config
+
+
 def on_startup(command, dirty):
     """Before anything is read: mkdocstrings looks for its sources when it is configured."""
     copied_sources()
@@ -359,4 +395,4 @@ def on_page_markdown(markdown, page, config, files):
     """Links that lead out of `docs/` become links of the site."""
     if page.file.generated_by:
         return markdown
-    return relinked(markdown, ROOT / "docs" / page.file.src_uri, page.file.src_uri)
+    return relinked(with_modules(markdown), ROOT / "docs" / page.file.src_uri, page.file.src_uri)

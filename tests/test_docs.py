@@ -44,7 +44,7 @@ def config():
 
 def nav(part=None):
     """The pages of the navigation."""
-    part = config()["nav"] if part is None else part
+    part = generate.with_pages(config()["nav"], list(written())) if part is None else part
     if isinstance(part, str):
         return [part]
     return [page for item in (part.values() if isinstance(part, dict) else part) for page in nav(item)]
@@ -53,7 +53,8 @@ def nav(part=None):
 @cache
 def reference():
     """What stands behind `:::` on the pages of the reference."""
-    return set(re.findall(r"^::: (\S+)", "".join(page.read_text() for page in (DOCS / "reference").glob("*.md")), re.M))
+    text = "".join(generate.with_modules(page.read_text()) for page in (DOCS / "reference").glob("*.md"))
+    return set(re.findall(r"^::: (\S+)", text, re.M))
 
 
 def modules():
