@@ -164,7 +164,7 @@ def ticks(low: float, high: float) -> list[float]:
 def page(name: str) -> str:
     """The page of an algorithm."""
     first, _, rest = docstring(name).partition("\n\n")
-    env = re.search(r"--env (\S+)", rest)[1]
+    env = match[1] if (match := re.search(r"--env (\S+)", rest)) else "NAME"
     rest = re.sub(rf"^    python algos/{name}\.py.*\n\n", "", rest)
     run = f"```console\n$ rlx train {name} --env {env}\n$ python algos/{name}.py --env {env}    # the same\n```"
     parts = [f"# {name}", first, run, prose(rest), "## Settings"]
