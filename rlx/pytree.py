@@ -160,7 +160,9 @@ def _traced(name: str, field: dataclasses.Field, given: Any) -> Any:
     return value
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(static, traced, per_env))
+# A checker sees the default of a field specifier by its keyword only, and `static(64)` is what one writes: `static` and
+# `traced` are therefore plain defaults to it, and `per_env()` is a field that has to be given.
+@dataclass_transform(frozen_default=True, field_specifiers=(per_env, dataclasses.field))
 def pytree(cls: type[T]) -> type[T]:
     """Makes `cls` a frozen dataclass that jax treats as a pytree.
 
