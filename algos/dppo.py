@@ -195,7 +195,7 @@ def cloning_loss(config, env, params, obs, action, key):
     """Loss `[B]` of demonstrated actions `[B, A]` in unit coordinates: the error in predicting their noise."""
     actor, _ = networks(config, env)
     time_key, noise_key = jax.random.split(key)
-    t = jax.random.randint(time_key, len(obs), 0, config.denoising_steps)
+    t = jax.random.randint(time_key, (len(obs),), 0, config.denoising_steps)
     noise = jax.random.normal(noise_key, action.shape)
     predicted = actor.apply(params["actor"], obs, add_noise(config.denoising_steps, action, noise, t), t)
     return jnp.square(predicted - noise).mean(-1)

@@ -28,7 +28,7 @@ def clip_by_global_norm(max_norm: jax.Array) -> optax.GradientTransformation:
 
 
 @jax.custom_jvp
-def _clipped(grads: T, max_norm: jax.Array) -> T:
+def _clipped(grads: Any, max_norm: jax.Array) -> Any:
     return optax.clip_by_global_norm(max_norm).update(grads, optax.EmptyState())[0]
 
 

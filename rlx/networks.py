@@ -79,6 +79,8 @@ def activation(name: str) -> Callable:
     Raises:
         ValueError: when there is none, or it does not map an array to one of its shape.
     """
+    function: Any
+    found: Any
     function, like = getattr(jax.nn, name, None), jax.ShapeDtypeStruct((2, 3), jnp.float32)
     try:
         found = jax.eval_shape(function, like)
@@ -209,7 +211,7 @@ class Critic(Module):
 class ActionValues(Module):
     """`Q(obs, .)` of every Discrete action, `[..., A]`."""
 
-    action_space: Space
+    action_space: Discrete
     torso: Torso
 
     @nn.compact

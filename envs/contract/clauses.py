@@ -62,7 +62,7 @@ def check(env: Env, key: jax.Array | None = None, *, num_steps: int = 256, rando
         except ContractError as error:
             error.clause = error.clause or name
             raise
-        proven = clause.__doc__.partition("\n")[0].rstrip(".")
+        proven = str(clause.__doc__).partition("\n")[0].rstrip(".")
         lines.append(f"{name}: {proven}" if reason is None else f"not judged: {name}: {reason}")
     return lines
 

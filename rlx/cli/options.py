@@ -161,7 +161,7 @@ def tell_settings(
     if not told:
         return
     if others := tuned_elsewhere(algorithm, env_name):
-        name = Path(algorithm.__file__).with_suffix(".toml").name
+        name = Path(algorithm.__file__ or "").with_suffix(".toml").name
         console.print(f"no tuned settings: there is no {name}; {env_name} is in {others}")
     elif not tuned:
         console.print(f"no tuned settings for {env_name}: the defaults of the Config")

@@ -105,7 +105,7 @@ def train_file(path: str) -> None:
     module, file, prog = sys.modules["__main__"], Path(path).resolve(), f"python {sys.argv[0]}"
     check_module(module, path)
     sources, rest = parse_sources(sys.argv[1:], prog, TrainSources)
-    module.__sources__ = {file.name: file.read_bytes()} | source.beside(file)
+    vars(module)["__sources__"] = {file.name: file.read_bytes()} | source.beside(file)
     algorithm, name = module, str(file)
     if sources.resume is not None:
         algorithm, name = resumed(sources, "config.json", algorithm, name)

@@ -118,7 +118,7 @@ def _learner(algorithm: Any, config: Any, env: Env, adam: Any, batch_size: int, 
         def step(carry, inputs):
             (actor, opt_state, average), (number, key) = carry, inputs
             rows_key, loss_key = jax.random.split(key)
-            rows = jax.random.randint(rows_key, batch_size, 0, len(shown[0]))
+            rows = jax.random.randint(rows_key, (batch_size,), 0, len(shown[0]))
             value, grads = jax.value_and_grad(loss)(actor, params, *(x[rows] for x in shown), loss_key)
             updates, opt_state = adam.update(grads, opt_state)
             actor = optax.apply_updates(actor, updates)
