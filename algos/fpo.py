@@ -23,6 +23,7 @@ Differences to the published code:
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ class Config:
 
 @pytree
 class State:
-    params: dict  # of actor and critic
+    params: Any  # of actor and critic
     opt_state: optax.OptState
     env_state: EnvState  # [N]
     obs_stats: Statistics

@@ -25,6 +25,7 @@ Steps are counted with those that follow the end of an episode while others go o
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,7 @@ class Config:
 
 @pytree
 class State:
-    params: dict  # of the actor
+    params: Any  # of the actor
     reference: dict  # its params some updates ago
     opt_state: optax.OptState
     obs_stats: Statistics

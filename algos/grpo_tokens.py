@@ -28,6 +28,7 @@ Steps are counted with those that follow the end of an answer while others go on
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ class Config:
 
 @pytree
 class State:
-    params: dict  # of the actor
+    params: Any  # of the actor
     reference: dict  # its params at first, or some updates ago
     opt_state: optax.OptState
     num_updates: jax.Array
@@ -119,7 +120,7 @@ class Batch:
 def networks(config, env):
     """The actor."""
     space = env.observation_space
-    return Transformer(space.n, *space.shape, env.action_space.n, config.width, config.num_layers, config.num_heads)
+    return Transformer(space.n, space.shape[0], env.action_space.n, config.width, config.num_layers, config.num_heads)
 
 
 def optimizer(config, learning_rate):

@@ -21,6 +21,7 @@ Deviations from the paper:
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ class Config:
 
 @pytree
 class State:
-    params: dict  # of actor and predictor
+    params: Any  # of actor and predictor
     opt_state: optax.OptState
     env_state: EnvState  # [N]
     num_updates: jax.Array

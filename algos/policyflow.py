@@ -25,6 +25,7 @@ what it should gather: returns collapse. Against that help the Brownian term and
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,7 @@ class Config:
 
 @pytree
 class State:
-    params: dict  # of actor and critic
+    params: Any  # of actor and critic
     opt_state: optax.OptState
     env_state: EnvState  # [N]
     obs_stats: Statistics

@@ -18,6 +18,7 @@ Deviations from the paper:
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,7 @@ class Config:
 
 @pytree
 class State:
-    params: dict  # of actor and critic
+    params: Any  # of actor and critic
     opt_state: optax.OptState
     env_state: EnvState  # [N]
     obs_stats: Statistics

@@ -18,6 +18,7 @@ Deviations from the paper:
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,8 +71,8 @@ class Config:
 
 @pytree
 class State:
-    params: dict  # of actor, critics [E] and log_alpha
-    target_params: dict  # of critics [E]
+    params: Any  # of actor, critics [E] and log_alpha
+    target_params: Any  # of critics [E]
     opt_state: optax.OptState
     env_state: EnvState  # [N]
     replay: Replay
@@ -98,7 +99,7 @@ def networks(config, env):
 def optimizer(config):
     # The root's epsilon makes it differentiable at gradients of 0.
     adam = lambda learning_rate: optax.flatten(optax.adam(learning_rate, eps_root=1e-20))
-    rates = {"networks": adam(config.learning_rate), "temperature": adam(config.alpha_learning_rate)}
+    rates: dict[Any, Any] = {"networks": adam(config.learning_rate), "temperature": adam(config.alpha_learning_rate)}
     return optax.partition(rates, {"actor": "networks", "critic": "networks", "log_alpha": "temperature"})
 
 
@@ -226,7 +227,7 @@ def update(config, env, state):
         grads, (log_prob, metrics) = jax.grad(loss, has_aux=True)(*inputs)
         grads["log_alpha"] = jax.grad(alpha_loss)(params["log_alpha"], config, env, log_prob)
         updates, opt_state = optimizer(config).update(grads, opt_state)
-        params = optax.apply_updates(params, updates)
+        params: Any = optax.apply_updates(params, updates)
         target_params = optax.incremental_update(params["critic"], target_params, config.tau)
         return (params, target_params, opt_state), metrics
 

@@ -5,7 +5,12 @@ if __name__ != "rlx.envs":
         f"imported as {__name__!r}: this folder is the package rlx.envs; run pip install -e . and import that"
     )
 
+from typing import TYPE_CHECKING
+
 from rlx.envs.registry import make, names, register
+
+if TYPE_CHECKING:
+    from rlx.envs.contract.clauses import check
 
 __all__ = ["check", "make", "names", "register"]
 

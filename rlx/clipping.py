@@ -1,13 +1,11 @@
 """Gradients held to a norm, with derivatives where a gradient is 0: training itself can be differentiated."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-
-T = TypeVar("T")
 
 
 def global_norm(tree: Any) -> jax.Array:

@@ -130,9 +130,7 @@ def reverse_kl(log_ratio: jax.Array) -> jax.Array:
     return jnp.exp(log_ratio) * log_ratio - jnp.expm1(log_ratio)
 
 
-def penalized(
-    log_ratio: jax.Array, advantage: jax.Array, kl: jax.Array, coef: jax.Array, target: jax.Array
-) -> jax.Array:
+def penalized(log_ratio: jax.Array, advantage: jax.Array, kl: jax.Array, coef: Number, target: Number) -> jax.Array:
     """`-rho A + c kl` with `c = coef (1 + mean(kl) / target)`, in which gradients do not see `c`.
 
     An infinite target leaves `c = coef`. Else the coefficient answers the divergence that the batch has at the moment:

@@ -1,7 +1,7 @@
 """A replay buffer: the newest elements of a stream, sampled uniformly. Pure functions on a pytree."""
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import chex
 import jax
@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from rlx.devices.sharding import blocks, num_blocks, split
 from rlx.pytree import per_env, pytree, static
 from rlx.rollout import gather
-
-T = TypeVar("T")
 
 
 @pytree

@@ -9,7 +9,7 @@ Axes: B batch, S tokens that are read, L places of a sequence, H heads, D number
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,6 @@ from rlx.networks import Module
 from rlx.pytree import pytree
 from rlx.spaces import Discrete, check_spaces
 
-T = TypeVar("T")
 CHUNK = 10  # gradient steps between two looks at what has been learned
 
 
@@ -54,14 +53,14 @@ def examples(env: Env, key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
 def teach(
     loss: Callable,
     learned: Callable,
-    params: T,
+    params: Any,
     optimizer: optax.GradientTransformation,
     examples: tuple,
     key: jax.Array,
     *,
     batch_size: int,
     max_steps: int,
-) -> T:
+) -> Any:
     """Params after gradient steps on examples, until they have learned.
 
     Args:

@@ -126,7 +126,7 @@ def _learner(algorithm: Any, config: Any, env: Env, adam: Any, batch_size: int, 
             return (actor, opt_state, optax.incremental_update(actor, average, 1 - decay)), value
 
         carry, losses = jax.lax.scan(step, carry, (numbers, keys))
-        return carry, losses.mean(), loss(carry[2], params, *looked_at, look_key)
+        return carry, losses.mean(), loss(carry[2], params, looked_at[0], looked_at[1], look_key)
 
     return train
 
@@ -143,7 +143,8 @@ def examples(env: Env, demonstrations: Demonstrations) -> tuple[np.ndarray, np.n
     Raises:
         ValueError: where they do not have the shapes of the environment's spaces.
     """
-    single, action = env, demonstrations.action
+    single: Any = env
+    action: Any = demonstrations.action  # of NumPy, and so is what comes of it
     if isinstance(env.environment, Chunked):
         single, size = env.params, env.environment.size
         ends = demonstrations.ends

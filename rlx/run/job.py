@@ -35,7 +35,7 @@ class Job:
     algorithm_name: str  # a module's name, or the path of a file
     config: Any
     env: Env
-    env_name: str
+    env_name: str | None  # None where a sweep in Python was given an environment without one
     env_options: dict[str, Any]
     seed: int
     directory: Path
