@@ -25,7 +25,6 @@ Deviations from the paper and its code, beside those of ppo.py from its own:
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +85,7 @@ class Config:
 
 @pytree
 class State:
-    params: Any  # of actor and critic
+    params: dict  # of actor and critic
     pretrained: dict | None  # actor at the beginning, where it is needed: it makes the steps that are not trained
     opt_state: optax.OptState
     env_state: EnvState  # [N]
@@ -274,9 +273,8 @@ def update(config, env, state, *, objective: Callable = objective):
         batch = gather(elements, element)
         grads, metrics = jax.grad(loss, has_aux=True)(params, config, env, batch, i, progress, objective)
         metrics["grad_norm"] = global_norm(grads)
-        updates: Any
         updates, opt_state = optimizer(config).update(grads, opt_state)
-        updates = {name: jax.tree.map(lambda x, name=name: rates[name] * x, updates[name]) for name in rates}
+        updates = jax.tree.map(lambda rate, part: jax.tree.map(lambda x: rate * x, part), rates, updates)
         return (optax.apply_updates(params, updates), opt_state), metrics
 
     def epoch(carry, indices):
