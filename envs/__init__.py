@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "make", "names", "register"]
 
+if not TYPE_CHECKING:  # a checker would take every name for this one
 
-def __getattr__(name):
-    if name == "check":
-        from rlx.envs.contract.clauses import check
+    def __getattr__(name):
+        if name == "check":
+            from rlx.envs.contract.clauses import check
 
-        return check
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return check
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
