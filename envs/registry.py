@@ -101,7 +101,7 @@ def make(
     elif options:
         env = import_module(_suites[namespace]).make(rest, **options)
     else:
-        env = _plain(namespace, rest, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue] (an option of JAX)
+        env = _plain(namespace, rest, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue] (JAX)
     if max_steps is not None:
         env = _limited(env, max_steps)
     if num_starts is not None:

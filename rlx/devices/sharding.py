@@ -59,7 +59,7 @@ def missing_platform() -> str:
     try:
         jax.devices()
     except (RuntimeError, AssertionError):  # an assertion of JAX's own where its plugin is there and the device is not
-        named = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue] (an option of JAX)
+        named = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue] (made by JAX)
         return f"JAX_PLATFORMS={named}: no such device is here; leave it out, or give cpu"
     return ""
 
