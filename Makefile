@@ -6,7 +6,7 @@ CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.
 # A process a core; the tests of a file share compiled programs and stay together.
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist loadfile
 
-.PHONY: setup train test test-more test-slow lint bench bench-full docs tables clean
+.PHONY: setup train test test-more test-slow lint types bench bench-full docs tables clean
 
 setup: .venv/ready
 
@@ -43,6 +43,12 @@ test-slow: setup  ## the tests that take minutes each
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) types
+
+types: setup  ## the types; the checker sees rlx as it is installed, with algos/ and envs/ within it
+	@rm -rf build/types && mkdir -p build/types/rlx
+	@cd build/types/rlx && ln -s ../../../rlx/* ../../../algos ../../../envs .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python build/types/rlx build/types/rlx/*/
 
 bench: setup  ## a short form of the next in 20 minutes: some cases, once; into runs/benchmarks
 	$(BIN)/python benchmarks/speed.py --repeats 1 --force --out runs/benchmarks/speed.json \

@@ -5,14 +5,20 @@ if __name__ != "rlx.envs":
         f"imported as {__name__!r}: this folder is the package rlx.envs; run pip install -e . and import that"
     )
 
+from typing import TYPE_CHECKING
+
 from rlx.envs.registry import make, names, register
+
+if TYPE_CHECKING:
+    from rlx.envs.contract.clauses import check
 
 __all__ = ["check", "make", "names", "register"]
 
+if not TYPE_CHECKING:  # a checker would take every name for this one
 
-def __getattr__(name):
-    if name == "check":
-        from rlx.envs.contract.clauses import check
+    def __getattr__(name):
+        if name == "check":
+            from rlx.envs.contract.clauses import check
 
-        return check
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return check
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -46,11 +46,11 @@ def mujoco_frames(model: Any, place: Callable[[Any, Any], None], states: Sequenc
         raise ValueError(f"--camera {camera}: there is no such camera; there are {', '.join(cameras) or 'none'}")
     model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
     model.vis.global_.offheight = max(height, model.vis.global_.offheight)
-    data, images = mujoco.MjData(model), []
+    data, images = mujoco.MjData(model), []  # pyright: ignore[reportAttributeAccessIssue] (compiled)
     with mujoco.Renderer(model, height=height, width=width) as renderer:
         for state in states:
             place(data, state)
-            mujoco.mj_forward(model, data)
+            mujoco.mj_forward(model, data)  # pyright: ignore[reportAttributeAccessIssue] (compiled)
             renderer.update_scene(data, camera=camera or (0 if cameras else -1))
             images.append(renderer.render())
     return images

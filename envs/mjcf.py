@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 with contextlib.redirect_stdout(None):  # it prints that its optional Warp backend is not installed
-    from mujoco import MjModel, mjx
+    from mujoco import MjModel, mjx  # pyright: ignore[reportAttributeAccessIssue] (compiled)
 
 from rlx.env import Env
 from rlx.envs.frames import camera_names, mujoco_frames
@@ -161,13 +161,15 @@ def task(
     """
     if type(substeps) is not int or substeps < 1:
         raise ValueError(f"substeps = {substeps!r}: give an integer of at least 1")
-    model = _read(model)
-    if not model.nu:
+    compiled: Any = _read(model)
+    if not compiled.nu:
         raise ValueError("the model has no actuators: there is nothing for a policy to do; add <actuator> to it")
-    for i in np.flatnonzero(~model.actuator_ctrllimited.astype(bool)):
-        raise ValueError(f'actuator {model.actuator(i).name or i} has no limits: give it ctrlrange="-1 1" or the like')
-    params = Params(uncommitted(mjx.put_model(model, impl="jax")), params)
-    environment = Mjcf(params, model, observe, reward, terminated, start, substeps)
+    for i in np.flatnonzero(~compiled.actuator_ctrllimited.astype(bool)):
+        raise ValueError(
+            f'actuator {compiled.actuator(i).name or i} has no limits: give it ctrlrange="-1 1" or the like'
+        )
+    params = Params(uncommitted(mjx.put_model(compiled, impl="jax")), params)
+    environment = Mjcf(params, compiled, observe, reward, terminated, start, substeps)
     return Env(environment, params, max_steps=max_steps, lazy_starts=True)
 
 

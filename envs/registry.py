@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 import jax
+from jax.core import eval_context
 
 from rlx.env import Env, own_limits
 from rlx.wrappers import chunked, randomized
@@ -100,7 +101,7 @@ def make(
     elif options:
         env = import_module(_suites[namespace]).make(rest, **options)
     else:
-        env = _plain(namespace, rest, jax.config.jax_enable_x64)
+        env = _plain(namespace, rest, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue] (JAX)
     if max_steps is not None:
         env = _limited(env, max_steps)
     if num_starts is not None:
@@ -115,7 +116,7 @@ def make(
 @cache
 def _plain(namespace: str, name: str, x64: bool) -> Env:
     """The same one whenever it is asked for: a program that was compiled for it serves again."""
-    with jax.core.eval_context():  # no array of it belongs to a trace that it may be made in
+    with eval_context():  # no array of it belongs to a trace that it may be made in
         return import_module(_suites[namespace]).make(name)
 
 

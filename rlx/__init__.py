@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rlx.algorithm_check import check_algorithm
     from rlx.devices.sharding import use_devices
     from rlx.devices.spread import spread
-    from rlx.sweeps import sweep
+    from rlx.sweeps.train import sweep
 
 __version__ = "0.1.0"
 
@@ -44,16 +44,17 @@ __all__ = [
     "use_devices",
 ]
 
+if not TYPE_CHECKING:  # a checker would take every name for one of these
 
-def __getattr__(name):
-    if name in ("envs", "algos", "meta"):
-        return import_module(f"rlx.{name}")
-    if name == "check_algorithm":
-        return import_module("rlx.algorithm_check").check_algorithm
-    if name == "sweep":
-        return import_module("rlx.sweeps").sweep
-    if name == "use_devices":
-        return import_module("rlx.devices.sharding").use_devices
-    if name == "spread":
-        return import_module("rlx.devices.spread").spread
-    raise AttributeError(f"module 'rlx' has no attribute {name!r}")
+    def __getattr__(name):
+        if name in ("envs", "algos", "meta"):
+            return import_module(f"rlx.{name}")
+        if name == "check_algorithm":
+            return import_module("rlx.algorithm_check").check_algorithm
+        if name == "sweep":
+            return import_module("rlx.sweeps").sweep
+        if name == "use_devices":
+            return import_module("rlx.devices.sharding").use_devices
+        if name == "spread":
+            return import_module("rlx.devices.spread").spread
+        raise AttributeError(f"module 'rlx' has no attribute {name!r}")

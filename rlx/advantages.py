@@ -11,8 +11,8 @@ def gae(
     next_value: jax.Array,
     terminated: jax.Array,
     done: jax.Array,
-    gamma: jax.Array,
-    gae_lambda: jax.Array,
+    gamma: float | jax.Array,
+    gae_lambda: float | jax.Array,
 ) -> jax.Array:
     """Generalised advantage estimates `[T, N]`.
 

@@ -37,19 +37,25 @@ class Algorithm(Protocol):
 
     def init(self, config: Any, env: Any, key: jax.Array) -> Any:
         """The State before the first update."""
+        ...
 
     def update(self, config: Any, env: Any, state: Any, **kwargs: Any) -> tuple[Any, dict[str, jax.Array]]:
         """The State after one update, and its metrics."""
+        ...
 
     def act(
         self, config: Any, env: Any, state: Any, obs: Any, key: jax.Array, deterministic: bool = False
     ) -> tuple[Any, Any]:
         """Actions for observations `[N, ...]`, and what the loss needs of them."""
+        ...
 
 
 def shipped() -> Path:
     """The folder of the algorithms that ship with rlx."""
-    return Path(importlib.util.find_spec(FOLDER).submodule_search_locations[0])
+    spec = importlib.util.find_spec(FOLDER)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None  # it is a package
+    return Path(spec.submodule_search_locations[0])
 
 
 def algorithms() -> list[str]:
@@ -73,14 +79,15 @@ def load_algorithm(name: str) -> ModuleType:
     if path.suffix != ".py" or not path.exists():
         raise ValueError(unknown_name("algorithm", name, algorithms()))
     spec = importlib.util.spec_from_file_location(f"rlx.loaded.{path.stem}", path)
+    assert spec is not None  # it ends with .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     content = path.read_bytes()
-    module.__sources__ = {path.name: content}
+    vars(module)["__sources__"] = {path.name: content}
     try:  # what the run keeps a copy of is what is run: not what Python has cached of an earlier second
         with source.importing(path.parent):
             exec(compile(content, str(path), "exec", dont_inherit=True), vars(module))
-            module.__sources__ |= source.beside(path)
+            vars(module)["__sources__"] |= source.beside(path)
     except Exception as error:  # whatever a file raises that is not finished
         raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     check_module(module, str(path))
@@ -110,7 +117,7 @@ def with_named(algorithm: ModuleType, objective: str) -> ModuleType:
     found = objectives.with_objective(algorithm, load_objective(objective))
     if objective.endswith(LEARNED):
         file = Path(objective)
-        found.__sources__ = getattr(algorithm, "__sources__", {}) | {file.name: file.read_bytes()}
+        vars(found)["__sources__"] = getattr(algorithm, "__sources__", {}) | {file.name: file.read_bytes()}
     return found
 
 
@@ -128,7 +135,7 @@ def saved_algorithm(directory: Path, saved: dict[str, Any], whole: bool = True) 
 
 def saved_config(algorithm: ModuleType, saved: dict[str, Any]) -> Any:
     """The Config that a run directory was made with."""
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["config"].items()}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["config"].items()}
     for field in dataclasses.fields(algorithm.Config):
         if type(field.default) is float and field.name in values:
             values[field.name] = float(values[field.name])  # infinity is written as "inf"
@@ -137,7 +144,7 @@ def saved_config(algorithm: ModuleType, saved: dict[str, Any]) -> Any:
 
 def preset_file(algorithm: ModuleType) -> Path:
     """The TOML file beside an algorithm, else the one that ships for an algorithm of the same name."""
-    beside = Path(algorithm.__file__).resolve().with_suffix(".toml")
+    beside = Path(algorithm.__file__ or "").resolve().with_suffix(".toml")
     return beside if beside.exists() else shipped() / beside.name
 
 

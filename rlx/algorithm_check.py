@@ -58,7 +58,7 @@ def check_algorithm(algorithm: Any, env: Env, config: Any = None, key: jax.Array
         except AlgorithmError as error:
             error.clause = error.clause or name
             raise
-        proven = clause.__doc__.partition("\n")[0].rstrip(".")
+        proven = str(clause.__doc__).partition("\n")[0].rstrip(".")
         lines.append(f"{name}: {proven}" if reason is None else f"not judged: {name}: {reason}")
     return lines
 

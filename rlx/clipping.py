@@ -1,13 +1,11 @@
 """Gradients held to a norm, with derivatives where a gradient is 0: training itself can be differentiated."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-
-T = TypeVar("T")
 
 
 def global_norm(tree: Any) -> jax.Array:
@@ -28,7 +26,7 @@ def clip_by_global_norm(max_norm: jax.Array) -> optax.GradientTransformation:
 
 
 @jax.custom_jvp
-def _clipped(grads: T, max_norm: jax.Array) -> T:
+def _clipped(grads: Any, max_norm: jax.Array) -> Any:
     return optax.clip_by_global_norm(max_norm).update(grads, optax.EmptyState())[0]
 
 

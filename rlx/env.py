@@ -5,11 +5,12 @@ import math
 import operator
 from collections.abc import Iterable
 from functools import reduce
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from rlx.modes import ordinary
@@ -29,19 +30,28 @@ class Environment(Protocol):
     those of finite differences (True), or are not (False). `horizon(params)` is the most steps of an episode, or None.
     """
 
-    default_params: Any
+    if TYPE_CHECKING:  # a property, for the checker alone: it may be read-only, as in a dataclass that is frozen
+
+        @property
+        def default_params(self) -> Any: ...
+    else:
+        default_params: Any
 
     def reset(self, key: jax.Array, params: Any) -> tuple[jax.Array, Any]:
         """A start state drawn with `key`: `obs, state`."""
+        ...
 
     def step(self, key: jax.Array, state: Any, action: jax.Array, params: Any) -> tuple:
         """One step: `obs, state, reward, terminated, truncated, info`, where `obs` is the successor's."""
+        ...
 
     def observation_space(self, params: Any) -> Space:
         """Box or Discrete."""
+        ...
 
     def action_space(self, params: Any) -> Space:
         """Box or Discrete."""
+        ...
 
 
 @pytree
@@ -93,7 +103,7 @@ class Env:
     """
 
     environment: Environment = static()
-    params: Any
+    params: Any  # pyright: ignore[reportGeneralTypeIssues] (`static()` is no default, see rlx.pytree)
     max_steps: Any = None
     num_starts: int = static(64)
     lazy_starts: bool = static(False)
@@ -234,7 +244,7 @@ def own_limits(params: Any) -> dict[str, Any]:
 
 def _most(limit: Any) -> int | None:
     """The largest of a number or an array of them, rounded up; None where it is traced or no finite number."""
-    if limit is None or isinstance(limit, jax.core.Tracer):
+    if limit is None or isinstance(limit, Tracer):
         return None
     most = np.max(np.asarray(limit, np.float64), initial=-np.inf)
     return math.ceil(most) if np.isfinite(most) else None

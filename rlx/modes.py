@@ -7,7 +7,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 
@@ -22,7 +22,7 @@ def ordinary(function: F) -> F:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return function(*args, **kwargs)
 
-    return call
+    return cast(F, call)
 
 
 def check_unvarying(tree: Any) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,15 @@ import jax.numpy as jnp
 
 from rlx.distributions import Categorical, Normal, NormalMixture, TanhNormal
 from rlx.spaces import Box, Discrete, Space
+
+if TYPE_CHECKING:
+
+    class Module(nn.Module):
+        """A flax module whose `apply` gives what it computes; the other form, a pair, is that of `mutable` alone."""
+
+        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
+else:
+    Module = nn.Module
 
 
 def initialize(key: jax.Array, obs: jax.Array, **networks: tuple) -> dict[str, Any]:
@@ -70,6 +79,8 @@ def activation(name: str) -> Callable:
     Raises:
         ValueError: when there is none, or it does not map an array to one of its shape.
     """
+    function: Any
+    found: Any
     function, like = getattr(jax.nn, name, None), jax.ShapeDtypeStruct((2, 3), jnp.float32)
     try:
         found = jax.eval_shape(function, like)
@@ -101,7 +112,7 @@ def action_size(space: Space) -> int:
     return space.shape[0]
 
 
-class Torso(nn.Module):
+class Torso(Module):
     """Observations `[..., *observation shape]` to features `[..., hidden_sizes[-1]]`.
 
     Categories are one-hot encoded. Images `[H, W, C]` go through 3 x 3 convolutions when there are
@@ -144,7 +155,7 @@ class Torso(nn.Module):
         return x
 
 
-class Actor(nn.Module):
+class Actor(Module):
     """`pi(. | obs)`: `Categorical` over Discrete actions; over a Box, `Normal` in unit coordinates `[-1, 1]`.
 
     The normal's log_std is one free parameter a dimension, the same for every observation, and starts at 0. With
@@ -173,7 +184,7 @@ class Actor(nn.Module):
         return NormalMixture(logits, mean, self.param("log_std", nn.initializers.zeros, shape))
 
 
-class TanhActor(nn.Module):
+class TanhActor(Module):
     """`pi(. | obs)` over a Box: `TanhNormal` in unit coordinates, log_std a function of the observation in [-10, 2]."""
 
     action_space: Space
@@ -187,7 +198,7 @@ class TanhActor(nn.Module):
         return TanhNormal(mean, jnp.clip(log_std, -10.0, 2.0))
 
 
-class Critic(nn.Module):
+class Critic(Module):
     """`V(obs)`, or `Q(obs, action)`, `[...]`."""
 
     torso: Torso
@@ -197,10 +208,10 @@ class Critic(nn.Module):
         return nn.Dense(1, name="head")(self.torso(obs, *action))[..., 0]
 
 
-class ActionValues(nn.Module):
+class ActionValues(Module):
     """`Q(obs, .)` of every Discrete action, `[..., A]`."""
 
-    action_space: Space
+    action_space: Discrete
     torso: Torso
 
     @nn.compact
@@ -208,7 +219,7 @@ class ActionValues(nn.Module):
         return nn.Dense(self.action_space.n, name="head")(self.torso(obs))
 
 
-class Velocity(nn.Module):
+class Velocity(Module):
     """Velocity `v(x, t; obs)` of a flow, `[..., A]`: FPO's network. Leading axes of obs, x and t are broadcast.
 
     The torso sees `[obs, x, cos(2^j t), sin(2^j t)]` with j < 4, and its head's output is scaled down, so that the flow
@@ -225,7 +236,7 @@ class Velocity(nn.Module):
         return self.scale * nn.Dense(x.shape[-1], name="head")(features)
 
 
-class FourierVelocity(nn.Module):
+class FourierVelocity(Module):
     """Velocity `v(x, t; obs)` of a flow, `[..., A]`: PolicyFlow's network. Leading axes of obs, x and t are broadcast.
 
         emb  = W_2 mish(W_1 [cos(2 pi f t), sin(2 pi f t)]) + W_3 obs,    f ~ N(0, 16^2), never trained
@@ -249,7 +260,7 @@ class FourierVelocity(nn.Module):
         return nn.Dense(x.shape[-1], name="head")(layers(x, embedding))
 
 
-class Denoiser(nn.Module):
+class Denoiser(Module):
     """The noise in `x` at the integer time `t`, `[..., A]`: a diffusion policy. Leading axes are broadcast.
 
         emb = W_2 mish(W_1 [sin(t f), cos(t f)]),    f_j = 10000^(-j / (d / 2 - 1)), j < d / 2

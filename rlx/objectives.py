@@ -22,6 +22,8 @@ import jax.numpy as jnp
 
 from rlx.pytree import pytree, traced
 
+Number = float | jax.Array  # a coefficient: one of a Config, or of a sweep's lane
+
 
 def importance_weighted(log_ratio: jax.Array, advantage: jax.Array) -> jax.Array:
     """`-rho A`, any shape: no drift.
@@ -33,7 +35,7 @@ def importance_weighted(log_ratio: jax.Array, advantage: jax.Array) -> jax.Array
 
 
 def clipped_surrogate(
-    log_ratio: jax.Array, advantage: jax.Array, clip: jax.Array, clip_high: jax.Array | None = None
+    log_ratio: jax.Array, advantage: jax.Array, clip: Number, clip_high: Number | None = None
 ) -> jax.Array:
     """`-min(rho A, clip(rho, 1 - clip, 1 + clip_high) A)`, any shape; `clip_high` is `clip` unless given.
 
@@ -47,7 +49,7 @@ def clipped_surrogate(
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - clip, 1.0 + high) * advantage)
 
 
-def rollback_surrogate(log_ratio: jax.Array, advantage: jax.Array, clip: jax.Array, slope: jax.Array) -> jax.Array:
+def rollback_surrogate(log_ratio: jax.Array, advantage: jax.Array, clip: Number, slope: Number) -> jax.Array:
     """`-min(rho A, F(rho) A)` with `F(rho) = (1 + slope) clip(rho, 1 - clip, 1 + clip) - slope rho`, any shape.
 
     Past the clip the slope of the objective in `rho` is `-slope A` where clipping leaves 0: it leads back. The drift is
@@ -61,7 +63,7 @@ def rollback_surrogate(log_ratio: jax.Array, advantage: jax.Array, clip: jax.Arr
     return -jnp.minimum(ratio * advantage, ((1.0 + slope) * clipped - slope * ratio) * advantage)
 
 
-def quadratic_surrogate(log_ratio: jax.Array, advantage: jax.Array, epsilon: jax.Array) -> jax.Array:
+def quadratic_surrogate(log_ratio: jax.Array, advantage: jax.Array, epsilon: Number) -> jax.Array:
     """`-(rho A - |A| (rho - 1)^2 / (2 epsilon))`, any shape: best at `rho = 1 + epsilon sign(A)`.
 
     Source: Xie et al. 2024, Simple Policy Optimization, arXiv:2401.16025.
@@ -71,7 +73,7 @@ def quadratic_surrogate(log_ratio: jax.Array, advantage: jax.Array, epsilon: jax
     return importance_weighted(log_ratio, advantage) + jnp.abs(advantage) * change**2 / (2.0 * epsilon)
 
 
-def discovered_surrogate(log_ratio: jax.Array, advantage: jax.Array, alpha: jax.Array, beta: jax.Array) -> jax.Array:
+def discovered_surrogate(log_ratio: jax.Array, advantage: jax.Array, alpha: Number, beta: Number) -> jax.Array:
     """`-(rho A - f)` with a drift that was found by meta-learning and then written in closed form, any shape.
 
         f = max(0, u - alpha tanh(u / alpha))  with u = (rho - 1) A     where A >= 0
@@ -128,9 +130,7 @@ def reverse_kl(log_ratio: jax.Array) -> jax.Array:
     return jnp.exp(log_ratio) * log_ratio - jnp.expm1(log_ratio)
 
 
-def penalized(
-    log_ratio: jax.Array, advantage: jax.Array, kl: jax.Array, coef: jax.Array, target: jax.Array
-) -> jax.Array:
+def penalized(log_ratio: jax.Array, advantage: jax.Array, kl: jax.Array, coef: Number, target: Number) -> jax.Array:
     """`-rho A + c kl` with `c = coef (1 + mean(kl) / target)`, in which gradients do not see `c`.
 
     An infinite target leaves `c = coef`. Else the coefficient answers the divergence that the batch has at the moment:
@@ -311,5 +311,5 @@ def with_objective(algorithm: ModuleType, objective: Any) -> ModuleType:
     vars(module).update({k: v for k, v in vars(algorithm).items() if k != "__name__"})
     vars(module).update(Config=config_class, update=update)
     if not isinstance(objective, type):
-        module.learned = objective
+        vars(module)["learned"] = objective
     return module

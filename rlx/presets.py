@@ -90,7 +90,7 @@ def _matching(algorithm: ModuleType | Path, env_name: str) -> list[tuple[str, di
 
 
 def _file(algorithm: ModuleType | Path) -> dict[str, Any]:
-    path = algorithm if isinstance(algorithm, Path) else Path(algorithm.__file__).with_suffix(".toml")
+    path = algorithm if isinstance(algorithm, Path) else Path(algorithm.__file__ or "").with_suffix(".toml")
     try:
         tables = tomllib.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:

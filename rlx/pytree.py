@@ -5,11 +5,12 @@ import operator
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, fields, replace
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 T = TypeVar("T")
 KEEPS = {"at least": operator.ge, "at most": operator.le, "above": operator.gt}
@@ -68,7 +69,7 @@ def plain(value: Any) -> Any:
     """A NumPy scalar or word, and an array without axes, as a Python value; tracers and anything else as they are."""
     if isinstance(value, np.str_):
         return str(value)
-    array = isinstance(value, np.generic | np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer)
+    array = isinstance(value, np.generic | np.ndarray | jax.Array) and not isinstance(value, Tracer)
     if not array or np.shape(value) or not _is_real(value.dtype) or not getattr(value, "is_fully_addressable", True):
         return value
     return float(value) if jnp.issubdtype(value.dtype, np.floating) else np.asarray(value).item()
@@ -111,8 +112,9 @@ def _is_real(dtype: Any) -> bool:
 def _static(name: str, field: dataclasses.Field, given: Any) -> Any:
     """The value of a static field as a Python value of the field's kind. Raises ValueError for one of another kind."""
     kind, at_least, choices = _kind(field), field.metadata["at_least"], field.metadata["one_of"]
-    value, wrong = plain(given), f"{name}.{field.name} = {given!r}"
-    if isinstance(value, jax.core.Tracer):
+    value: Any = plain(given)
+    wrong = f"{name}.{field.name} = {given!r}"
+    if isinstance(value, Tracer):
         raise ValueError(f"{name}.{field.name} is traced, and it is static: it takes part in no vmap, grad or jit")
     if choices and not (isinstance(value, str) and value in choices):
         raise ValueError(f"{wrong}: choose among {', '.join(choices)}")
@@ -160,7 +162,9 @@ def _traced(name: str, field: dataclasses.Field, given: Any) -> Any:
     return value
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(static, traced, per_env))
+# A checker sees the default of a field specifier by its keyword only, and `static(64)` is what one writes: `static` and
+# `traced` are therefore plain defaults to it, and `per_env()` is a field that has to be given.
+@dataclass_transform(frozen_default=True, field_specifiers=(per_env, dataclasses.field))
 def pytree(cls: type[T]) -> type[T]:
     """Makes `cls` a frozen dataclass that jax treats as a pytree.
 
@@ -181,10 +185,10 @@ def pytree(cls: type[T]) -> type[T]:
         if own is not None:
             own(self)
 
-    cls.__post_init__ = __post_init__
+    setattr(cls, "__post_init__", __post_init__)  # noqa: B010 (no class is known to have it)
     cls = dataclasses.dataclass(frozen=True)(cls)
-    children = [f.name for f in fields(cls) if not is_static(f)]
-    statics = [f.name for f in fields(cls) if is_static(f)]
+    children = [f.name for f in fields(cast(Any, cls)) if not is_static(f)]
+    statics = [f.name for f in fields(cast(Any, cls)) if is_static(f)]
 
     def flatten(self):
         return [getattr(self, name) for name in children], tuple(getattr(self, name) for name in statics)
@@ -228,7 +232,7 @@ def uncommitted(tree: T) -> T:
 
     def free(x: Any) -> jax.Array:
         if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(np.asarray(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+            return jax.random.wrap_key_data(cast(Any, np.asarray(jax.random.key_data(x))), impl=jax.random.key_impl(x))
         return jnp.asarray(np.asarray(x))
 
     return jax.tree.map(free, tree)

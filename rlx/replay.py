@@ -1,7 +1,7 @@
 """A replay buffer: the newest elements of a stream, sampled uniformly. Pure functions on a pytree."""
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import chex
 import jax
@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from rlx.devices.sharding import blocks, num_blocks, split
 from rlx.pytree import per_env, pytree, static
 from rlx.rollout import gather
-
-T = TypeVar("T")
 
 
 @pytree
@@ -37,12 +35,13 @@ def replay(example: Any, capacity: int, spare: int = 0) -> Replay:
         spare: elements pushed out that are kept in memory: what is inserted up to this number at once can be taken back
             by `rewind`.
     """
-    blocks(capacity, "the capacity of the replay buffer"), blocks(spare, "num_envs * num_steps")
+    blocks(capacity, "the capacity of the replay buffer")
+    blocks(spare, "num_envs * num_steps")
     data = split(jax.tree.map(lambda x: jnp.zeros((capacity + spare, *x.shape), x.dtype), example))
     return Replay(data, position=jnp.int32(0), size=jnp.int32(0), capacity=capacity, blocks=num_blocks())
 
 
-def insert(buffer: Replay, elements: T) -> Replay:
+def insert(buffer: Replay, elements: Any) -> Replay:
     """The buffer with `elements`, leaves `[n, ...]`, as its newest, in their order.
 
     Raises:

@@ -82,7 +82,7 @@ def hashes(name: str, kept: dict[str, bytes]) -> dict[str, str]:
     found = {file: _hash(content) for file, content in kept.items()}
     base = parts(name)[0]
     if base.startswith("rlx.algos.") and (spec := find_spec(base)) is not None:
-        found[f"{base.removeprefix('rlx.algos.')}.py"] = _hash(Path(spec.origin).read_bytes())
+        found[f"{base.removeprefix('rlx.algos.')}.py"] = _hash(Path(spec.origin or "").read_bytes())
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,14 +91,16 @@ def _limit(box: Box) -> float:
     return min(float(jnp.finfo(dtype).max), float(jnp.finfo(jnp.promote_types(dtype, jnp.float32)).max) / 4)
 
 
-def _edges(box: Box) -> tuple[jax.Array, jax.Array]:
+def _edges(box: Box) -> tuple[Any, Any]:
     """Low and high as numbers of the box's dtype, at least as wide as float32 where that is of floats."""
     if not _is_float(box):
-        return tuple(x if isinstance(x, jax.Array) else np.asarray(x) for x in (box.low, box.high))
+        low, high = (x if isinstance(x, jax.Array) else np.asarray(x) for x in (box.low, box.high))
+        return low, high
     dtype = jax.dtypes.canonicalize_dtype(box.dtype)
     wide = jnp.promote_types(dtype, jnp.float32)
     with np.errstate(over="ignore"):  # a bound beyond the dtype is infinite
-        return tuple(jnp.asarray(x, dtype).astype(wide) for x in (box.low, box.high))
+        low, high = (jnp.asarray(x, dtype).astype(wide) for x in (box.low, box.high))
+    return low, high
 
 
 def _bounds(box: Box) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -241,7 +244,7 @@ def _name(space: Space) -> str:
 def _known(box: Box) -> tuple[np.ndarray, np.ndarray]:
     """Low and high, float64 of the box's shape; -1 and 1 for traced ones. Raises ValueError where they do not fit."""
     bounds = box.low, box.high
-    if any(isinstance(bound, jax.core.Tracer) for bound in bounds):
+    if any(isinstance(bound, Tracer) for bound in bounds):
         bounds = -1.0, 1.0
     low, high = (np.broadcast_to(np.asarray(bound, np.float64), box.shape) for bound in bounds)
     return low, high

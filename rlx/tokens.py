@@ -9,7 +9,7 @@ Axes: B batch, S tokens that are read, L places of a sequence, H heads, D number
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import optax
 
 from rlx.env import Env
+from rlx.networks import Module
 from rlx.pytree import pytree
 from rlx.spaces import Discrete, check_spaces
 
-T = TypeVar("T")
 CHUNK = 10  # gradient steps between two looks at what has been learned
 
 
@@ -30,7 +30,7 @@ def check_tokens(env: Env, num_steps: int, taught: bool = False) -> None:
     And where a policy is to be `taught`, for one without solved problems.
     """
     seen, written = env.observation_space, env.action_space
-    sizes = getattr(env.environment, "prompt_size", 0), getattr(seen, "n", None), getattr(written, "n", None)
+    sizes = getattr(env.environment, "prompt_size", 0), getattr(seen, "n", 0), getattr(written, "n", 0)
     if not all(sizes) or len(seen.shape) != 1 or sizes[1] != sizes[2] + 1:
         raise ValueError(
             "this policy writes tokens, and the environment is not one of tokens: use one like rlx/Reverse, or an "
@@ -45,21 +45,22 @@ def check_tokens(env: Env, num_steps: int, taught: bool = False) -> None:
 
 def examples(env: Env, key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
     """Solved problems: whole sequences `[num, L]`, and of these the answers `[num, L - P]`."""
-    tokens = jax.vmap(env.environment.solved, (0, None))(jax.random.split(key, num), env.params)
-    return tokens, tokens[:, env.environment.prompt_size :]
+    environment: Any = env.environment  # one of tokens, which has more names
+    tokens = jax.vmap(environment.solved, (0, None))(jax.random.split(key, num), env.params)
+    return tokens, tokens[:, environment.prompt_size :]
 
 
 def teach(
     loss: Callable,
     learned: Callable,
-    params: T,
+    params: Any,
     optimizer: optax.GradientTransformation,
     examples: tuple,
     key: jax.Array,
     *,
     batch_size: int,
     max_steps: int,
-) -> T:
+) -> Any:
     """Params after gradient steps on examples, until they have learned.
 
     Args:
@@ -97,7 +98,7 @@ class Cache:
     values: tuple[jax.Array, ...]
 
 
-class Transformer(nn.Module):
+class Transformer(Module):
     """Logits of the token that follows each place, from it and those before it.
 
     Layer norm comes before attention and before the perceptron of every layer, and once more at the end; places have

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from rlx.env import Env, EnvState
 from rlx.modes import check_unvarying, ordinary
@@ -200,7 +201,7 @@ def resume(
     if num_updates is not None and (not isinstance(num_updates, int | np.integer) or num_updates < 0):
         raise ValueError(f"num_updates = {num_updates}: give a whole number of updates")
     if num_updates is None:
-        if isinstance(state.num_updates, jax.core.Tracer) or jnp.ndim(state.num_updates):
+        if isinstance(state.num_updates, Tracer) or jnp.ndim(state.num_updates):
             raise ValueError(
                 "resume cannot tell how many updates are left of a traced or stacked state: give num_updates="
             )

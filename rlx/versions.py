@@ -25,7 +25,7 @@ def check(package: str) -> None:
 
 def numbers(text: str) -> tuple[int, ...]:
     """The leading numbers of a version: (0, 11, 2) for `0.11.2.dev1`."""
-    return tuple(int(part) for part in re.match(r"\d+(?:\.\d+)*", text)[0].split("."))
+    return tuple(int(part) for part in re.findall(r"^\d+(?:\.\d+)*", text)[0].split("."))
 
 
 check("jax")

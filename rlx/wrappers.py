@@ -170,22 +170,26 @@ class Chunked:
 
     @property
     def differentiable(self):
-        return self.default_params.environment.differentiable
+        inner: Any = self.default_params.environment
+        return inner.differentiable
 
     @property
     def dt(self):
-        return self.executed * self.default_params.environment.dt
+        inner: Any = self.default_params.environment
+        return self.executed * inner.dt
 
     @property
     def frames(self):
         """The inner environment's, where it has one."""
-        draw = self.default_params.environment.frames
+        inner: Any = self.default_params.environment
+        draw = inner.frames
         return lambda env_states, params, *size: draw([s.state for s in env_states], params.params, *size)
 
     @property
     def cameras(self):
         """The inner environment's, where it has some."""
-        names = self.default_params.environment.cameras
+        inner: Any = self.default_params.environment
+        names = inner.cameras
         return lambda params: names(params.params)
 
 

@@ -9,6 +9,7 @@ Axes: N episodes, T steps.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def check(env: Env, key: jax.Array | None = None, *, num_steps: int = 256, rando
         except ContractError as error:
             error.clause = error.clause or name
             raise
-        proven = clause.__doc__.partition("\n")[0].rstrip(".")
+        proven = str(clause.__doc__).partition("\n")[0].rstrip(".")
         lines.append(f"{name}: {proven}" if reason is None else f"not judged: {name}: {reason}")
     return lines
 
@@ -114,7 +115,8 @@ def reward_and_ends(evidence):
         ("reward", "terminated", "truncated"), ("float", "bool", "bool"), evidence.step[2:5], strict=True
     ):
         wanted = jnp.floating if kind == "float" else jnp.bool_
-        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        dtype: Any = getattr(value, "dtype", None)
+        shape = getattr(value, "shape", None)
         if shape != () or not jnp.issubdtype(dtype, wanted):
             seen = f"has shape {shape} and dtype {dtype}" if dtype is not None else f"is {value}"
             raise ContractError(f"{name} {seen}; make it a {kind} scalar")
@@ -412,7 +414,7 @@ def gradients(evidence):
     return None
 
 
-def _inner_actions(space, key):
+def _inner_actions(space, key) -> tuple[Any, Any]:
     """Actions `[N, 3, ...]`, of a Box not near its bounds, and a unit of each."""
     shape = (NUM_EPISODES, NUM_DIFFERENTIATED, *space.shape)
     if isinstance(space, Discrete):

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from rlx.env import Env, own_limits
@@ -201,7 +202,7 @@ def kept_tracer(environment):
     seen, todo = set(), [environment, *map(vars, cls.__mro__), module]
     while todo:
         item = todo.pop()
-        if isinstance(item, jax.core.Tracer):
+        if isinstance(item, Tracer):
             return item
         if id(item) in seen or isinstance(item, (type, ModuleType, jax.Array, np.ndarray)):
             continue

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from rlx import versions
 from rlx.env import Env
@@ -110,9 +111,7 @@ def _refusing_gradients(name: str, tree: Any) -> Any:
         )
 
     leaves, structure = jax.tree.flatten(tree)
-    traced = [
-        i for i, x in enumerate(leaves) if isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.floating)
-    ]
+    traced = [i for i, x in enumerate(leaves) if isinstance(x, Tracer) and jnp.issubdtype(x.dtype, jnp.floating)]
     for i, x in zip(traced, same(*(leaves[i] for i in traced)) if traced else (), strict=True):
         leaves[i] = x
     return jax.tree.unflatten(structure, leaves)
@@ -132,7 +131,7 @@ def postponed(*names: str) -> Iterator[None]:
     """Within it, importing these modules gives stand-ins: the real ones are imported when they are first used."""
     stand_ins = {name: ModuleType(name) for name in names if name not in sys.modules}
     for name, stand_in in stand_ins.items():
-        stand_in.__getattr__ = lambda attribute, name=name: getattr(import_module(name), attribute)
+        vars(stand_in)["__getattr__"] = lambda attribute, name=name: getattr(import_module(name), attribute)
         stand_in.__path__ = []
         package, _, part = name.rpartition(".")
         if package in stand_ins:
@@ -164,5 +163,6 @@ def make(name: str, **options: Any) -> Env:
         environment = environment.with_transition_gradients()
     environment = Gymnax(environment, bounded=name not in WRONG_BOUNDS)
     params = environment.default_params
-    environment.observation_space(params), environment.action_space(params)  # refuse early, not within a trace
+    environment.observation_space(params)  # refuse early, not within a trace
+    environment.action_space(params)
     return Env(environment, params)

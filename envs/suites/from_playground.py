@@ -131,7 +131,7 @@ def make(name: str, **options: Any) -> Env:
     """
     try:
         with contextlib.redirect_stdout(None):  # MJX prints that its optional Warp backend is not installed
-            from mujoco_playground import registry
+            from mujoco_playground import registry  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError as error:
         raise ValueError(f"playground/{name} needs another package: pip install 'rlx[playground]' ({error})") from error
     config = registry.get_default_config(name)

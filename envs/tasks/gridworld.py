@@ -7,8 +7,6 @@ Source: McAllister et al. 2025, arXiv:2507.21053, section 4.1, and its code. The
 here every start is a free cell.
 """
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +31,7 @@ FREE, WALL, GOAL, DEATH = range(4)
 
 @pytree
 class Params:
-    cells: jax.Array  # int32 [25, 25], indexed [x, y]: what each is
+    cells: jax.Array | np.ndarray  # int32 [25, 25], indexed [x, y]: what each is
     goal_reward: float = 20.0
     death_reward: float = -10.0
 
@@ -66,7 +64,7 @@ class GridWorld:
     Walls and the border stop a step. A goal pays 20, death costs 10, both end the episode.
     """
 
-    default_params: ClassVar = Params(LAYOUTS["two_walls"])
+    default_params = Params(LAYOUTS["two_walls"])
     differentiable = False
     frames = drawn_by(draw)
 

@@ -173,4 +173,5 @@ def make(name: str, **options: Any) -> Env:
             "substeps": 4,
         },
     }
-    return mjcf.task(**{"model": MODELS / f"{name}.xml"} | tasks[name] | options)
+    given: dict[str, Any] = {"model": MODELS / f"{name}.xml"} | tasks[name] | options
+    return mjcf.task(**given)

@@ -6,8 +6,6 @@ A policy with one mode has to choose one of them, or worse, their mean. What a p
 Source: Yang et al. 2026, arXiv:2602.01156, and its code; the point mass of Haarnoja et al. 2017, arXiv:1702.08165.
 """
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 
@@ -62,7 +60,7 @@ class MultiGoal:
     Actions are unbounded and the price is that of the whole of it, of what is clipped too.
     """
 
-    default_params: ClassVar = Params()
+    default_params = Params()
     differentiable = True
     frames = drawn_by(draw)
 

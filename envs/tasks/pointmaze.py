@@ -5,8 +5,6 @@ mazes, the reward and what counts as success; layouts and physics are rlx's own.
 places there are two ways.
 """
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +63,7 @@ SUBSTEPS = 2
 
 @pytree
 class Params:
-    walls: jax.Array  # bool [X, Y]: cell `[i, j]` spans `[i, i + 1] x [j, j + 1]` m; the border is all walls
+    walls: jax.Array | np.ndarray  # bool [X, Y]: cell `[i, j]` spans `[i, i + 1] x [j, j + 1]` m; walled all around
     radius: float = 0.2  # m
     max_acceleration: float = 20.0  # m/s^2, of a full push
     drag: float = 0.25  # 1/s
@@ -94,7 +92,7 @@ class PointMaze:
     go on at the goal.
     """
 
-    default_params: ClassVar = Params(layout(MAZES["medium"][0]))
+    default_params = Params(layout(MAZES["medium"][0]))
     frames = drawn_by(draw)
 
     def observation_space(self, params):

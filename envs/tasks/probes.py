@@ -11,8 +11,6 @@
 | Endless | never ends; reward 1 a step; cut after `max_steps` | time limits | V = 1 / (1 - gamma) |
 """
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 
@@ -29,7 +27,7 @@ class Params:
 class Probe:
     """One step, observation 0, reward 1, whatever the action."""
 
-    default_params: ClassVar = Params()
+    default_params = Params()
     differentiable = True
 
     def observation_space(self, params):
@@ -107,7 +105,7 @@ class Mixed:
     One program learns all of them; the actions are those of `action_space`, which the probes must take.
     """
 
-    default_params: ClassVar = Params()
+    default_params = Params()
 
     def __init__(self, kinds: tuple[type[Probe], ...], actions: Space):
         self.probes, self.actions = [kind() for kind in kinds], actions

@@ -59,7 +59,7 @@ def why(arguments: list[str]) -> None:
         file = folder / f"update-{done + 1}-{number}.npz"
         with storage.naming(file, lambda: f"{options.run} is as it was; --output says where else"):
             folder.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(file, **step.named())
+            np.savez_compressed(file, allow_pickle=True, **step.named())
         print(f"environment {step.index} diverged in step {step.step} of the update; its state before that: {file}")
 
 

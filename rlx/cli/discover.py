@@ -104,7 +104,7 @@ def discover(arguments: list[str]) -> None:
         if options.out is not None:
             raise ValueError("--resume goes on in its own directory: leave out --out")
         saved = read_json(options.resume / "discovery.json")
-        before = {name: tuple(x) if isinstance(x, list) else x for name, x in saved["options"].items()}
+        before: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in saved["options"].items()}
         options = parse_options(DiscoverOptions, arguments, "rlx discover", default=DiscoverOptions(**before))
         changed = [name for name, x in before.items() if name not in FREE and getattr(options, name) != x]
         if changed:
@@ -213,7 +213,8 @@ def _named(*lists: str) -> list[tuple[str, str]]:
 def _lifetime(name: str, steps: str, options: DiscoverOptions) -> meta.Lifetime:
     if steps and not steps.isdecimal():
         raise ValueError(f"{name}:{steps}: after the colon give a number of steps")
-    settings = assignments("--settings", options.settings) | {"total_steps": int(steps or options.steps)}
+    settings: dict[str, Any] = assignments("--settings", options.settings)
+    settings |= {"total_steps": int(steps or options.steps)}
     return meta.Lifetime(preset(ppo, full_name(name), **settings), rlx.envs.make(name))
 
 

@@ -70,8 +70,8 @@ class TrainSources(Sources):
     with."""
 
 
-def algorithm_of(command: str, arguments: list[str], general: type) -> tuple[ModuleType, str, Sources, list[str], str]:
-    """The algorithm that a command is about, its name, the sources of defaults, the other arguments, and the program.
+def algorithm_of(command: str, arguments: list[str], general: type) -> tuple[ModuleType, str, Any, list[str], str]:
+    """The algorithm of a command, its name, the `Sources` (of training `TrainSources`), other arguments, the program.
 
     Without a name it is the algorithm of the directory to resume or to start from. `general` are the command's options
     beside the settings of an algorithm.
@@ -86,7 +86,7 @@ def algorithm_of(command: str, arguments: list[str], general: type) -> tuple[Mod
     named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
     prog = " ".join([f"rlx {command}", *named])
     sources, rest = parse_sources(arguments[len(named) :], prog, TrainSources if command == "train" else Sources)
-    before = sources.resume or getattr(sources, "start_from", None)
+    before: Any = sources.resume or getattr(sources, "start_from", None)
     if not named and before is None:
         raise ValueError(
             f"rlx {command} needs an algorithm: rlx {command} ppo --env NAME; there are {', '.join(algorithms())}"
@@ -108,7 +108,8 @@ def resumed(sources: Sources, file: str, given: ModuleType | None, name: str) ->
     Raises:
         ValueError: where its files have changed, unless --source says what to resume with.
     """
-    directory, saved = sources.resume, read_config(sources.resume, file)
+    directory: Any = sources.resume
+    saved = read_config(directory, file)
     own, objective = split_name(saved["algorithm"])
     objective = "" if sources.objective else objective
     code, drift = source.changes(name or own, saved, given), source.changes(objective, saved)
@@ -146,8 +147,8 @@ def with_asked(algorithm: ModuleType, name: str, sources: Sources, file: str = "
     return with_named(algorithm, objective), f"{name}+{objective}"
 
 
-def parse_sources(arguments: list[str], prog: str, options: type[Sources] = Sources) -> tuple[Sources, list[str]]:
-    """The options that the defaults of the others depend on, and the arguments without them."""
+def parse_sources(arguments: list[str], prog: str, options: type[Sources] = Sources) -> tuple[Any, list[str]]:
+    """The options, of this class, that the defaults of the others depend on, and the arguments without them."""
     return parse_options(options, arguments, prog, return_unknown_args=True, add_help=False)
 
 
@@ -161,7 +162,7 @@ def tell_settings(
     if not told:
         return
     if others := tuned_elsewhere(algorithm, env_name):
-        name = Path(algorithm.__file__).with_suffix(".toml").name
+        name = Path(algorithm.__file__ or "").with_suffix(".toml").name
         console.print(f"no tuned settings: there is no {name}; {env_name} is in {others}")
     elif not tuned:
         console.print(f"no tuned settings for {env_name}: the defaults of the Config")

@@ -129,7 +129,7 @@ def sweep(arguments: list[str]) -> None:
         job = dataclasses.replace(job, algorithm_name=name, checkpoint_seconds=options.checkpoint_seconds)
         job = dataclasses.replace(job, memory=_bytes(options.memory) or job.memory)
     if not resume:
-        tell_settings(console, algorithm, job.env_name, job.env, job.preset, told=sources.preset)
+        tell_settings(console, algorithm, str(job.env_name), job.env, job.preset, told=sources.preset)
     usual = vars(configure(algorithm.Config, job.preset))
     if chosen := [f"{name}={value}" for name, value in vars(job.config).items() if value != usual[name]]:
         console.print(f"your settings, of all lanes: {', '.join(chosen)}")

@@ -17,7 +17,6 @@ from rlx import source
 from rlx.algorithm import saved_config, short_name, split_name
 from rlx.algorithm_check import check_module
 from rlx.cli.options import (
-    Sources,
     TrainSources,
     algorithm_of,
     as_texts,
@@ -108,7 +107,7 @@ def train_file(path: str) -> None:
     module, file, prog = sys.modules["__main__"], Path(path).resolve(), f"python {sys.argv[0]}"
     check_module(module, path)
     sources, rest = parse_sources(sys.argv[1:], prog, TrainSources)
-    module.__sources__ = {file.name: file.read_bytes()} | source.beside(file)
+    vars(module)["__sources__"] = {file.name: file.read_bytes()} | source.beside(file)
     algorithm, name = module, str(file)
     if sources.resume is not None:
         algorithm, name = resumed(sources, "config.json", algorithm, name)
@@ -117,7 +116,7 @@ def train_file(path: str) -> None:
 
 
 def train_algorithm(
-    algorithm: ModuleType, algorithm_name: str, sources: Sources, arguments: list[str], prog: str
+    algorithm: ModuleType, algorithm_name: str, sources: TrainSources, arguments: list[str], prog: str
 ) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     begin = _resumed if sources.resume is not None else _new if sources.start_from is None else _started
@@ -179,15 +178,16 @@ class Beginning:
     saved: dict[str, Any] | None = None  # config.json of a run that is resumed
 
 
-def _new(algorithm: ModuleType, algorithm_name: str, sources: Sources) -> Beginning:
+def _new(algorithm: ModuleType, algorithm_name: str, sources: TrainSources) -> Beginning:
     """A run from nothing, with the settings for its environment."""
     env_name = full_name(sources.env) if sources.env else ""
     tuned = tuned_settings(algorithm, env_name, sources)
     return Beginning(env_name, tuned, {"config": configure(algorithm.Config, tuned)})
 
 
-def _started(algorithm: ModuleType, algorithm_name: str, sources: Sources) -> Beginning:
+def _started(algorithm: ModuleType, algorithm_name: str, sources: TrainSources) -> Beginning:
     """A run with the networks of another one, on its environment or on another."""
+    assert sources.start_from is not None
     start = read_config(sources.start_from)
     _check_same_algorithm(sources.start_from, split_name(start["algorithm"])[0], split_name(algorithm_name)[0])
     env_name = full_name(sources.env) if sources.env else start["env"]
@@ -200,8 +200,9 @@ def _started(algorithm: ModuleType, algorithm_name: str, sources: Sources) -> Be
     return Beginning(env_name, tuned, {"config": configure(algorithm.Config, tuned | shaped)}, **own, shaped=shaped)
 
 
-def _resumed(algorithm: ModuleType, algorithm_name: str, sources: Sources) -> Beginning:
+def _resumed(algorithm: ModuleType, algorithm_name: str, sources: TrainSources) -> Beginning:
     """A run that is resumed, with its own settings."""
+    assert sources.resume is not None
     saved = read_config(sources.resume)
     if sources.start_from is not None:
         raise ValueError("--resume continues a run and --start-from begins a new one: give one of them")
@@ -218,6 +219,7 @@ def _learned(job: Job, beginning: Beginning, options: TrainOptions) -> Any:
     now = dataclasses.asdict(job.config)
     if changed := [name for name, value in beginning.shaped.items() if now[name] != value]:
         raise ValueError(f"a run keeps the networks that it starts from: leave out {', '.join(changed)}")
+    assert job.start_from is not None
     return load_checkpoint(Checkpoint(job.start_from, compile_cache=options.compile_cache))[1]
 
 
@@ -227,7 +229,7 @@ def _tell(console: Console, job: Job, beginning: Beginning, told: bool) -> None:
     devices = f"{job.devices} x " if job.devices > 1 else ""
     kind = f"{devices}{jax.devices()[0].device_kind}"
     console.print(f"{short_name(job.algorithm_name)} on {job.env_name}, seed {job.seed}, {kind}")
-    tell_settings(console, job.algorithm, job.env_name, job.env, job.preset, told=told)
+    tell_settings(console, job.algorithm, str(job.env_name), job.env, job.preset, told=told)
     for title, values in (("your settings", chosen), ("environment", job.env_params)):
         if values:
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
@@ -275,8 +277,8 @@ def _explained(algorithm_name: str) -> Iterator[None]:
         ) from error
 
 
-def _devices(options: TrainOptions, saved: dict[str, Any] | None) -> int:
-    """How many devices the run has; jax has not been used yet."""
+def _devices(options: Any, saved: dict[str, Any] | None) -> int:
+    """How many devices the run of these `TrainOptions` has; jax has not been used yet."""
     if options.distributed:
         if options.devices not in (None, (saved or {}).get("devices")):
             raise ValueError("--devices is of a run of one process: with --distributed it has all devices")

@@ -118,7 +118,7 @@ def _learner(algorithm: Any, config: Any, env: Env, adam: Any, batch_size: int, 
         def step(carry, inputs):
             (actor, opt_state, average), (number, key) = carry, inputs
             rows_key, loss_key = jax.random.split(key)
-            rows = jax.random.randint(rows_key, batch_size, 0, len(shown[0]))
+            rows = jax.random.randint(rows_key, (batch_size,), 0, len(shown[0]))
             value, grads = jax.value_and_grad(loss)(actor, params, *(x[rows] for x in shown), loss_key)
             updates, opt_state = adam.update(grads, opt_state)
             actor = optax.apply_updates(actor, updates)
@@ -126,7 +126,7 @@ def _learner(algorithm: Any, config: Any, env: Env, adam: Any, batch_size: int, 
             return (actor, opt_state, optax.incremental_update(actor, average, 1 - decay)), value
 
         carry, losses = jax.lax.scan(step, carry, (numbers, keys))
-        return carry, losses.mean(), loss(carry[2], params, *looked_at, look_key)
+        return carry, losses.mean(), loss(carry[2], params, looked_at[0], looked_at[1], look_key)
 
     return train
 
@@ -143,7 +143,8 @@ def examples(env: Env, demonstrations: Demonstrations) -> tuple[np.ndarray, np.n
     Raises:
         ValueError: where they do not have the shapes of the environment's spaces.
     """
-    single, action = env, demonstrations.action
+    single: Any = env
+    action: Any = demonstrations.action  # of NumPy, and so is what comes of it
     if isinstance(env.environment, Chunked):
         single, size = env.params, env.environment.size
         ends = demonstrations.ends

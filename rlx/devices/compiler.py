@@ -93,7 +93,7 @@ def active() -> list[str]:
 
 def in_use() -> bool:
     """Whether JAX has made its devices, after which neither their number nor XLA's flags can be chosen."""
-    num = jax.config.jax_num_cpu_devices
+    num = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue] (made by JAX)
     try:
         jax.config.update("jax_num_cpu_devices", num + 1)  # another number is refused from then on
     except RuntimeError:

@@ -31,7 +31,7 @@ COLLECTIVES += ("collective-broadcast",)
 
 def num_cores() -> int:
     """Of the CPU, that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_devices(num: int | None = None) -> int:
@@ -59,12 +59,12 @@ def missing_platform() -> str:
     try:
         jax.devices()
     except (RuntimeError, AssertionError):  # an assertion of JAX's own where its plugin is there and the device is not
-        named = jax.config.jax_platforms
+        named = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue] (made by JAX)
         return f"JAX_PLATFORMS={named}: no such device is here; leave it out, or give cpu"
     return ""
 
 
-def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:  # pyright: ignore[reportInvalidTypeForm] (compiled)
     """A mesh of these devices, all of them without an argument, for `jax.set_mesh`."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
@@ -94,7 +94,7 @@ def collectives(program: jax.stages.Compiled) -> list[tuple[str, int]]:
     go in and those that come out are counted.
     """
     found = []
-    for line in program.as_text().splitlines():
+    for line in (program.as_text() or "").splitlines():
         if match := re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line):
             shapes = re.findall(r"([a-z]+)(\d*)\[([\d,]*)\]", match[1])
             sizes = (

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,7 @@ def placed(like: T) -> T:
         children = [field for field in dataclasses.fields(part) if not is_static(field)]
         values = {f.name: getattr(part, f.name) for f in children}
         own = {f.name: split(values[f.name]) if is_per_env(f) else inside(values[f.name]) for f in children}
-        return dataclasses.replace(part, **own)
+        return dataclasses.replace(cast(Any, part), **own)
 
     inside = lambda tree: jax.tree.map(place, tree, is_leaf=dataclasses.is_dataclass)
     return inside(like)

@@ -45,7 +45,7 @@ def learned_surrogate(
     features: jax.Array,
     hidden: jax.Array,
     out: jax.Array,
-    clip: jax.Array,
+    clip: float | jax.Array,
 ) -> jax.Array:
     """`-(rho A - f)` with `f = max(0, f_clip + out . tanh(features hidden) - 1e-4)`, of any shape `[...]`.
 

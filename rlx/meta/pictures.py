@@ -34,7 +34,7 @@ def drifts(objectives: Mapping[str, Callable | tuple[Callable, float]], path: Pa
     bounds = {"drift": 1.0, "slope in the ratio": 2.0}
     images = []
     for column, (name, chosen) in enumerate(objectives.items()):
-        found = surfaces(*chosen) if isinstance(chosen, tuple) else surfaces(chosen)
+        found = surfaces(chosen) if callable(chosen) else surfaces(*chosen)
         for row, (values, most) in enumerate(zip(found, bounds.values(), strict=True)):
             style = {"extent": extent, "origin": "lower", "aspect": "auto", "cmap": "RdBu", "vmin": -most, "vmax": most}
             images.append(axes[row, column].imshow(values, **style))

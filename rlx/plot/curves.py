@@ -209,7 +209,8 @@ def population(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def _series(logged: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Steps, returns (NaN where no episode ended) and episodes of logged rows."""
-    return tuple(np.array([row[name] for row in logged], float) for name in ("step", "episode_return", "num_episodes"))
+    column = lambda name: np.array([row[name] for row in logged], float)
+    return column("step"), column("episode_return"), column("num_episodes")
 
 
 def _logged(run: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

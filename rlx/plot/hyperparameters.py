@@ -105,7 +105,7 @@ def heatmap(lanes: Sequence[dict[str, Any]], x: str, y: str, path: Path, most: i
     for row, column in np.ndindex(values.shape):
         value = values[row, column]
         number = "-" if np.isnan(value) else f"{value:.{digits}f}"
-        dark = not np.isnan(value) and image.norm(value) < 0.55
+        dark = not np.isnan(value) and np.less(image.norm(value), 0.55)
         text = "\n".join([number, *texts.get((row, column), [])])
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color="white" if dark else "0.1")
     axes.set_xticks(np.arange(len(columns)) + 0.5, [setting_text(value) for value in columns])

@@ -134,7 +134,7 @@ def _iqm(row):
 def _rows(groups, target, confidence):
     """The rows of the groups, the best first, and for the others the probability that the best beats them."""
     rows = [_row(name, strata, target, confidence) for name, strata in groups.items()]
-    best = max(rows, key=lambda row: (not row["unscored"], _iqm(row)), default=None)
+    best: Any = max(rows, key=lambda row: (not row["unscored"], _iqm(row)), default=None)
     rows.sort(key=lambda row: (row is not best, -_iqm(row)))
     for row in rows[1:]:
         x, y = _scores(groups[best["group"]]), _scores(groups[row["group"]])
@@ -143,7 +143,7 @@ def _rows(groups, target, confidence):
     return rows
 
 
-def _bounds(bounds, tasks):
+def _bounds(bounds, tasks) -> dict[str, Any]:
     """The bounds of each task."""
     for name, (low, high) in bounds.items():
         if not low < high:

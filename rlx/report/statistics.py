@@ -191,7 +191,7 @@ def _ends(samples, statistic, confidence, num_resamples, seed):
     return ends.low, ends.high
 
 
-def estimate_of(value, low, high):
+def estimate_of(value, low, high) -> dict[str, float | None]:
     ends = (None, None) if low is None else (float(low), float(high))
     return dict(zip(("value", "low", "high"), (float(value), *ends), strict=True))
 

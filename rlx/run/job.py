@@ -35,7 +35,7 @@ class Job:
     algorithm_name: str  # a module's name, or the path of a file
     config: Any
     env: Env
-    env_name: str
+    env_name: str | None  # None where a sweep in Python was given an environment without one
     env_options: dict[str, Any]
     seed: int
     directory: Path
@@ -135,7 +135,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None},
         "device": f"{device.platform}: {device.device_kind} x {jax.device_count()}",
-        "matmul_precision": jax.config.jax_default_matmul_precision,
+        "matmul_precision": jax.config.jax_default_matmul_precision,  # pyright: ignore[reportAttributeAccessIssue]
         "commit": _commit(),
     }
 

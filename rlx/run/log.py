@@ -68,7 +68,7 @@ class Logger:
         return round(time.perf_counter() - self.start, 3)
 
 
-def _numbers(x: float | list[float]) -> float | list[float | None] | None:
+def _numbers(x: Any) -> Any:
     """Numbers to six digits. JSON has no NaN or infinity: null."""
     if isinstance(x, list):
         return [_numbers(item) for item in x]

@@ -173,13 +173,15 @@ def _restored(job: Job, programs: Programs, console: Console, from_update: int |
 
     checkpoints, updates = job.directory / "checkpoints", total_updates(job.config)
     state, done, logged = None, 0, NO_LOG
-    rows = dict(zip(KINDS, agree([read_rows(job.directory / f"{kind}.jsonl") for kind in KINDS]), strict=True))
+    rows: dict[str, Any] = dict(
+        zip(KINDS, agree([read_rows(job.directory / f"{kind}.jsonl") for kind in KINDS]), strict=True)
+    )
     newest = agree(max(checkpoint.numbers(checkpoints), default=None))
     if rows["metrics"] or from_update is not None or newest is not None:
         wanted = newest if from_update is None else from_update
         state = checkpoint.restore(checkpoints, _stored(job, programs.like), wanted, {"run": identity(job)})
         done = int(state.num_updates)
-        about = agree(checkpoint.read(checkpoints, done) if first() else None)
+        about: Any = agree(checkpoint.read(checkpoints, done) if first() else None)
         logged, num_before = about["log"], about.get("devices", 1)
         if num_before != job.devices:
             console.print(
@@ -308,7 +310,7 @@ def _ended(job: Job, end: End, console: Console) -> int:
             f"update {end.done + 1} turned the training state into NaN or infinity: it ends with the last finite one; "
             f"rlx why {directory} says what was first"
         )
-    if (top := best(end.evaluations))["update"] != end.done:
+    if (top := best(end.evaluations)) is not None and top["update"] != end.done:
         console.print(
             f"best evaluation: mean return {float(top['mean']):.1f} after {top['step']:,} steps; "
             f"rlx eval {directory} --best plays other episodes with it"

@@ -66,7 +66,8 @@ class Display:
     def _fail(self, error: Exception) -> None:
         bar, self.bar = self.bar, None
         with suppress(Exception):
-            bar.stop()
+            if bar is not None:
+                bar.stop()
         print(f"rlx: the progress bar failed, plain lines follow: {' '.join(str(error).split())}", file=sys.stderr)
 
     def _show(self, steps: int, episode_return: float | None) -> None:

@@ -85,7 +85,8 @@ def write(
         ValueError: for another ending, an environment that cannot be drawn in this way, or what is missing for it.
     """
     check_output(env, path, camera)
-    environment, params = env.environment, env.params
+    environment: Any = env.environment  # that draws, see `check_output`
+    params = env.params
     dt = getattr(environment, "dt", STEP_SECONDS)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".html":
@@ -122,7 +123,7 @@ def _mediapy() -> Any:
     import shutil
 
     try:
-        import mediapy
+        import mediapy  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError as error:
         raise ValueError("films need mediapy: pip install 'rlx[film]', or write a .gif") from error
     if shutil.which("ffmpeg") is None:

@@ -19,8 +19,6 @@ KINDS = ("metrics", "evaluations")  # of rows
 class Sink(Protocol):
     """What takes the rows of a log."""
 
-    def __init__(self, directory: Path, rows: dict[str, list[dict[str, Any]]]) -> None: ...
-
     def write(self, kind: str, row: dict[str, Any]) -> None:
         """Takes one row of a kind. It has `update` and `step`; the numbers of several lanes are lists."""
 
@@ -68,19 +66,19 @@ class Csv:
             file.close()
 
 
-SINKS: dict[str, type[Sink]] = {"jsonl": Jsonl, "csv": Csv}
+SINKS: dict[str, Callable[[Path, dict[str, list[dict[str, Any]]]], Sink]] = {"jsonl": Jsonl, "csv": Csv}
 
 
 class Guarded:
     """A sink beside the log of record: where it fails, that is said once, and the run continues without it."""
 
     def __init__(self, name: str, directory: Path, rows: dict[str, list[dict[str, Any]]], say: Callable[[str], Any]):
-        self.name, self.say, self.sink = name, say, None
-        self.sink = self._tried(lambda: SINKS[name](directory, rows))
+        self.name, self.say = name, say
+        self.sink: Sink | None = self._tried(lambda: SINKS[name](directory, rows))
 
     def write(self, kind: str, row: dict[str, Any]) -> None:
-        if self.sink is not None:
-            self._tried(lambda: self.sink.write(kind, row))
+        if (sink := self.sink) is not None:
+            self._tried(lambda: sink.write(kind, row))
 
     def close(self) -> None:
         if self.sink is not None:

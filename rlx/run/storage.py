@@ -68,7 +68,7 @@ def owned(
     if problem is not None:
         raise ValueError(problem)
     try:
-        yield Path(name)
+        yield Path(str(name))
     finally:
         _release(lock, path, made)
 
@@ -114,7 +114,7 @@ def beside(run: Path, name: str, say: Callable[[str], object]) -> Path:
     return elsewhere
 
 
-def reason(error: BaseException) -> str | None:
+def reason(error: BaseException | None) -> str | None:
     """What is wrong with the storage where that is what an exception, of whatever library, comes from; else None."""
     seen = []
     while error is not None and error not in seen:

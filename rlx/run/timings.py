@@ -57,7 +57,7 @@ def remember(name: str, seconds: float) -> None:
 
 
 def _path() -> Path | None:
-    directory = jax.config.jax_compilation_cache_dir
+    directory = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] (made by JAX)
     return Path(directory).parent / FILE if directory else None
 
 

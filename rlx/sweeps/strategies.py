@@ -143,7 +143,7 @@ class Population(Grid):
 
 
 # By the name of its flag, which takes its only number; `sweep.json` has the number under that name.
-STRATEGIES: dict[str, type[Grid]] = {"halving": Halving, "pbt": Population}
+STRATEGIES: dict[str, type[Any]] = {"halving": Halving, "pbt": Population}
 
 
 def strategy_of(numbers: Mapping[str, int | None]) -> Grid:

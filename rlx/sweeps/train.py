@@ -101,7 +101,7 @@ def sweep(
     strategy = strategy or given
     check_sizes(len(found), num_seeds, seed, eval_episodes, strategy)
     own = algorithm.__name__.startswith("rlx.algos.")
-    file = "".join([str(Path(algorithm.__file__).resolve()), *algorithm.__name__.partition("+")[1:]])
+    file = "".join([str(Path(algorithm.__file__ or "").resolve()), *algorithm.__name__.partition("+")[1:]])
     job = SweepJob(
         algorithm=algorithm,
         algorithm_name=algorithm.__name__ if own else file,
