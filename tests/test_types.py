@@ -119,7 +119,7 @@ def errors(tmp_path):
     package.mkdir()
     for path in [*(ROOT / "rlx").glob("[!.]*"), ROOT / "algos", ROOT / "envs"]:
         (package / path.name).symlink_to(path)
-    example = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "own-algorithm.md").read_text(), re.DOTALL)
+    example = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "guides" / "own-algorithm.md").read_text(), re.DOTALL)
     (tmp_path / "reinforce.py").write_text(example[1])
     (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "basic"}')
 
