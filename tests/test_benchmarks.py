@@ -171,6 +171,7 @@ def test_curve_weighs_seeds_equally_and_skips_stretches_without_episodes():
     assert curve(episode_return, num_episodes, steps)["mean_return"] == [None, 10.0, 12.5, None]
 
 
+@pytest.mark.filterwarnings("ignore:no tuned settings")
 def test_every_task_is_there_and_divides_its_settings():
     from returns import OWN, TASKS
 
@@ -185,6 +186,7 @@ def test_every_task_is_there_and_divides_its_settings():
             assert rlx.total_updates(preset(module, task.env, total_steps=task.total_steps)) > 20
 
 
+@pytest.mark.filterwarnings("ignore:no tuned settings")
 def test_returns_of_a_probe():
     from returns import Task, measure
 

@@ -232,7 +232,8 @@ def test_the_command_draws_a_run(tmp_path, capsys):
 
 def test_training_draws_episodes_when_asked(tmp_path, capsys, monkeypatch):
     cli.main([*TRAIN, "--out", str(tmp_path / "run"), "--num-evaluations", "1", "--render-every", "1"])
-    assert Image.open(tmp_path / "run" / "episodes" / "64.gif").size == (320, 240)
+    with Image.open(tmp_path / "run" / "episodes" / "64.gif") as gif:
+        assert gif.size == (320, 240)
     assert not (tmp_path / "run" / "episodes" / "0.gif").exists()
     assert "an episode: " in capsys.readouterr().out
 

@@ -164,6 +164,7 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path, capsys):
     assert updates == list(range(1, updates[-1] + 1))
 
 
+@pytest.mark.filterwarnings("ignore:use_devices comes too late")
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -107,11 +107,15 @@ def test_outside_of_the_main_thread_nothing_listens_to_signals():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_asks_for_an_end_also_when_the_terminal_closes(number):
+    outside = signal.getsignal(number)
+    if outside == signal.SIG_IGN:  # the tests run under nohup themselves
+        signal.signal(number, signal.SIG_DFL)
     before = signal.getsignal(number)
     with run.Stop() as stop:
         signal.raise_signal(number)
         assert stop.asked == number
     assert signal.getsignal(number) == before
+    signal.signal(number, outside)
 
 
 def test_a_run_under_nohup_outlives_its_terminal():

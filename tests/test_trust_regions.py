@@ -51,9 +51,9 @@ def code(algorithm):
     return text.splitlines()[ast.parse(text).body[0].end_lineno :]
 
 
-def test_mdpo_is_ppo_with_15_other_lines():
+def test_mdpo_is_ppo_with_16_other_lines():
     changed = [line for line in difflib.ndiff(code(ppo), code(mdpo)) if line.startswith("+ ")]
-    assert 0 < len(changed) <= 15
+    assert 0 < len(changed) <= 16
 
 
 @pytest.fixture(scope="module")

@@ -184,7 +184,8 @@ def draw(results: dict[str, dict], path: Path) -> None:
         left.plot([], [], color=f"C{i}", label=TASKS[kind])
     left.axhline(0.0, color="k", lw=0.5)
     left.set(xlabel="generation", ylabel="regret: A2C less the population", title="on the levels of evolution")
-    left.legend(fontsize=8)
+    if left.get_legend_handles_labels()[0]:
+        left.legend(fontsize=8)
     shown = [kind for kind in results if kind != "random"] if "random" in results else []
     if shown:
         right.violinplot([over_random(results, kind) for kind in shown], showmeans=True)
