@@ -19,8 +19,8 @@ Deviations from the paper and its code, beside those of ppo.py from its own:
 - The behaviour-cloning term draws a chain of the pretrained policy for each step of the rollout, once an update, where
   the code draws one for each element of each minibatch.
 - There is no early stop by the KL, which the paper says never happens.
-- Where observations are normalised, their statistics go on moving under the pretrained actor too, and Adam's moments of
-  the actor during the critic's warm-up.
+- Where observations are normalized, their statistics keep changing under the pretrained actor too, and so do Adam's
+  moments of the actor during the critic's warm-up.
 """
 
 from collections.abc import Callable

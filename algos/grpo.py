@@ -7,7 +7,7 @@ Reference: Shao et al. 2024, DeepSeekMath, arXiv:2402.03300; its relatives are s
 Axes: T time, N groups, G members of a group, B minibatch of episodes, O observation, A action.
 
 There is no critic. Every update plays N groups of G episodes; the members of a group start from the same state and
-differ in their actions. What an episode gets is compared with what the others of its group get.
+differ in their actions. The outcome of an episode is compared with those of the others of its group.
 
 Deviations from the paper:
 - The environment is one of control or of sequences: a step is an action, and rewards may come at every step.
@@ -20,7 +20,7 @@ Deviations from the paper:
 - The learning rate falls linearly to 0 over the run (`anneal_learning_rate`), and the norm of the gradient is clipped.
 - Observations may be normalised by running statistics, which change after the gradient steps only.
 
-Steps are counted with those that follow the end of an episode while others go on; `alive_steps` counts without them.
+The step count includes padding after an episode's end; `alive_steps` excludes it.
 """
 
 from collections.abc import Callable

@@ -23,7 +23,7 @@ Deviations from the paper:
 - Minibatches are of whole answers. The learning rate falls linearly to 0 over the run (`anneal_learning_rate`), and the
   norm of the gradient is clipped.
 
-Steps are counted with those that follow the end of an answer while others go on; `alive_steps` counts without them.
+The step count includes padding after an answer's end; `alive_steps` excludes it.
 """
 
 from collections.abc import Callable

@@ -6,9 +6,9 @@ The functions are given `data`, an `mjx.Data`, and `params`, of which `params.ph
 friction, gains, ...) and `params.task` whatever else the task varies. All of it is traced: a vmap over `params` is a
 sweep over robots.
 
-Between steps only what physics needs to go on is kept: positions, velocities, activations, bodies that are placed by
-hand, and the last acceleration, from which the solver starts. States are small, so that they are cheap to clone and to
-replace where episodes end; MuJoCo's other arrays live within a step.
+Between steps the state holds positions, velocities, activations, mocap bodies, and the last acceleration, from which
+the solver starts. States are small, so that they are cheap to clone and to replace where episodes end; MuJoCo's other
+arrays live within a step.
 """
 
 import contextlib

@@ -53,8 +53,7 @@ def monte_carlo_values(
 ) -> jax.Array:
     """Values `[N]` of any states `[N]` under a policy: mean discounted return of `num_copies` episodes from each.
 
-    An episode that is not over after `num_steps` counts with what it has got by then; one that a time limit ends, with
-    what it has got by that.
+    An episode that is not over after `num_steps`, or that a time limit ends, counts with its return so far.
 
     Source: Kazemnejad et al. 2024, VinePPO, arXiv:2410.01679, section 4.
     """

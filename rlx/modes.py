@@ -28,8 +28,8 @@ def ordinary(function: F) -> F:
 def check_unvarying(tree: Any) -> None:
     """Raises ValueError inside a `jax.shard_map` that checks which values vary over its devices.
 
-    The loops of a run begin with constants, which vary over no device, and go on with values that do; JAX would refuse
-    that at the first of them.
+    The loops of a run begin with constants, which do not vary over devices, and continue with values that do. JAX
+    refuses the first such loop.
     """
     arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
     types = [getattr(jax.typeof(array), "mat", None) for array in arrays]

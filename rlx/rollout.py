@@ -25,8 +25,8 @@ def rollout(
 ) -> tuple[EnvState, Transition]:
     """Steps `N` environments `num_steps` times with `policy(obs [N, ...], key) -> action [N, ...], recorded`.
 
-    Returns the environment states to go on from and the transitions, time-major `[T, N, ...]`, with what the
-    policy recorded under `.recorded`. Episodes that end are restarted.
+    Returns the environment states after the last step and the transitions, time-major `[T, N, ...]`. `.recorded` holds
+    the policy's records. Episodes that end are restarted.
     """
     num_envs = env_state.time.shape[0]
     blocks(num_envs, "num_envs")

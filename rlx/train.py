@@ -116,7 +116,8 @@ def check(algorithm: Any, config: Any, env: Env) -> None:
 
 
 def check_arguments(needs: str, algorithm: Any, config: Any, env: Any, key: Any = None, kwargs: Any = None) -> None:
-    """Raises ValueError for what is no algorithm, Config, environment or key, in words that say what to give.
+    """Raises ValueError for an argument that is no algorithm, Config, environment or key; the message says what to
+    give.
 
     `needs` are the names that the algorithm has to have, between spaces.
     """

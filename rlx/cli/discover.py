@@ -163,7 +163,7 @@ def _discover(options, saved, names, directory, console):
 
 
 def _safe(directory: Path) -> str:
-    """What is on disk, whatever happens next."""
+    """The parts of an evolution that are safe on disk, in words."""
     done = max(checkpoint.numbers(directory / "checkpoints"), default=None)
     if done is None or not (directory / "discovery.json").exists():
         return f"nothing was saved yet: free some space, and begin again ({directory} may be removed)"

@@ -91,7 +91,7 @@ class SweepOptions(Sources):
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-    """Write a lane of a sweep as a run directory, to be evaluated and gone on with."""
+    """Write a lane of a sweep as a run directory, to evaluate and to resume."""
 
     sweep: tyro.conf.Positional[Path]
     """Sweep directory to read."""

@@ -9,7 +9,7 @@ A file is a NumPy archive (`.npz`) of columns with a row a step, whole episodes 
     source [M]                         which policy acted, an index into `about["policies"]`
 
 and `about`, a JSON text: `format`, the environment (`env`, `env_options`, `env_params`) and `policies`, for each its
-run, what was asked of it, and what its episodes returned. `numpy.load` reads it without rlx.
+run, its options, and the returns of its episodes. `numpy.load` reads it without rlx.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Several processes that train one run, each with devices of its own: all run the same program, the first one writes.
 
-They are the processes of `jax.distributed`. What only one of them can know (the time, a signal, what it finds on disk)
-they agree on before they act by it: where one did another thing, the others would wait for it for ever.
+They are the processes of `jax.distributed`. Values known to one process only (the time, a signal, files on disk) are
+broadcast before any process acts on them. If processes took different branches, they would deadlock.
 """
 
 import contextlib

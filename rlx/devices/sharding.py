@@ -1,8 +1,8 @@
-"""One run on several devices: where its parts are.
+"""One run on several devices: the sharding of its parts.
 
-The program is that of one device. Environments are cut into one block a device along the mesh axis `env`, and so is
-what comes of them: rollouts, minibatches, the rows of a replay buffer. Parameters are on every device. What has to be
-summed over devices, such as gradients and statistics, the compiler finds out and reduces.
+The program is that of one device. Environments are split into one block a device along the mesh axis `env`, and so are
+rollouts, minibatches and the rows of a replay buffer. Parameters are on every device. The compiler finds the sums over
+devices, such as those of gradients and statistics, and adds the reductions.
 
     with jax.set_mesh(rlx.devices.sharding.mesh()):
         state, metrics = rlx.train(ppo, config, env, key)

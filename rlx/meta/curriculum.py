@@ -1,4 +1,4 @@
-"""A curriculum over levels by regret: those come again on which what is learned falls short of what could be had.
+"""A curriculum over levels by regret: levels on which the learner falls short of a reference are drawn again.
 
     buffer = fill(key, draw, 200)
     rows = choose(buffer, key, 8)                       # which levels to live through next

@@ -1,7 +1,7 @@
 """Evolution of any pytree by the strategies of evosax: ask for candidates, measure them, tell their fitness.
 
-What a generation does follows from its number and the state before it: a run that is stopped and goes on from a
-checkpoint is bitwise the one that was not.
+What a generation does follows from its number and the state before it: a run that is stopped and resumed from a
+checkpoint is bitwise the uninterrupted one.
 """
 
 from collections.abc import Callable

@@ -214,7 +214,7 @@ def _series(logged: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _logged(run: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The series of a run; one that died goes on to its planned end without episodes."""
+    """The series of a run. The series of a run that died reaches to its planned end, without episodes."""
     if "curve" in run:
         columns = (run["curve"][name] for name in ("step", "episode_return", "num_episodes"))
         (steps, returns, weights), end = (np.array(column, float) for column in columns), run["planned_steps"]

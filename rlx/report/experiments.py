@@ -19,7 +19,7 @@ def experiment(
 ) -> None:
     """Measures the cases of an experiment that have no result yet, then draws its figure and writes its table.
 
-    What is interrupted is gone on with by the next call; to have a case measured again, remove its file.
+    The next call continues an interrupted one. To measure a case again, remove its file.
 
     Args:
         folder: gets `results/NAME.json` for each case, `figure.png`, and in `README.md` the table called returns.

@@ -43,7 +43,7 @@ def evaluate_run(
 
 
 def render_episode(job: Job, state: Any, key: jax.Array, step: int, console: Console) -> None:
-    """Draws an episode into the run directory; training goes on where that fails, as without a display."""
+    """Draws an episode into the run directory; training continues where that fails, for example without a display."""
     path = job.directory / "episodes" / f"{step}.gif"
     try:
         write(job.env, record(job.algorithm, job.config, job.env, state, key)[0], path)

@@ -93,7 +93,7 @@ def _mebibytes(size: int) -> str:
 
 
 def identity(job: Job) -> dict[str, Any]:
-    """What a run may not change when it goes on, as strict JSON: everything but how long it lasts."""
+    """The settings that a resumed run may not change, as strict JSON: everything but how long it lasts."""
     values = {
         "algorithm": short_name(job.algorithm_name),
         "env": job.env_name,
@@ -107,7 +107,8 @@ def identity(job: Job) -> dict[str, Any]:
 
 
 def describe(job: Any, *names: str) -> dict[str, Any]:
-    """What a run or a sweep is, on what it ran, and those of the job's fields that are named."""
+    """The content of `config.json` and `sweep.json`: the settings, the versions, the device, and the named fields of
+    the job."""
     return {
         "algorithm": job.algorithm_name,
         "source": source.hashes(job.algorithm_name, source.read(job.algorithm_name, job.algorithm)),

@@ -1,11 +1,11 @@
 """A run from the host: compiled chunks of updates, and logs, evaluations, checkpoints and pictures between them.
 
-A run directory holds `config.json` (what ran, on what), `metrics.jsonl` (a row a line, at most about 1000),
+A run directory holds `config.json` (settings, versions, device), `metrics.jsonl` (a row a line, at most about 1000),
 `evaluations.jsonl` (a row for each evaluation during training), `checkpoints/` (the whole State, see
 rlx.run.checkpoint), `evaluation.json` (the last evaluation of training), `curve.png`, `source/` (copies of an algorithm
 file of one's own and of a learned objective, see rlx.source), `evaluations/` (those that `rlx eval` was asked for), and
-`episodes/` where pictures of episodes were asked for. It can be killed at any moment: files are written in an order in
-which later ones say less than earlier ones, and resuming drops what the newest checkpoint does not know.
+`episodes/` where pictures of episodes were asked for. A run can be killed at any moment. Files are written in an order
+that keeps every prefix consistent, and resuming drops rows after the newest checkpoint.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
 
 
 def _safe(directory: Path) -> str:
-    """What of a run is on disk, whatever happens next."""
+    """The parts of a run that are safe on disk, in words."""
     from rlx.run import checkpoint
 
     newest = max(checkpoint.numbers(directory / "checkpoints"), default=None)
@@ -226,7 +226,7 @@ def _begun(job: Job, programs: Programs, start: Start) -> Start:
 
 
 def _written(job: Job, start: Start, resume: bool, console: Console) -> list[Sink]:
-    """Writes what a run says of itself, and takes back what its checkpoint does not know."""
+    """Writes `config.json` and the source, and drops the rows and checkpoints after the one that is resumed."""
     from rlx.run import checkpoint
 
     job.directory.mkdir(parents=True, exist_ok=True)

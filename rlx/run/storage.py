@@ -1,4 +1,4 @@
-"""Who writes a directory or a file, and what a full disk is called.
+"""Owners of directories and files, and errors of a full disk in words.
 
 A run directory has one owner: the process that made it, or that resumes it. The owner holds a lock on the directory
 itself (`flock`), which ends with the process however it ends and leaves no file behind.
@@ -115,7 +115,7 @@ def beside(run: Path, name: str, say: Callable[[str], object]) -> Path:
 
 
 def reason(error: BaseException | None) -> str | None:
-    """What is wrong with the storage where that is what an exception, of whatever library, comes from; else None."""
+    """The fault of the storage that an exception of any library comes from, in words; None for any other exception."""
     seen = []
     while error is not None and error not in seen:
         seen.append(error)
@@ -132,7 +132,7 @@ def reason(error: BaseException | None) -> str | None:
 
 @contextlib.contextmanager
 def naming(directory: Path, safe: Callable[[], str]) -> Iterator[None]:
-    """Turns what a full disk raises within it, in whatever library, into one sentence with what `safe()` says is safe.
+    """Turns an error of a full disk within it, raised by any library, into one sentence, with the text of `safe()`.
 
     Raises:
         Full: where the storage is the reason; every other exception stays as it is.

@@ -27,7 +27,7 @@ def program_name(what: str, env_name: str | None, config: Any, *sizes: int) -> s
 
 @contextmanager
 def announced(name: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Says what the block compiles and how long that took last time; what it takes is kept where it does not fail."""
+    """Prints what the block compiles and how long that took last time, and keeps the new time if it does not fail."""
     say(announcement(name))
     started = time.perf_counter()
     yield

@@ -180,7 +180,7 @@ def _in_scan(equation: Any, args: list[Any], target: int) -> tuple[list[str], in
 
 
 def _told(equation: Any, inputs: list[Any], output: Any) -> list[str]:
-    """What an operation made of what, and the lines of code that it is of, the innermost first."""
+    """The inputs and outputs of an operation, and its lines of code, the innermost first."""
     shown = ", ".join(_range(x) for x in inputs)
     found = [f"the first: {equation.primitive.name} of {shown} is {_range(output)}"]
     frames = equation.source_info.traceback.frames if equation.source_info.traceback else []

@@ -80,7 +80,7 @@ class Sweep:
         return [(own, read_rows(batch / "metrics.jsonl")) for own, batch in zip(lanes, batches, strict=True)]
 
     def export(self, lane: int, directory: Path) -> None:
-        """Writes a lane as a run directory, which can be evaluated, plotted and gone on with like any other.
+        """Writes a lane as a run directory, which can be evaluated, plotted and resumed like any other.
 
         Raises:
             ValueError: when there is something in the directory, or another process writes it.

@@ -1,9 +1,9 @@
 """Sweeps: many configurations and seeds in few compiled programs, and the directory that they leave behind.
 
-A sweep directory holds `sweep.json` (what was asked for, on what), `batches/` (log, checkpoints and evaluation of every
+A sweep directory holds `sweep.json` (settings, versions, device), `batches/` (log, checkpoints and evaluation of every
 batch of lanes), and at the end `lanes.jsonl` (a row a lane with its full config), `results.csv`, `ranking.json`,
-pictures, `best/`: the best lane as an ordinary run directory, where one has a return, and `source/` as a run
-directory has it.
+pictures, `best/`: the best lane as an ordinary run directory, where one has a return, and `source/` as a run directory
+has it.
 """
 
 import json
@@ -79,7 +79,7 @@ def sweep(
         seed: of the first lane of each configuration, the others count on; lane and single run of a seed are the same
             run. Also of the draws.
         num_samples: how many draws, for each point of the grid.
-        directory: of the sweep. What an interrupted sweep of the same settings left there is gone on with.
+        directory: of the sweep. An interrupted sweep of the same settings is resumed.
         env_name: by which `rlx.envs.make` makes the environment; without it the command line cannot use what is
             exported.
         halving: factor of successive halving, at least 2.
@@ -157,7 +157,7 @@ def execute(job: SweepJob, console: Console, resume: bool = False) -> tuple[int,
 
 
 def _safe(directory: Path) -> str:
-    """What of a sweep is on disk, whatever happens next."""
+    """The parts of a sweep that are safe on disk, in words."""
     if not (directory / "sweep.json").exists():
         return f"nothing was saved yet: free some space, and begin again ({directory} may be removed)"
     done = len(list((directory / "batches").glob("*/result.json")))
