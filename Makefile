@@ -48,7 +48,7 @@ lint: setup
 types: setup  ## the types; the checker sees rlx as it is installed, with algos/ and envs/ within it
 	@rm -rf build/types && mkdir -p build/types/rlx
 	@cd build/types/rlx && ln -s ../../../rlx/* ../../../algos ../../../envs .
-	$(BIN)/basedpyright --pythonpath $(BIN)/python build/types/rlx build/types/rlx/*/
+	$(BIN)/basedpyright --project pyproject.toml --pythonpath $(BIN)/python
 
 bench: setup  ## a short form of the next in 20 minutes: some cases, once; into runs/benchmarks
 	$(BIN)/python benchmarks/speed.py --repeats 1 --force --out runs/benchmarks/speed.json \

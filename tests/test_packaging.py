@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from pathlib import Path
@@ -175,3 +176,11 @@ def test_a_script_beside_a_checkout_called_rlx_imports_the_package_and_not_a_nam
     file, *rest = run.stdout.split()
     assert Path(file).parts[-2:] == ("rlx", "__init__.py")
     assert rest == ["2", "rlx.algos.ppo"]
+
+
+def test_the_type_checker_sees_every_room():
+    """pyright follows a folder that is a link only where it is named."""
+    root = Path(__file__).resolve().parent.parent
+    checked = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["basedpyright"]["include"]
+    rooms = [path.parent.name for path in (root / "rlx").glob("*/__init__.py")]
+    assert sorted(checked) == ["build/types/rlx", *(f"build/types/rlx/{room}" for room in sorted([*rooms, "envs"]))]
