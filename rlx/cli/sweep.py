@@ -202,7 +202,7 @@ def _new_job(
     for flag, number, least in (
         ("eval-episodes", options.eval_episodes, 1),
         ("num-seeds", options.num_seeds, 1),
-        *((name, getattr(options, name), 2) for name in STRATEGIES),
+        *((name, getattr(options, name, None), 2) for name in STRATEGIES),
     ):
         if number is not None and number < least:
             raise ValueError(f"--{flag} {number}: give at least {least}")
@@ -225,7 +225,7 @@ def _new_job(
         found = _listed(options.configs)
     if options.num_samples is not None and options.configs is not None:
         raise ValueError("--configs lists the configurations and --num-samples draws them: give one of them")
-    strategy = strategy_of({name: getattr(options, name) for name in STRATEGIES})
+    strategy = strategy_of({name: getattr(options, name, None) for name in STRATEGIES})
     check_sizes(len(found), options.num_seeds, options.seed, options.eval_episodes, strategy)
     for point in found:  # bounds of fields and names of parameters, before anything else
         apply(config, env, point)

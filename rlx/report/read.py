@@ -103,7 +103,7 @@ def _lane(path, sweep, lane):
         "task": _task(sweep["env"], sweep.get("env_options")),
         "seed": lane["seed"],
         "config": lane["config"],
-        "settings": {"lane": lane["lane"]} if sweep.get("pbt") else own,
+        "settings": {"lane": lane["lane"]} if sweep.get("interacts", sweep.get("pbt")) else own,
         "steps": lane["steps"],
         "score": _score(lane["return_mean"]),
         "died_at": lane["died_at"],

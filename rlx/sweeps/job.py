@@ -105,7 +105,7 @@ def describe(job: SweepJob) -> dict[str, Any]:
     """What `sweep.json` says."""
     names = ("points", "num_seeds", "eval_episodes", "memory")
     varied = list(dict.fromkeys(name for point in job.points for name in point))
-    own = numbers_of(job.strategy) | {"strategy": repr(job.strategy)}
+    own = numbers_of(job.strategy) | {"strategy": repr(job.strategy), "interacts": job.strategy.interacts}
     return describe_run(job, *names) | own | {"varied": varied, "env_checksum": checksum(job.env)}
 
 
