@@ -71,6 +71,9 @@ class Session:
     def __init__(self):
         self.directory, self.namespace = tempfile.TemporaryDirectory(), {"__name__": "__snippet__"}
 
+    def __del__(self):
+        self.directory.cleanup()
+
     def run(self, snippet):
         """What a snippet prints."""
         output, before = io.StringIO(), Path.cwd()

@@ -215,7 +215,8 @@ def _lifetime(name: str, steps: str, options: DiscoverOptions) -> meta.Lifetime:
         raise ValueError(f"{name}:{steps}: after the colon give a number of steps")
     settings: dict[str, Any] = assignments("--settings", options.settings)
     settings |= {"total_steps": int(steps or options.steps)}
-    return meta.Lifetime(preset(ppo, full_name(name), **settings), rlx.envs.make(name))
+    env = rlx.envs.make(name)
+    return meta.Lifetime(preset(ppo, full_name(name), env, **settings), env)
 
 
 def _directory(kind: str) -> Path:
