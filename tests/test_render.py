@@ -124,7 +124,8 @@ def test_a_gif_plays_at_the_pace_of_the_environment_and_a_filmstrip_spans_the_ep
         assert gif.info["duration"] == 50
         assert gif.size == (64, 48)
     write(cartpole, env_states, tmp_path / "a.png", width=64, height=48)
-    strip = np.asarray(Image.open(tmp_path / "a.png"))
+    with Image.open(tmp_path / "a.png") as picture:
+        strip = np.asarray(picture)
     count = min(8, len(env_states))
     assert strip.shape == (48, 64 * count, 3)
     ends = cartpole.environment.frames([env_states[0], env_states[-1]], cartpole.params, 64, 48, None)
@@ -223,7 +224,8 @@ def test_the_command_draws_a_run(tmp_path, capsys):
     assert first.startswith(f"{out / 'episode.gif'}: an episode of ")
     assert first.endswith("after 64 steps of training")
     assert "an episode of 7 steps, return 7.0" in second
-    assert Image.open(tmp_path / "b.png").size == (8 * 64, 48)
+    with Image.open(tmp_path / "b.png") as strip:
+        assert strip.size == (8 * 64, 48)
     for bad, message in ((["--width", "0"], "--width 0: give at least 1"), (["--output", "a.bmp"], "has to end in")):
         with pytest.raises(SystemExit):
             cli.main(["render", str(out), *bad, "--no-compile-cache"])
