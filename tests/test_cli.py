@@ -569,6 +569,16 @@ def test_a_sink_has_the_rows_of_the_log_and_those_of_a_resumed_run(tmp_path, mon
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["update,step,loss", "1,10,0.5", "2,20,"]
 
 
+def test_a_resumed_run_writes_the_logs_that_it_was_asked_for(tmp_path, capsys):
+    command = "--num-envs 4 --num-steps 16 --num-epochs 1 --num-minibatches 1 --hidden-sizes 4 --eval-episodes 1"
+    out = str(tmp_path / "run")
+    new = ["train", "ppo", "--env", "CartPole-v1", *command.split(), "--total-steps", "64", "--log", "csv"]
+    cli.main([*new, "--out", out])
+    cli.main(["train", "--resume", out, "--total-steps", "128"])
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["update", "1", "2"]
+
+
 def test_a_sink_that_fails_is_named_once_and_ends_nothing(tmp_path):
     class Full:
         def __init__(self, directory, rows):

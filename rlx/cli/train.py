@@ -209,7 +209,7 @@ def _resumed(algorithm: ModuleType, algorithm_name: str, sources: TrainSources) 
     _check_same_algorithm(sources.resume, saved["algorithm"], algorithm_name)
     defaults = {name: saved[name] for name in ("seed", *OPTIONS) if name in saved}
     defaults |= {name: as_texts(saved[name]) for name in ("env_options", "env_params")}
-    defaults["config"] = saved_config(algorithm, saved)
+    defaults |= {"config": saved_config(algorithm, saved), "log": tuple(saved.get("log", ()))}
     env_name = full_name(sources.env) if sources.env else saved["env"]
     return Beginning(env_name, saved["preset"], defaults, saved=saved)
 

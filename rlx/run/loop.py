@@ -237,7 +237,7 @@ def _written(job: Job, start: Start, resume: bool, console: Console) -> list[Sin
                 (job.directory / stale).unlink(missing_ok=True)
     sinks = opened(job.sinks, job.directory, start.rows, console.print)
     source.keep(job.directory, source.read(job.algorithm_name, job.algorithm))
-    write_json(job.directory / "config.json", describe(job, *OPTIONS) | start.origin)
+    write_json(job.directory / "config.json", describe(job, *OPTIONS) | {"log": list(job.sinks)} | start.origin)
     return sinks
 
 
