@@ -34,12 +34,12 @@ from rlx.advantages import gae, standardize
 from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.diffusion import add_noise, ddpm, denoise, denoised_mean, mean_log_prob, step_clips
 from rlx.env import EnvState
-from rlx.networks import Critic, Denoiser, Torso, action_size, initialize
+from rlx.networks import TORSOS, Critic, Denoiser, Torso, action_size, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance
-from rlx.pytree import pytree, replace, static, traced
+from rlx.pytree import num_rows, pytree, replace, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
-from rlx.spaces import Box, check_spaces, rescale
+from rlx.spaces import Box, check_spaces, rescale, visible, zeros
 from rlx.train import total_updates, training_progress
 from rlx.wrappers import carried_out
 
@@ -75,8 +75,11 @@ class Config:
     normalize_obs: bool = static(False)
     normalize_reward: bool = static(False)
     hidden_sizes: tuple[int, ...] = static((64, 64))
-    conv_features: tuple[int, ...] = static(())  # filters of 3 x 3 convolutions before them, for image observations
+    torso: str = static("mlp", one_of=TORSOS)  # convolutions before them, for image observations
+    conv_features: tuple[int, ...] = static(())  # their filters; with mlp of 3 x 3 convolutions
     activation: str = static("relu")
+    actor_obs: tuple[str, ...] = static(())  # entries of a Dict that the actor sees; none: all that are not privileged
+    critic_obs: tuple[str, ...] = static(())  # entries of a Dict that the critic sees; none: all
 
     @property
     def steps_per_update(self) -> int:
@@ -115,8 +118,11 @@ class Batch:
 
 def networks(config, env):
     """Denoising actor and critic, separate and of the same shape."""
-    torso = partial(Torso, env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
-    return Denoiser(torso()), Critic(torso())
+    sizes, conv = config.hidden_sizes, config.conv_features
+    torso = partial(Torso, hidden_sizes=sizes, activation=config.activation, conv_features=conv, kind=config.torso)
+    actor = torso(visible(env.observation_space, config.actor_obs))
+    critic = torso(visible(env.observation_space, config.critic_obs, privileged=True))
+    return Denoiser(actor), Critic(critic)
 
 
 def optimizer(config):
@@ -142,13 +148,13 @@ def init(config, env, key):
     actor, critic = networks(config, env)
     env_state = reset(env, env_key, config.num_envs)
     action = jnp.zeros(action_size(env.action_space))
-    params = initialize(params_key, env_state.obs[0], actor=(actor, 0.01, action, 0), critic=(critic, 1.0))
+    params = initialize(params_key, zeros(env.observation_space), actor=(actor, 0.01, action, 0), critic=(critic, 1.0))
     return State(
         params=params,
         pretrained=params["actor"] if config.imitation_coef or config.trained_steps < config.denoising_steps else None,
         opt_state=optimizer(config).init(params),
         env_state=env_state,
-        obs_stats=statistics(env.observation_space.shape),
+        obs_stats=statistics(env.observation_space),
         reward_scale=reward_scale(config.num_envs),
         num_updates=jnp.int32(0),
         key=key,
@@ -167,7 +173,7 @@ def sample(config, env, params, pretrained, obs, key, min_std):
     """
     actor, _ = networks(config, env)
     start_key, noise_key = jax.random.split(key)
-    shape, num_frozen = (len(obs), action_size(env.action_space)), config.denoising_steps - config.trained_steps
+    shape, num_frozen = (num_rows(obs), action_size(env.action_space)), config.denoising_steps - config.trained_steps
     x, noise = jax.random.normal(start_key, shape), jax.random.normal(noise_key, (config.denoising_steps, *shape))
     noise, bound = jnp.clip(noise, -config.noise_bound, config.noise_bound), config.action_bound
     schedule = ddpm(config.denoising_steps)
@@ -195,7 +201,7 @@ def cloning_loss(config, env, params, obs, action, key):
     """Loss `[B]` of demonstrated actions `[B, A]` in unit coordinates: the error in predicting their noise."""
     actor, _ = networks(config, env)
     time_key, noise_key = jax.random.split(key)
-    t = jax.random.randint(time_key, len(obs), 0, config.denoising_steps)
+    t = jax.random.randint(time_key, num_rows(obs), 0, config.denoising_steps)
     noise = jax.random.normal(noise_key, action.shape)
     predicted = actor.apply(params["actor"], obs, add_noise(config.denoising_steps, action, noise, t), t)
     return jnp.square(predicted - noise).mean(-1)
@@ -238,9 +244,9 @@ def loss(params, config, env, batch, i, progress, objective=objective):
 def imitation_chain(config, env, state, obs, key):
     """Chains `[T, N, K' + 1, A]` of the policy that training began with, at normalised obs, for the loss to imitate."""
     min_std = jnp.full(config.denoising_steps, config.least_std)
-    actor, flat = state.pretrained, obs.reshape(-1, *env.observation_space.shape)
+    actor, flat = state.pretrained, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), obs)
     chain, _ = sample(config, env, actor, actor, flat, key, min_std)
-    return chain.swapaxes(0, 1).reshape(*obs.shape[:2], *chain.shape[::2])
+    return chain.swapaxes(0, 1).reshape(config.num_steps, config.num_envs, *chain.shape[::2])
 
 
 def advantages(config, env, state, traj):

@@ -32,12 +32,12 @@ from rlx.advantages import gae, standardize
 from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.env import EnvState
 from rlx.flow import euler, interpolate, noise_and_time, noise_loss, samplewise, velocity_loss
-from rlx.networks import Critic, Torso, Velocity, action_size, initialize
+from rlx.networks import TORSOS, Critic, Torso, Velocity, action_size, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import approx_kl, asymmetric_surrogate, clipped_surrogate, clipped_value_loss, explained_variance
-from rlx.pytree import pytree, static, traced
+from rlx.pytree import num_rows, pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
-from rlx.spaces import Box, check_spaces, rescale
+from rlx.spaces import Box, check_spaces, rescale, visible, zeros
 from rlx.train import training_progress
 
 VARIANTS = {
@@ -86,8 +86,11 @@ class Config:
     normalize_obs: bool = static(False)
     normalize_reward: bool = static(False)
     hidden_sizes: tuple[int, ...] = static((64, 64))
-    conv_features: tuple[int, ...] = static(())  # filters of 3 x 3 convolutions before them, for image observations
+    torso: str = static("mlp", one_of=TORSOS)  # convolutions before them, for image observations
+    conv_features: tuple[int, ...] = static(())  # their filters; with mlp of 3 x 3 convolutions
     activation: str = static("tanh")
+    actor_obs: tuple[str, ...] = static(())  # entries of a Dict that the actor sees; none: all that are not privileged
+    critic_obs: tuple[str, ...] = static(())  # entries of a Dict that the critic sees; none: all
 
     @property
     def steps_per_update(self) -> int:
@@ -125,8 +128,11 @@ class Batch:
 
 def networks(config, env):
     """Velocity of the actor's flow and critic, separate and of the same shape."""
-    torso = partial(Torso, env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
-    return Velocity(torso()), Critic(torso())
+    sizes, conv = config.hidden_sizes, config.conv_features
+    torso = partial(Torso, hidden_sizes=sizes, activation=config.activation, conv_features=conv, kind=config.torso)
+    actor = torso(visible(env.observation_space, config.actor_obs))
+    critic = torso(visible(env.observation_space, config.critic_obs, privileged=True))
+    return Velocity(actor), Critic(critic)
 
 
 def optimizer(config, learning_rate):
@@ -147,12 +153,12 @@ def init(config, env, key):
     actor, critic = networks(config, env)
     env_state = reset(env, env_key, config.num_envs)
     action = jnp.zeros(action_size(env.action_space))
-    params = initialize(params_key, env_state.obs[0], actor=(actor, 1.0, action, 0.0), critic=(critic, 1.0))
+    params = initialize(params_key, zeros(env.observation_space), actor=(actor, 1.0, action, 0.0), critic=(critic, 1.0))
     return State(
         params=params,
         opt_state=optimizer(config, config.learning_rate).init(params),
         env_state=env_state,
-        obs_stats=statistics(env.observation_space.shape),
+        obs_stats=statistics(env.observation_space),
         reward_scale=reward_scale(config.num_envs),
         num_updates=jnp.int32(0),
         key=key,
@@ -169,10 +175,10 @@ def act(config, env, state, obs, key, deterministic=False):
     actor, _ = networks(config, env)
     velocity, obs = partial(actor.apply, state.params["actor"]), normalized(config, state, obs)
     noise_key, draws_key = jax.random.split(key)
-    start, noise = jax.random.normal(noise_key, (2, len(obs), action_size(env.action_space)))
+    start, noise = jax.random.normal(noise_key, (2, num_rows(obs), action_size(env.action_space)))
     start_std, noise_std = (config.eval_noise, 0.0) if deterministic else (1.0, config.action_noise)
     action = euler(partial(velocity, obs), start_std * start, config.flow_steps) + noise_std * noise
-    draws = jax.random.key_data(jax.random.split(draws_key, len(obs)))
+    draws = jax.random.key_data(jax.random.split(draws_key, num_rows(obs)))
     recorded = Recorded(action, draws, flow_loss(config, velocity, obs, action, draws))
     return rescale(env.action_space, action), recorded
 
@@ -193,7 +199,7 @@ def flow_loss(config, velocity, obs, action, draws):
 def cloning_loss(config, env, params, obs, action, key):
     """Loss `[B]` of demonstrated actions `[B, A]` in unit coordinates: flow matching, at noise and times drawn anew."""
     actor, _ = networks(config, env)
-    draws = jax.random.key_data(jax.random.split(key, len(obs)))
+    draws = jax.random.key_data(jax.random.split(key, num_rows(obs)))
     return flow_loss(config, partial(actor.apply, params["actor"]), obs, action, draws).mean(-1)
 
 

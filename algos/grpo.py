@@ -32,14 +32,14 @@ import optax
 
 from rlx import groups
 from rlx.clipping import clip_by_global_norm, global_norm
-from rlx.networks import Actor, Torso, initialize
+from rlx.networks import BOUNDED, POLICIES, TORSOS, Actor, Torso, initialize
 from rlx.normalize import Statistics, normalize, statistics, update_statistics
 from rlx.objectives import approx_kl, clipped_surrogate
 from rlx.pytree import pytree, static, traced
 from rlx.relatives import BASELINES, CREDITS, RATIOS, SCALES, WEIGHTS
 from rlx.relatives import VARIANTS as VARIANTS
 from rlx.rollout import check_divides, check_horizon, episode_metrics, episodes, gather, minibatches, reset
-from rlx.spaces import check_spaces, rescale
+from rlx.spaces import check_spaces, rescale, visible, zeros
 from rlx.train import training_progress
 
 
@@ -71,8 +71,11 @@ class Config:
     from_visited: bool = static(False)
     normalize_obs: bool = static(False)
     hidden_sizes: tuple[int, ...] = static((64, 64))
-    conv_features: tuple[int, ...] = static(())  # filters of 3 x 3 convolutions before them, for image observations
+    torso: str = static("mlp", one_of=TORSOS)  # convolutions before them, for image observations
+    conv_features: tuple[int, ...] = static(())  # their filters; with mlp of 3 x 3 convolutions
     activation: str = static("tanh")
+    actor_obs: tuple[str, ...] = static(())  # entries of a Dict that the actor sees; none: all that are not privileged
+    policy: str = static("normal", one_of=POLICIES)  # density of continuous actions
 
     @property
     def num_episodes(self) -> int:
@@ -114,8 +117,9 @@ class Batch:
 
 def networks(config, env):
     """The actor."""
-    torso = Torso(env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
-    return Actor(env.action_space, torso)
+    space = visible(env.observation_space, config.actor_obs)
+    torso = Torso(space, config.hidden_sizes, config.activation, config.conv_features, kind=config.torso)
+    return Actor(env.action_space, torso, policy=config.policy)
 
 
 def optimizer(config, learning_rate):
@@ -126,21 +130,20 @@ def optimizer(config, learning_rate):
 
 def check(config, env):
     """Raises ValueError for settings that do not fit each other or the environment."""
-    check_spaces(env, normalized=config.normalize_obs)
+    check_spaces(env, bounded=config.policy in BOUNDED, normalized=config.normalize_obs)
     check_horizon(env, config.num_steps)
     check_divides(config.num_episodes, config.num_minibatches, "num_groups * group_size")
 
 
 def init(config, env, key):
     check(config, env)
-    key, params_key, env_key = jax.random.split(key, 3)
-    obs = env.reset(env_key).obs
-    params = initialize(params_key, obs, actor=(networks(config, env), 0.01))
+    key, params_key, _ = jax.random.split(key, 3)
+    params = initialize(params_key, zeros(env.observation_space), actor=(networks(config, env), 0.01))
     return State(
         params=params,
         reference=params,
         opt_state=optimizer(config, config.learning_rate).init(params),
-        obs_stats=statistics(env.observation_space.shape),
+        obs_stats=statistics(env.observation_space),
         num_updates=jnp.int32(0),
         key=key,
     )
@@ -155,7 +158,7 @@ def act(config, env, state, obs, key, deterministic=False):
     """The environment's action for obs `[N * G, O]`, and what the loss will need of it."""
     pi = networks(config, env).apply(state.params["actor"], normalized(config, state, obs))
     action = pi.mode() if deterministic else pi.sample(key)
-    return rescale(env.action_space, action), Recorded(action, pi.log_prob(action))
+    return rescale(env.action_space, pi.squash(action)), Recorded(action, pi.log_prob(action))
 
 
 def objective(config, log_ratio, advantage, progress):

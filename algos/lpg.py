@@ -29,10 +29,10 @@ import optax
 from rlx.advantages import gae
 from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.env import EnvState
-from rlx.networks import Actor, Torso, initialize
+from rlx.networks import TORSOS, Actor, Torso, initialize
 from rlx.pytree import pytree, static, traced
 from rlx.rollout import episode_metrics, reset, rollout
-from rlx.spaces import Discrete, check_spaces, rescale
+from rlx.spaces import Discrete, check_spaces, rescale, visible, zeros
 from rlx.train import training_progress
 
 
@@ -48,7 +48,8 @@ class Config:
     adam_epsilon: float = traced(1e-5, above=0)
     num_values: int = static(8)  # M
     hidden_sizes: tuple[int, ...] = static(())  # none: a table, where observations are categories
-    conv_features: tuple[int, ...] = static(())  # filters of 3 x 3 convolutions before them, for image observations
+    torso: str = static("mlp", one_of=TORSOS)  # convolutions before them, for image observations
+    conv_features: tuple[int, ...] = static(())  # their filters; with mlp of 3 x 3 convolutions
     activation: str = static("tanh")
 
     @property
@@ -79,8 +80,9 @@ class Seen:
 
 def networks(config, env):
     """Policy and predictor, separate and of the same shape."""
-    torso = partial(Torso, env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
-    return Actor(env.action_space, torso()), Actor(Discrete(config.num_values), torso())
+    space = visible(env.observation_space)
+    torso = partial(Torso, space, config.hidden_sizes, config.activation, config.conv_features, kind=config.torso)
+    return Actor(env.action_space, torso()), Actor(Discrete(config.num_values), torso(), legal=False)
 
 
 def optimizer(config):
@@ -99,7 +101,7 @@ def init(config, env, key):
     key, params_key, env_key = jax.random.split(key, 3)
     actor, predictor = networks(config, env)
     env_state = reset(env, env_key, config.num_envs)
-    params = initialize(params_key, env_state.obs[0], actor=(actor, 0.01), predictor=(predictor, 0.01))
+    params = initialize(params_key, zeros(env.observation_space), actor=(actor, 0.01), predictor=(predictor, 0.01))
     return State(params, optimizer(config).init(params), env_state, jnp.int32(0), key)
 
 

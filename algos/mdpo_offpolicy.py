@@ -33,12 +33,12 @@ import jax.numpy as jnp
 import optax
 
 from rlx.env import EnvState
-from rlx.networks import Critic, TanhActor, Torso, initialize
+from rlx.networks import TORSOS, Critic, TanhActor, Torso, initialize
 from rlx.normalize import Statistics, normalize, statistics, update_statistics
-from rlx.pytree import pytree, replace, static, traced
+from rlx.pytree import num_rows, pytree, replace, static, traced
 from rlx.replay import Replay, check_ratio, check_replay, insert, replay, sample, take
 from rlx.rollout import episode_metrics, flatten, reset, rollout
-from rlx.spaces import Box, check_spaces, num_free, rescale, size
+from rlx.spaces import Box, check_spaces, num_free, rescale, size, visible, zeros
 
 
 @pytree
@@ -63,8 +63,11 @@ class Config:
     normalize_obs: bool = static(False)
     layer_norm: bool = static(False)  # in the critics
     hidden_sizes: tuple[int, ...] = static((256, 256))
-    conv_features: tuple[int, ...] = static(())  # filters of 3 x 3 convolutions before them, for image observations
+    torso: str = static("mlp", one_of=TORSOS)  # convolutions before them, for image observations
+    conv_features: tuple[int, ...] = static(())  # their filters; with mlp of 3 x 3 convolutions
     activation: str = static("relu")
+    actor_obs: tuple[str, ...] = static(())  # entries of a Dict that the actor sees; none: all that are not privileged
+    critic_obs: tuple[str, ...] = static(())  # entries of a Dict that the critic sees; none: all
 
     @property
     def steps_per_update(self) -> int:
@@ -102,8 +105,11 @@ class Batch:
 
 def networks(config, env):
     """Actor and critic of the same shape; all critics apply one module, to parameters of their own."""
-    torso = partial(Torso, env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
-    return TanhActor(env.action_space, torso()), Critic(torso(config.layer_norm))
+    sizes, conv = config.hidden_sizes, config.conv_features
+    torso = partial(Torso, hidden_sizes=sizes, activation=config.activation, conv_features=conv, kind=config.torso)
+    actor = torso(visible(env.observation_space, config.actor_obs))
+    critic = torso(visible(env.observation_space, config.critic_obs, privileged=True), layer_norm=config.layer_norm)
+    return TanhActor(env.action_space, actor), Critic(critic)
 
 
 def optimizer(config):
@@ -127,9 +133,9 @@ def init(config, env, key):
     env_state, traj = rollout(env, partial(explore, env), reset(env, env_key, config.num_envs), warmup_key, num_steps)
     elements = flatten(kept(traj))
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), elements)
-    obs_stats = statistics(env.observation_space.shape)
+    obs_stats = statistics(env.observation_space)
     actor, critic = networks(config, env)
-    obs, action = env_state.obs[0], jnp.zeros(env.action_space.shape)
+    obs, action = zeros(env.observation_space), zeros(env.action_space)
     params = initialize(actor_key, obs, actor=(actor, 0.01))
     params |= jax.vmap(lambda key: initialize(key, obs, critic=(critic, 1.0, action)))(
         jax.random.split(critic_key, config.num_critics)
@@ -154,7 +160,7 @@ def normalized(config, state, obs):
 
 def explore(env, obs, key):
     """Uniformly random actions, as `act` gives them."""
-    action = jax.random.uniform(key, (obs.shape[0], *env.action_space.shape), minval=-1.0, maxval=1.0)
+    action = jax.random.uniform(key, (num_rows(obs), *env.action_space.shape), minval=-1.0, maxval=1.0)
     return rescale(env.action_space, action), action
 
 

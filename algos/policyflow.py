@@ -35,12 +35,12 @@ from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.distributions import Normal
 from rlx.env import EnvState
 from rlx.flow import brownian_residual, interpolate, midpoint
-from rlx.networks import Critic, FourierVelocity, Torso, action_size, initialize
+from rlx.networks import TORSOS, Critic, FourierVelocity, Torso, action_size, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import clipped_surrogate, clipped_value_loss, explained_variance, kl_adapted
-from rlx.pytree import pytree, static, traced
+from rlx.pytree import num_rows, pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
-from rlx.spaces import Box, check_spaces, rescale
+from rlx.spaces import Box, check_spaces, rescale, visible, zeros
 from rlx.train import training_progress
 
 
@@ -70,8 +70,11 @@ class Config:
     normalize_obs: bool = static(False)
     normalize_reward: bool = static(False)
     hidden_sizes: tuple[int, ...] = static((64, 64))
-    conv_features: tuple[int, ...] = static(())  # filters of 3 x 3 convolutions before them, for image observations
+    torso: str = static("mlp", one_of=TORSOS)  # convolutions before them, for image observations
+    conv_features: tuple[int, ...] = static(())  # their filters; with mlp of 3 x 3 convolutions
     activation: str = static("tanh")
+    actor_obs: tuple[str, ...] = static(())  # entries of a Dict that the actor sees; none: all that are not privileged
+    critic_obs: tuple[str, ...] = static(())  # entries of a Dict that the critic sees; none: all
 
     @property
     def steps_per_update(self) -> int:
@@ -110,8 +113,11 @@ class Batch:
 
 def networks(config, env):
     """Velocity of the actor's flow and critic, separate."""
-    torso = partial(Torso, env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
-    return FourierVelocity(torso(), config.num_features), Critic(torso())
+    sizes, conv = config.hidden_sizes, config.conv_features
+    torso = partial(Torso, hidden_sizes=sizes, activation=config.activation, conv_features=conv, kind=config.torso)
+    actor = torso(visible(env.observation_space, config.actor_obs))
+    critic = torso(visible(env.observation_space, config.critic_obs, privileged=True))
+    return FourierVelocity(actor, config.num_features), Critic(critic)
 
 
 def optimizer(config, learning_rate):
@@ -132,13 +138,15 @@ def init(config, env, key):
     actor, critic = networks(config, env)
     env_state = reset(env, env_key, config.num_envs)
     action = jnp.zeros(action_size(env.action_space))
-    params = initialize(params_key, env_state.obs[0], actor=(actor, 0.01, action, 0.0), critic=(critic, 1.0))
+    params = initialize(
+        params_key, zeros(env.observation_space), actor=(actor, 0.01, action, 0.0), critic=(critic, 1.0)
+    )
     params["log_std"] = jnp.zeros_like(action)
     return State(
         params=params,
         opt_state=optimizer(config, config.learning_rate).init(params),
         env_state=env_state,
-        obs_stats=statistics(env.observation_space.shape),
+        obs_stats=statistics(env.observation_space),
         reward_scale=reward_scale(config.num_envs),
         learning_rate=jnp.float32(config.learning_rate),
         num_updates=jnp.int32(0),
@@ -155,7 +163,7 @@ def act(config, env, state, obs, key, deterministic=False):
     """The environment's action for obs `[N, O]`, and what the loss will need of it."""
     actor, _ = networks(config, env)
     velocity = partial(actor.apply, state.params["actor"], normalized(config, state, obs))
-    start, noise = jax.random.normal(key, (2, len(obs), *state.params["log_std"].shape)) * (not deterministic)
+    start, noise = jax.random.normal(key, (2, num_rows(obs), *state.params["log_std"].shape)) * (not deterministic)
     noise *= jnp.exp(state.params["log_std"])
     end = midpoint(velocity, start, config.flow_steps)
     return rescale(env.action_space, end + noise), Recorded(start, end, noise)

@@ -26,12 +26,12 @@ import optax
 from rlx.advantages import gae, standardize
 from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.env import EnvState
-from rlx.networks import Actor, Critic, Torso, initialize
+from rlx.networks import BOUNDED, POLICIES, TORSOS, Actor, Critic, Torso, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance
 from rlx.pytree import pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
-from rlx.spaces import check_spaces, rescale
+from rlx.spaces import check_spaces, rescale, visible, zeros
 from rlx.train import training_progress
 
 
@@ -56,8 +56,12 @@ class Config:
     normalize_obs: bool = static(False)
     normalize_reward: bool = static(False)
     hidden_sizes: tuple[int, ...] = static((64, 64))
-    conv_features: tuple[int, ...] = static(())  # filters of 3 x 3 convolutions before them, for image observations
+    torso: str = static("mlp", one_of=TORSOS)  # convolutions before them, for image observations
+    conv_features: tuple[int, ...] = static(())  # their filters; with mlp of 3 x 3 convolutions
     activation: str = static("tanh")
+    actor_obs: tuple[str, ...] = static(())  # entries of a Dict that the actor sees; none: all that are not privileged
+    critic_obs: tuple[str, ...] = static(())  # entries of a Dict that the critic sees; none: all
+    policy: str = static("normal", one_of=POLICIES)  # density of continuous actions
     num_components: int = static(1)  # of the normal mixture over continuous actions
 
     @property
@@ -96,8 +100,11 @@ class Batch:
 
 def networks(config, env):
     """Actor and critic, separate and of the same shape."""
-    torso = partial(Torso, env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
-    return Actor(env.action_space, torso(), config.num_components), Critic(torso())
+    sizes, conv = config.hidden_sizes, config.conv_features
+    torso = partial(Torso, hidden_sizes=sizes, activation=config.activation, conv_features=conv, kind=config.torso)
+    actor = torso(visible(env.observation_space, config.actor_obs))
+    critic = torso(visible(env.observation_space, config.critic_obs, privileged=True))
+    return Actor(env.action_space, actor, config.num_components, config.policy), Critic(critic)
 
 
 def optimizer(config, learning_rate):
@@ -108,7 +115,7 @@ def optimizer(config, learning_rate):
 
 def check(config, env):
     """Raises ValueError for settings that do not fit each other or the environment."""
-    check_spaces(env, normalized=config.normalize_obs)
+    check_spaces(env, bounded=config.policy in BOUNDED, normalized=config.normalize_obs)
     check_divides(config.steps_per_update, config.num_minibatches)
 
 
@@ -117,12 +124,12 @@ def init(config, env, key):
     key, params_key, env_key = jax.random.split(key, 3)
     actor, critic = networks(config, env)
     env_state = reset(env, env_key, config.num_envs)
-    params = initialize(params_key, env_state.obs[0], actor=(actor, 0.01), critic=(critic, 1.0))
+    params = initialize(params_key, zeros(env.observation_space), actor=(actor, 0.01), critic=(critic, 1.0))
     return State(
         params=params,
         opt_state=optimizer(config, config.learning_rate).init(params),
         env_state=env_state,
-        obs_stats=statistics(env.observation_space.shape),
+        obs_stats=statistics(env.observation_space),
         reward_scale=reward_scale(config.num_envs),
         num_updates=jnp.int32(0),
         key=key,
@@ -139,13 +146,14 @@ def act(config, env, state, obs, key, deterministic=False):
     actor, _ = networks(config, env)
     pi = actor.apply(state.params["actor"], normalized(config, state, obs))
     action = jax.lax.stop_gradient(pi.mode() if deterministic else pi.sample(key))
-    return rescale(env.action_space, action), Recorded(action, pi.log_prob(action))
+    return rescale(env.action_space, pi.squash(action)), Recorded(action, pi.log_prob(action))
 
 
 def cloning_loss(config, env, params, obs, action, key):
     """Loss `[B]` of demonstrated actions in unit coordinates: how unlikely they are."""
     actor, _ = networks(config, env)
-    return -actor.apply(params["actor"], obs).log_prob(action)
+    pi = actor.apply(params["actor"], obs)
+    return -pi.log_prob(pi.unsquash(action))
 
 
 def objective(config, log_ratio, advantage, progress):

@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import optax
 
 from rlx.env import EnvState
-from rlx.networks import ActionValues, Actor, Torso, initialize
+from rlx.masks import num_legal, random_choices
+from rlx.networks import TORSOS, ActionValues, Actor, Torso, initialize
 from rlx.normalize import Statistics, normalize, statistics, update_statistics
 from rlx.pytree import pytree, replace, static, traced
 from rlx.replay import Replay, check_ratio, check_replay, insert, replay, sample, take
 from rlx.rollout import episode_metrics, flatten, reset, rollout
-from rlx.spaces import Discrete, check_spaces, rescale
+from rlx.spaces import Discrete, check_spaces, rescale, visible, zeros
 
 
 @pytree
@@ -43,15 +44,18 @@ class Config:
     learning_rate: float = traced(3e-4, at_least=0)
     alpha_learning_rate: float = traced(3e-4, at_least=0)  # 0 keeps the temperature at its initial value
     initial_alpha: float = traced(1.0, at_least=0)
-    target_entropy: float = traced(0.98, at_least=0, at_most=1)  # as a part of log A, that of the uniform policy
+    target_entropy: float = traced(0.98, at_least=0, at_most=1)  # as a part of log A, of uniform legal actions
     gamma: float = traced(0.99, at_least=0, at_most=1)
     tau: float = traced(0.005, at_least=0, at_most=1)  # part of the way to the critics that their targets go each time
     reward_scale: float = traced(1.0, above=0)
     normalize_obs: bool = static(False)
     layer_norm: bool = static(False)  # in the critics
     hidden_sizes: tuple[int, ...] = static((256, 256))
-    conv_features: tuple[int, ...] = static(())  # filters of 3 x 3 convolutions before them, for image observations
+    torso: str = static("mlp", one_of=TORSOS)  # convolutions before them, for image observations
+    conv_features: tuple[int, ...] = static(())  # their filters; with mlp of 3 x 3 convolutions
     activation: str = static("relu")
+    actor_obs: tuple[str, ...] = static(())  # entries of a Dict that the actor sees; none: all that are not privileged
+    critic_obs: tuple[str, ...] = static(())  # entries of a Dict that the critic sees; none: all
 
     @property
     def steps_per_update(self) -> int:
@@ -89,8 +93,11 @@ class Batch:
 
 def networks(config, env):
     """Actor and critic of the same shape; all critics apply one module, to parameters of their own."""
-    torso = partial(Torso, env.observation_space, config.hidden_sizes, config.activation, config.conv_features)
-    return Actor(env.action_space, torso()), ActionValues(env.action_space, torso(config.layer_norm))
+    sizes, conv = config.hidden_sizes, config.conv_features
+    torso = partial(Torso, hidden_sizes=sizes, activation=config.activation, conv_features=conv, kind=config.torso)
+    actor = torso(visible(env.observation_space, config.actor_obs))
+    critic = torso(visible(env.observation_space, config.critic_obs, privileged=True), layer_norm=config.layer_norm)
+    return Actor(env.action_space, actor), ActionValues(env.action_space, critic)
 
 
 def optimizer(config):
@@ -114,9 +121,9 @@ def init(config, env, key):
     env_state, traj = rollout(env, partial(explore, env), reset(env, env_key, config.num_envs), warmup_key, num_steps)
     elements = flatten(kept(traj))
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), elements)
-    obs_stats = statistics(env.observation_space.shape)
+    obs_stats = statistics(env.observation_space)
     actor, critic = networks(config, env)
-    obs = env_state.obs[0]
+    obs = zeros(env.observation_space)
     params = initialize(actor_key, obs, actor=(actor, 0.01))
     params |= jax.vmap(lambda key: initialize(key, obs, critic=(critic, 1.0)))(
         jax.random.split(critic_key, config.num_critics)
@@ -140,8 +147,8 @@ def normalized(config, state, obs):
 
 
 def explore(env, obs, key):
-    """Uniformly random actions, as `act` gives them."""
-    return rescale(env.action_space, jax.random.randint(key, obs.shape[:1], 0, env.action_space.n)), None
+    """Uniformly random legal actions, as `act` gives them."""
+    return rescale(env.action_space, random_choices(env.action_space, obs, key)), None
 
 
 def act(config, env, state, obs, key, deterministic=False):
@@ -180,9 +187,9 @@ def actor_loss(params, fixed, config, env, batch):
     return loss.mean(), pi.entropy()
 
 
-def alpha_loss(log_alpha, config, env, entropy):
+def alpha_loss(log_alpha, config, env, obs, entropy):
     """Loss of the temperature, equation 11."""
-    target_entropy = config.target_entropy * jnp.log(env.action_space.n)
+    target_entropy = config.target_entropy * jnp.log(num_legal(env.action_space, obs))
     return (jnp.exp(log_alpha) * (entropy - target_entropy)).mean()
 
 
@@ -218,7 +225,7 @@ def update(config, env, state):
         # What a loss takes as given is an argument of its own, no stop_gradient: gradients through training see it.
         inputs = params, params, target_params, config, env, batch
         grads, (entropy, metrics) = jax.grad(loss, has_aux=True)(*inputs)
-        grads["log_alpha"] = jax.grad(alpha_loss)(params["log_alpha"], config, env, entropy)
+        grads["log_alpha"] = jax.grad(alpha_loss)(params["log_alpha"], config, env, obs, entropy)
         updates, opt_state = optimizer(config).update(grads, opt_state)
         params = optax.apply_updates(params, updates)
         target_params = optax.incremental_update(params["critic"], target_params, config.tau)

@@ -15,7 +15,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from rlx.modes import ordinary
 from rlx.pytree import per_env, pytree, replace, static
-from rlx.spaces import Space
+from rlx.spaces import Space, parts
 
 LIMITS = ("max_steps", "max_steps_in_episode")  # as what suites keep the time limit in their params
 
@@ -46,11 +46,11 @@ class Environment(Protocol):
         ...
 
     def observation_space(self, params: Any) -> Space:
-        """Box or Discrete."""
+        """Box or Discrete, or a Dict or Tuple of spaces."""
         ...
 
     def action_space(self, params: Any) -> Space:
-        """Box or Discrete."""
+        """Likewise."""
         ...
 
 
@@ -139,10 +139,10 @@ class Env:
         # A fixed dtype on every leaf: Python scalars in a start state would make the second call another program.
         obs, state = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), (obs, state))
         space = self.observation_space
-        if isinstance(space, Space) and getattr(obs, "shape", None) != space.shape:
-            seen = f"of shape {obs.shape}" if hasattr(obs, "shape") else f"that is a {type(obs).__name__}"
+        if isinstance(space, Space) and _shapes(obs) != _shapes(parts(space)):
             raise ValueError(
-                f"reset gives an observation {seen} and observation_space has shape {space.shape}; correct one"
+                f"reset gives an observation of {_shapes(obs)} and observation_space is of {_shapes(parts(space))}; "
+                "correct one"
             )
         return EnvState(state, obs, time=jnp.int32(0), episode_return=jnp.float32(0))
 
@@ -192,6 +192,12 @@ class Env:
         """
         stepped, transition = self.advance(key, env_state, action)
         return jax.tree.map(lambda a, b: jnp.where(transition.done, a, b), start, stepped), transition
+
+
+def _shapes(tree: Any) -> str:
+    """The shapes of the arrays of a tree, in words."""
+    shapes = [f"{keystr(path)} {x.shape}".strip() for path, x in tree_leaves_with_path(tree)]
+    return f"shape {shapes[0]}" if len(shapes) == 1 else f"shapes {', '.join(shapes)}"
 
 
 def _finite(tree: Any) -> jax.Array:

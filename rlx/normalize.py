@@ -1,13 +1,19 @@
-"""Running normalisation of observations and rewards."""
+"""Running normalisation of observations and rewards.
+
+Of observations with several entries each is normalised by itself. Categories, booleans and images of bytes, which
+torsos divide by 255, stay as they are.
+"""
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from rlx.pytree import per_env, pytree
+from rlx.spaces import Box, Dict, Tuple, parts
 
 LARGEST = 1e38  # that a return of rewards to be scaled counts with
 
@@ -21,12 +27,29 @@ class Statistics:
     count: jax.Array  # float32, number of samples
 
 
-def statistics(shape: tuple[int, ...] = ()) -> Statistics:
-    """Statistics of nothing: `normalize` with them is the identity."""
+def statistics(of: Any = ()) -> Any:
+    """Statistics of nothing: `normalize` with them is the identity.
+
+    They are for arrays of a shape or for elements of a space; for those of a Dict or Tuple they are a pytree with
+    `Statistics` of each part, and None where a part is not normalised.
+    """
+    if isinstance(of, Dict | Tuple):
+        return jax.tree.map(lambda space: statistics(space) if _is_measured(space) else None, parts(of))
+    shape = of if isinstance(of, tuple) else of.shape
     return Statistics(jnp.zeros(shape), jnp.ones(shape), jnp.float32(0))
 
 
-def update_statistics(stats: Statistics, batch: jax.Array, where: jax.Array | None = None) -> Statistics:
+def _is_measured(space: Any) -> bool:
+    image = space.dtype == jnp.uint8 and len(space.shape) == 3
+    return isinstance(space, Box) and space.dtype != jnp.bool_ and not image
+
+
+def _each(function: Any, stats: Any, *trees: Any) -> Any:
+    """A tree map over the `Statistics` of a tree, and `trees` like it."""
+    return jax.tree.map(function, stats, *trees, is_leaf=lambda x: x is None or isinstance(x, Statistics))
+
+
+def update_statistics(stats: Any, batch: Any, where: jax.Array | None = None) -> Any:
     """The statistics after `batch` `[..., *feature shape]`, all leading axes pooled; those `where` is False left out.
 
         d = mean_b - mean,  n' = n + n_b,  mean' = mean + d n_b / n'
@@ -38,6 +61,10 @@ def update_statistics(stats: Statistics, batch: jax.Array, where: jax.Array | No
     Features whose squares overflow are computed in other units, so that means are right up to the largest number; a
     variance above that number is given as that number.
     """
+    return _each(lambda stats, x: None if stats is None else _updated(stats, x, where), stats, batch)
+
+
+def _updated(stats: Statistics, batch: jax.Array, where: jax.Array | None) -> Statistics:
     chex.assert_shape(batch, (..., *stats.mean.shape))
     batch = batch.astype(jnp.float32)
     leading = tuple(range(batch.ndim - stats.mean.ndim))
@@ -59,8 +86,14 @@ def update_statistics(stats: Statistics, batch: jax.Array, where: jax.Array | No
     )
 
 
-def normalize(stats: Statistics, x: jax.Array, limit: float = 10.0) -> jax.Array:
-    """`clip((x - mean) / sqrt(variance + 1e-8), -limit, limit)`."""
+def normalize(stats: Any, x: Any, limit: float = 10.0) -> Any:
+    """`clip((x - mean) / sqrt(variance + 1e-8), -limit, limit)`, or a tree of these; see `statistics`."""
+    return _each(lambda stats, x: x if stats is None else _normalized(stats, x, limit), stats, x)
+
+
+def _normalized(stats: Statistics, x: jax.Array, limit: float) -> jax.Array:
+    if x.dtype == jnp.uint8 and stats.mean.ndim == 3:  # bytes of images are scaled by the torso
+        return x
     return jnp.clip((x - stats.mean) * jax.lax.rsqrt(stats.variance + 1e-8), -limit, limit)
 
 

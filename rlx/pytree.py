@@ -227,6 +227,11 @@ def stack(trees: list[T]) -> T:
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
 
 
+def num_rows(tree: Any) -> int:
+    """The length of the first axis of the arrays of a tree, which have it in common."""
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
 def uncommitted(tree: T) -> T:
     """The tree with arrays that are bound to no device: programs over one device and over many may be given them."""
 
@@ -245,5 +250,5 @@ def _difference(a: Any, b: Any) -> str:
     return ", ".join(f"{name} = {x!r} and {y!r}" for name, x, y in pairs if x != y) or "in a nested tree"
 
 
-__all__ = ["is_per_env", "is_static", "per_env", "plain", "pytree", "replace"]
+__all__ = ["is_per_env", "is_static", "num_rows", "per_env", "plain", "pytree", "replace"]
 __all__ += ["stack", "static", "traced", "uncommitted"]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from rlx.devices.sharding import blocks, num_blocks, split, whole
 from rlx.env import Env, EnvState, Transition
+from rlx.masks import mask_of, num_unmasked
 
 T = TypeVar("T")
 
@@ -196,16 +197,19 @@ def episode_metrics(traj: Transition) -> dict[str, jax.Array]:
 
     The means are 0 where none ended: they mean something only where `num_episodes` is above 0, and means over updates
     are weighted by it. Returns are sums of raw rewards. Episodes that diverged have no return: they are counted in
-    `num_diverged` and nowhere else.
+    `num_diverged` and nowhere else. Where there are masks of legal actions, `num_unmasked` counts the steps in which
+    nothing was legal, where policies choose among all actions.
     """
     whole = traj.done & ~traj.diverged
     num_episodes = whole.sum()
     mean = lambda x: jnp.where(whole, x, 0).sum() / jnp.maximum(num_episodes, 1).astype(jnp.float32)
+    unmasked = {} if mask_of(traj.obs) is None else {"num_unmasked": num_unmasked(traj.obs)}
     return {
         "episode_return": mean(traj.episode_return),
         "episode_length": mean(traj.episode_length),
         "num_episodes": num_episodes,
         "num_diverged": traj.diverged.sum(),
+        **unmasked,
     }
 
 

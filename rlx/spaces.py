@@ -1,7 +1,12 @@
-"""Observation and action spaces, and which of them a policy can serve."""
+"""Observation and action spaces, and which of them a policy can serve.
+
+`Box` and `Discrete` are spaces of arrays; `Dict` and `Tuple` are made of spaces, and their elements of arrays. `parts`
+gives any space as a pytree of Boxes and Discretes, over which everything else is a tree map.
+"""
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from types import UnionType
 from typing import Any
 
@@ -76,7 +81,119 @@ class Discrete:
         return jnp.all((x >= 0) & (x < self.n) & (x == jnp.floor(x)))
 
 
-Space = Box | Discrete
+class Dict:
+    """Spaces by name: elements are dictionaries with an element of each.
+
+        Dict(pixels=Box(0, 255, (64, 64, 3), jnp.uint8), speed=Box(-1.0, 1.0, (2,)), privileged=("speed",))
+
+    Args:
+        spaces: the spaces by name; further ones may be given as keywords.
+        privileged: of these, what critics see and actors do not, unless an algorithm's settings say otherwise.
+    """
+
+    def __init__(
+        self, spaces: Mapping[str, "Space"] | None = None, *, privileged: Iterable[str] = (), **named: "Space"
+    ):
+        self.spaces, self.privileged = {**(spaces or {}), **named}, tuple(privileged)
+        if unknown := [name for name in self.privileged if name not in self.spaces]:
+            raise ValueError(f"privileged = {unknown[0]!r} is no entry: there are {', '.join(self.spaces)}")
+
+    def sample(self, key: jax.Array) -> dict[str, Any]:
+        """An element of each space, drawn as it draws them."""
+        return _samples(self, key)
+
+    def contains(self, x: Any) -> jax.Array:
+        """Whether the names are those of the space and each element is in its own, as a boolean scalar."""
+        return _contains(self, x)
+
+    def __repr__(self) -> str:
+        return f"Dict({', '.join(f'{name}={_name(space)}' for name, space in self.spaces.items())})"
+
+
+class Tuple:
+    """Spaces in order: elements are tuples with an element of each. `Tuple(Discrete(3), Box(-1.0, 1.0, (2,)))`."""
+
+    def __init__(self, *spaces: "Space"):
+        self.spaces = spaces
+
+    def sample(self, key: jax.Array) -> tuple[Any, ...]:
+        """An element of each space, drawn as it draws them."""
+        return _samples(self, key)
+
+    def contains(self, x: Any) -> jax.Array:
+        """Whether there are as many elements as spaces and each is in its own, as a boolean scalar."""
+        return _contains(self, x)
+
+    def __repr__(self) -> str:
+        return f"Tuple({', '.join(map(_name, self.spaces))})"
+
+
+Space = Box | Discrete | Dict | Tuple
+MASK = "action_mask"  # the entry of an observation that says which actions are legal
+
+
+def parts(space: Any) -> Any:
+    """The space as a pytree with Boxes and Discretes as leaves: dictionaries in place of Dicts, tuples of Tuples."""
+    if isinstance(space, Dict):
+        return {name: parts(inner) for name, inner in space.spaces.items()}
+    return tuple(map(parts, space.spaces)) if isinstance(space, Tuple) else space
+
+
+def named(space: Any) -> dict[str, Any]:
+    """The Boxes and Discretes of a space by their dotted names, in the order of the leaves of its elements."""
+    leaves = jax.tree_util.tree_leaves_with_path(parts(space))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def zeros(space: Space) -> Any:
+    """An element of zeros, of the shapes and dtypes of the space."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, jax.dtypes.canonicalize_dtype(s.dtype)), parts(space))
+
+
+def visible(space: Space, entries: tuple[str, ...] = (), privileged: bool = False) -> Space:
+    """What a network sees of an observation space.
+
+    Args:
+        space: of the whole observation.
+        entries: of a Dict, by name; without any, all but the legal actions (`MASK`) and what is for critics.
+        privileged: whether that is for this network, too.
+
+    Raises:
+        ValueError: for an entry that the space does not have, or where nothing is left.
+    """
+    if not isinstance(space, Dict):
+        if entries:
+            raise ValueError(f"entries {', '.join(entries)} are of a Dict: the observation space is {_name(space)}")
+        return space
+    if unknown := [name for name in entries if name not in space.spaces]:
+        raise ValueError(f"the observation has no entry {unknown[0]!r}: there are {', '.join(space.spaces)}")
+    hidden = (MASK,) if privileged else (MASK, *space.privileged)
+    chosen = entries or [name for name in space.spaces if name not in hidden]
+    if not chosen:
+        raise ValueError(f"{_name(space)} leaves nothing to see: give it an entry that is not {' or '.join(hidden)}")
+    return Dict({name: space.spaces[name] for name in chosen})
+
+
+def seen(space: Space, obs: Any) -> Any:
+    """Of an observation that may have more entries, those of the space."""
+    if isinstance(space, Dict):
+        return {name: seen(inner, obs[name]) for name, inner in space.spaces.items()}
+    if isinstance(space, Tuple):
+        return tuple(seen(inner, x) for inner, x in zip(space.spaces, obs, strict=True))
+    return obs
+
+
+def _samples(space: Any, key: jax.Array) -> Any:
+    leaves, structure = jax.tree.flatten(parts(space))
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(structure, [leaf.sample(k) for leaf, k in zip(leaves, keys, strict=True)])
+
+
+def _contains(space: Any, x: Any) -> jax.Array:
+    leaves, structure = jax.tree.flatten(parts(space))
+    if jax.tree.structure(x) != structure:
+        return jnp.array(False)
+    return jnp.all(jnp.stack([leaf.contains(y) for leaf, y in zip(leaves, jax.tree.leaves(x), strict=True)]))
 
 
 def _is_float(box: Box) -> bool:
@@ -110,7 +227,7 @@ def _bounds(box: Box) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     return jnp.where(below, low, -1.0), jnp.where(above, high, 1.0), below, above
 
 
-def rescale(space: Space, action: jax.Array) -> jax.Array:
+def rescale(space: Space, action: Any) -> Any:
     """The environment's action for a policy's action in unit coordinates, of the dtype of the space and in its bounds.
 
     Box, by dimension, with `a` the policy's action:
@@ -123,8 +240,12 @@ def rescale(space: Space, action: jax.Array) -> jax.Array:
     So policies see every lower bound at -1 and every upper one at 1: one initial standard deviation fits all, and a
     bound is reached as easily wherever it lies. Where `low = high` it is that number. The gradient is the slope within
     the bounds and 0 beyond them. Log-probabilities stay those of the unclipped action. Discrete actions keep their
-    value.
+    value. Of a Dict or Tuple each part is treated by itself.
     """
+    return jax.tree.map(_rescale, parts(space), action)
+
+
+def _rescale(space: Any, action: jax.Array) -> jax.Array:
     dtype = jax.dtypes.canonicalize_dtype(space.dtype)
     if isinstance(space, Discrete):
         return action.astype(dtype)
@@ -135,12 +256,17 @@ def rescale(space: Space, action: jax.Array) -> jax.Array:
     return jnp.clip(jnp.where(below & above, between, tail), *_edges(space)).astype(dtype)
 
 
-def unit(space: Space, action: jax.Array) -> jax.Array:
+def unit(space: Space, action: Any) -> Any:
     """A policy's action in unit coordinates for an environment's action: the inverse of `rescale`.
 
     Box, by dimension: `2 (a - low) / (high - low) - 1` with two bounds and 0 where they are equal, `a - low - 1` with a
-    lower one, `a - high + 1` with an upper one, else `a`. What is clipped there cannot be had back.
+    lower one, `a - high + 1` with an upper one, else `a`. What is clipped there cannot be had back. Of a Dict or Tuple
+    each part is treated by itself.
     """
+    return jax.tree.map(_unit, parts(space), action)
+
+
+def _unit(space: Any, action: jax.Array) -> jax.Array:
     if isinstance(space, Discrete):
         return action
     low, high, below, above = _bounds(space)
@@ -152,7 +278,8 @@ def unit(space: Space, action: jax.Array) -> jax.Array:
 
 def size(space: Space) -> int:
     """Number of inputs that a network needs for the space: elements of a Box, categories of each of a Discrete."""
-    return int(np.prod(space.shape, dtype=int)) * (space.n if isinstance(space, Discrete) else 1)
+    own = lambda s: int(np.prod(s.shape, dtype=int)) * (s.n if isinstance(s, Discrete) else 1)
+    return sum(map(own, jax.tree.leaves(parts(space))))
 
 
 def num_free(box: Box) -> jax.Array:
@@ -166,32 +293,41 @@ def check_spaces(env: Any, actions: type | UnionType = Space, bounded: bool = Fa
 
     Args:
         env: has an `observation_space` and an `action_space`. Bounds that are traced are not looked at.
-        actions: what the policy has a distribution of: Box, Discrete or either.
-        bounded: its actions are within [-1, 1], so that every dimension needs two bounds.
+        actions: what the policy has a distribution of: Box, Discrete or, with arrays of these, any Space.
+        bounded: its continuous actions are within [-1, 1], so that every dimension needs two bounds.
         normalized: it sees observations in standard deviations from their mean, which categories do not have.
     """
-    seen, taken = env.observation_space, env.action_space
-    _check_space("observation", seen, "join all that is seen into one array in reset and step", "show a constant")
-    _check_space("action", taken, "make it one choice or one vector, and take it apart in step", "use Discrete(1)")
-    if normalized and isinstance(seen, Discrete):
-        raise ValueError(f"observation space {_name(seen)}: categories cannot be normalised; leave normalize_obs off")
+    observed, taken = env.observation_space, env.action_space
+    _check_space("observation", observed, "show a constant")
+    _check_space("action", taken, "use Discrete(1)")
+    if normalized and isinstance(observed, Discrete):
+        raise ValueError(
+            f"observation space {_name(observed)}: categories cannot be normalised; leave normalize_obs off"
+        )
     name = f"action space {_name(taken)}"
     if not isinstance(taken, actions):
         needed, others = ("continuous actions", "sac_discrete") if actions is Box else ("discrete actions", "sac")
-        raise ValueError(f"{name}: this policy needs {needed}; use ppo, mdpo, trpo, grpo or {others}")
-    if isinstance(taken, Discrete):
-        if taken.shape:
-            raise ValueError(
-                f"{name}: a policy makes one choice a step; number the {taken.n} ** {math.prod(taken.shape)} "
-                "combinations as one Discrete, and take them apart in step"
-            )
-        return
-    if not _is_float(taken):
-        raise ValueError(f"{name} has dtype {jnp.dtype(taken.dtype)}; use Discrete, or float32 and round in step")
-    if len(taken.shape) != 1:
+        served = "trpo or grpo" if isinstance(taken, Dict | Tuple) else f"trpo, grpo or {others}"
+        raise ValueError(f"{name}: this policy needs {needed}; use ppo, mdpo, {served}")
+    for part in jax.tree.leaves(parts(taken)):
+        if isinstance(part, Discrete):
+            if part.shape and actions is not Space:
+                raise ValueError(
+                    f"{name}: this policy makes one choice a step; use ppo, mdpo, trpo or grpo, or number the "
+                    f"{part.n} ** {math.prod(part.shape)} combinations as one Discrete, and take them apart in step"
+                )
+        else:
+            _check_continuous(part, bounded)
+
+
+def _check_continuous(box: Box, bounded: bool) -> None:
+    name = f"action space {_name(box)}"
+    if not _is_float(box):
+        raise ValueError(f"{name} has dtype {jnp.dtype(box.dtype)}; use Discrete, or float32 and round in step")
+    if len(box.shape) != 1:
         raise ValueError(f"{name}: policies act with vectors; give the Box one axis, as the option chunk=1 does")
-    low, high = _known(taken)
-    open_ = np.argwhere((low <= -_limit(taken)) | (high >= _limit(taken)))
+    low, high = _known(box)
+    open_ = np.argwhere((low <= -_limit(box)) | (high >= _limit(box)))
     if bounded and open_.size:
         i = open_[0][0]
         raise ValueError(
@@ -200,11 +336,19 @@ def check_spaces(env: Any, actions: type | UnionType = Space, bounded: bool = Fa
         )
 
 
-def _check_space(role: str, space: Any, join: str, nothing: str) -> None:
-    """Raises ValueError for a space that is neither Box nor Discrete, or is malformed; the last two are advice."""
+def _check_space(role: str, space: Any, nothing: str) -> None:
+    """Raises ValueError for what is no space, or is malformed; `nothing` is advice where there is nothing in it."""
+    if isinstance(space, Dict | Tuple):
+        inner = space.spaces.values() if isinstance(space, Dict) else space.spaces
+        if not inner:
+            raise ValueError(f"{role} space {_name(space)} is empty: {nothing}")
+        for part in inner:
+            _check_space(role, part, nothing)
+        return
     if not isinstance(space, Box | Discrete):
         kind = f"{type(space).__module__}.{type(space).__qualname__}".removeprefix("builtins.")
-        raise ValueError(f"{role} space of type {kind}: policies serve one rlx.spaces.Box or Discrete; {join}")
+        hint = {dict: "; write rlx.spaces.Dict(...)", tuple: "; write rlx.spaces.Tuple(...)"}.get(type(space), "")
+        raise ValueError(f"{role} space of type {kind}: policies serve rlx.spaces.Box, Discrete, Dict and Tuple{hint}")
     name, integer = f"{role} space {_name(space)}", int | np.integer
     if not (isinstance(space.shape, tuple) and all(isinstance(n, integer) and n > 0 for n in space.shape)):
         raise ValueError(f"{name}: a shape has integers of at least 1; where it would be empty, {nothing}")
@@ -235,7 +379,9 @@ def _check_space(role: str, space: Any, join: str, nothing: str) -> None:
         raise ValueError(f"{name} goes from {low[where]} to {high[where]} at index {where}; put the bounds in order")
 
 
-def _name(space: Space) -> str:
+def _name(space: Any) -> str:
+    if isinstance(space, Dict | Tuple):
+        return repr(space)
     if isinstance(space, Box):
         return f"Box of shape {space.shape}"
     return f"Discrete({space.n}, shape={space.shape})" if space.shape else f"Discrete({space.n})"

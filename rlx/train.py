@@ -21,6 +21,7 @@ import numpy as np
 from jax.core import Tracer
 
 from rlx.env import Env, EnvState
+from rlx.masks import check_mask
 from rlx.modes import check_unvarying, ordinary
 from rlx.pytree import is_static, pytree
 from rlx.replay import is_replay, rewind
@@ -31,7 +32,7 @@ EVALUATION = 0x65766C  # names the random stream of `evaluate`
 MAX_STEPS = 100_000  # of an episode that it plays
 # Static fields that shape networks; a State that has others differs in its parameters.
 NETWORK = ("hidden_sizes", "critic_sizes", "conv_features", "num_components", "num_features", "num_critics")
-NETWORK += ("embed_size", "num_layers", "num_heads", "num_values")
+NETWORK += ("torso", "policy", "actor_obs", "critic_obs", "embed_size", "num_layers", "num_heads", "num_values")
 
 
 class Current:
@@ -111,6 +112,7 @@ def training_progress(config: Any, state: Any) -> jax.Array:
 def check(algorithm: Any, config: Any, env: Env) -> None:
     """Raises ValueError for spaces that no policy serves exactly, and what the algorithm's own `check` raises."""
     check_spaces(env)
+    check_mask(env.observation_space, env.action_space)
     if hasattr(algorithm, "check"):
         algorithm.check(config, env)
 

@@ -54,7 +54,7 @@ class Logger:
         row = {"update": num_updates, "step": steps_taken(self.config, num_updates), "seconds": self._seconds()}
         episodes = self.sums["num_episodes"]
         for name, total in self.sums.items():
-            if name in ("num_episodes", "num_diverged"):
+            if name in ("num_episodes", "num_diverged", "num_unmasked"):
                 row[name] = total.astype(int).tolist()
             else:
                 with np.errstate(divide="ignore", invalid="ignore"):
