@@ -245,7 +245,8 @@ def advantages(config, env, state, traj):
 def update(config, env, state, *, objective: Callable = objective):
     """One rollout and the epochs of gradient steps on it; `objective` may be any callable pytree of its signature."""
     key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
-    env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
+    policy = partial(act, config, env, state)
+    env_state, traj = rollout(env, policy, state.env_state, rollout_key, config.num_steps)
     data, scale = advantages(config, env, state, traj)
     elements = flatten(data)
     progress = training_progress(config, state)
@@ -261,7 +262,7 @@ def update(config, env, state, *, objective: Callable = objective):
     def epoch(carry, index):
         return jax.lax.scan(step, carry, gather(elements, index))
 
-    indices = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
+    indices = minibatches(shuffle_key, num_rows(elements), config.num_minibatches, config.num_epochs)
     (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), indices)
     metrics = {
         **episode_metrics(traj),

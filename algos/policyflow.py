@@ -214,7 +214,8 @@ def advantages(config, env, state, traj):
 def update(config, env, state, *, objective: Callable = objective):
     """One rollout and the epochs of gradient steps on it; `objective` may be any callable pytree of its signature."""
     key, rollout_key, shuffle_key, time_key = jax.random.split(state.key, 4)
-    env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
+    policy = partial(act, config, env, state)
+    env_state, traj = rollout(env, policy, state.env_state, rollout_key, config.num_steps)
     data, scale = advantages(config, env, state, traj)
     elements = flatten(data)
     progress = training_progress(config, state)
@@ -234,7 +235,7 @@ def update(config, env, state, *, objective: Callable = objective):
         adapted = kl_adapted(learning_rate, metrics["kl"].mean(), config.target_kl)
         return (*carry, jnp.where(config.adapt_learning_rate, adapted, learning_rate)), metrics
 
-    indices = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
+    indices = minibatches(shuffle_key, num_rows(elements), config.num_minibatches, config.num_epochs)
     times = jax.random.randint(time_key, indices.shape, 0, 2 * config.flow_steps + 1) / (2 * config.flow_steps)
     carry = (state.params, state.opt_state, learning_rate)
     (params, opt_state, learning_rate), metrics = jax.lax.scan(epoch, carry, (indices, times))

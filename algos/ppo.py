@@ -29,7 +29,7 @@ from rlx.env import EnvState
 from rlx.networks import BOUNDED, POLICIES, TORSOS, Actor, Critic, Torso, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance
-from rlx.pytree import pytree, static, traced
+from rlx.pytree import num_rows, pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import check_spaces, rescale, visible, zeros
 from rlx.train import training_progress
@@ -194,7 +194,8 @@ def advantages(config, env, state, traj):
 def update(config, env, state, *, objective: Callable = objective):
     """One rollout and the epochs of gradient steps on it; `objective` may be any callable pytree of its signature."""
     key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
-    env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
+    policy = partial(act, config, env, state)
+    env_state, traj = rollout(env, policy, state.env_state, rollout_key, config.num_steps)
     data, scale = advantages(config, env, state, traj)
     elements = flatten(data)
     progress = training_progress(config, state)
@@ -210,7 +211,7 @@ def update(config, env, state, *, objective: Callable = objective):
     def epoch(carry, index):
         return jax.lax.scan(step, carry, gather(elements, index))
 
-    indices = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
+    indices = minibatches(shuffle_key, num_rows(elements), config.num_minibatches, config.num_epochs)
     (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), indices)
     metrics = {
         **episode_metrics(traj),

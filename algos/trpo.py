@@ -34,7 +34,7 @@ from rlx.env import EnvState
 from rlx.networks import BOUNDED, POLICIES, TORSOS, Actor, Critic, Torso, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import clipped_value_loss, explained_variance, importance_weighted
-from rlx.pytree import pytree, static, traced
+from rlx.pytree import num_rows, pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import check_spaces, rescale, visible, zeros
 from rlx.train import training_progress
@@ -211,7 +211,8 @@ def advantages(config, env, state, traj):
 def update(config, env, state, *, objective: Callable = objective):
     """One rollout, a step of the policy and epochs of the critic's; `objective` may be any callable pytree like it."""
     key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
-    env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
+    policy = partial(act, config, env, state)
+    env_state, traj = rollout(env, policy, state.env_state, rollout_key, config.num_steps)
     data, scale = advantages(config, env, state, traj)
     elements = flatten(data)
     progress = training_progress(config, state)
@@ -228,7 +229,7 @@ def update(config, env, state, *, objective: Callable = objective):
     def epoch(carry, index):
         return jax.lax.scan(step, carry, gather(elements, index))
 
-    indices = minibatches(shuffle_key, config.steps_per_update, config.num_minibatches, config.num_epochs)
+    indices = minibatches(shuffle_key, num_rows(elements), config.num_minibatches, config.num_epochs)
     (critic, opt_state), losses = jax.lax.scan(epoch, (state.params["critic"], state.opt_state), indices)
     metrics = {
         **episode_metrics(traj),

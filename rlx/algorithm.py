@@ -30,7 +30,8 @@ class Algorithm(Protocol):
 
     `Config` has the static field `total_steps` and the property `steps_per_update`, and `init_steps` where `init` takes
     steps that belong to the run. A State counts its updates in `num_updates`. `check(config, env)`, which raises
-    ValueError for settings that do not fit, and `VARIANTS` are optional.
+    ValueError for settings that do not fit, and `VARIANTS` are optional. Where the policy remembers, there is
+    `memory(config, env, num)` too, and `act` has another argument and result, see `rlx.policy`.
     """
 
     Config: type

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlx.env import Env
+from rlx.policy import remembers
 from rlx.train import Current, total_updates
 
 EPISODES = ("num_episodes", "episode_return", "episode_length")  # metrics that logs and plots are made of
@@ -38,7 +39,7 @@ def check_algorithm(algorithm: Any, env: Env, config: Any = None, key: jax.Array
     """Proves the contract of an algorithm on `env`, by tracing it and by a few updates.
 
     Args:
-        algorithm: a module, or anything with `Config`, `init`, `update` and `act`.
+        algorithm: a module, or anything with `Config`, `init`, `update` and `act`; with `memory`, if it remembers.
         env: an environment that the algorithm is made for.
         config: settings to check it with, best small ones; `algorithm.Config()` by default.
         key: of `init`; `jax.random.key(0)` by default.
@@ -188,13 +189,16 @@ def names(evidence: Evidence) -> None:
         check_module(evidence.algorithm, name)
     except ValueError as error:
         raise AlgorithmError(str(error)) from error
-    for part, wanted in {"init": 3, "update": 3, "act": 5}.items():
+    remembering = remembers(evidence.algorithm)
+    arguments = {"init": 3, "update": 3, "act": 5 + remembering} | ({"memory": 3} if remembering else {})
+    for part, wanted in arguments.items():
         function = getattr(evidence.algorithm, part)
         try:
             inspect.signature(function).bind(*range(wanted), **({"deterministic": True} if part == "act" else {}))
         except TypeError as error:
-            called = {"init": "config, env, key", "update": "config, env, state"}
-            how = called.get(part, "config, env, state, obs, key, deterministic=True")
+            called = {"init": "config, env, key", "update": "config, env, state", "memory": "config, env, num"}
+            given = "config, env, state, obs, key, memory" if remembering else "config, env, state, obs, key"
+            how = called.get(part, f"{given}, deterministic=True")
             raise AlgorithmError(f"{part} is called as {part}({how}), and that fails: {error}") from error
 
 
@@ -264,16 +268,24 @@ def metrics(evidence: Evidence) -> None:
 
 
 def actions(evidence: Evidence) -> None:
-    """act gives an action of the space for each observation [N, ...], deterministic or not, and what it recorded."""
+    """act gives an action of the space for each observation [N, ...], deterministic or not, and what it recorded.
+
+    With a memory, arrays [N, ...], it gives the next one too, of the same structure, shapes and dtypes.
+    """
     space, keys = evidence.env.action_space, jax.random.split(evidence.key, NUM_OBS)
     wanted = _leaves(jax.eval_shape(jax.vmap(space.sample), keys))
     obs = jax.eval_shape(jax.vmap(evidence.env.reset), keys).obs
+    memory = _memory(evidence)
+    more = f"{', memory' * len(memory)}, deterministic="
     for deterministic in (False, True):
-        call = f"act(config, env, state, obs, key, deterministic={deterministic})"
+        call = f"act(config, env, state, obs, key{more}{deterministic})"
         program = lambda *args, d=deterministic: evidence.algorithm.act(*args, deterministic=d)
-        found = _shapes(call, program, evidence.config, evidence.env, evidence.shapes, obs, evidence.key)
-        if not (isinstance(found, tuple) and len(found) == 2):
-            raise AlgorithmError(f"{call} returns a {type(found).__name__}: it has to return (action, recorded)")
+        found = _shapes(call, program, evidence.config, evidence.env, evidence.shapes, obs, evidence.key, *memory)
+        if not (isinstance(found, tuple) and len(found) == 2 + len(memory)):
+            returned = "(action, recorded, memory)" if memory else "(action, recorded)"
+            raise AlgorithmError(f"{call} returns a {type(found).__name__}: it has to return {returned}")
+        if memory and _kinds(found[2]) != _kinds(memory[0]):
+            raise AlgorithmError(f"{call} gives the memory {_kinds(found[2])} for {_kinds(memory[0])}: keep its shapes")
         action = _leaves(found[0])
         for name in {**wanted, **action}:
             has, needs = (x.get(name) for x in (action, wanted))
@@ -283,6 +295,24 @@ def actions(evidence: Evidence) -> None:
                 raise AlgorithmError(
                     f"{call} gives action{name} {has} for {NUM_OBS} observations: {space} needs {needs}"
                 )
+
+
+def _kinds(tree):
+    return {name: f"{x.dtype}{list(x.shape)}" for name, x in _leaves(tree).items()}
+
+
+def _memory(evidence: Evidence) -> tuple[Any, ...]:
+    """The shapes of a memory for `NUM_OBS` observations; nothing where policies have none."""
+    if not remembers(evidence.algorithm):
+        return ()
+    call = f"memory(config, env, {NUM_OBS})"
+    program = lambda config, env: evidence.algorithm.memory(config, env, NUM_OBS)
+    found = _shapes(call, program, evidence.config, evidence.env)
+    if not _leaves(found) or any(x.shape[:1] != (NUM_OBS,) for x in _leaves(found).values()):
+        raise AlgorithmError(
+            f"{call} gives {_kinds(found)}: give arrays with a first axis of {NUM_OBS}, one an episode"
+        )
+    return (found,)
 
 
 def traces(evidence: Evidence) -> None:

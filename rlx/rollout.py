@@ -22,12 +22,22 @@ def reset(env: Env, key: jax.Array, num_envs: int) -> EnvState:
 
 
 def rollout(
-    env: Env, policy: Callable, env_state: EnvState, key: jax.Array, num_steps: int
-) -> tuple[EnvState, Transition]:
+    env: Env,
+    policy: Callable,
+    env_state: EnvState,
+    key: jax.Array,
+    num_steps: int,
+    memory: Any = None,
+    empty: Any = None,
+) -> tuple:
     """Steps `N` environments `num_steps` times with `policy(obs [N, ...], key) -> action [N, ...], recorded`.
 
     Returns the environment states after the last step and the transitions, time-major `[T, N, ...]`. `.recorded` holds
     the policy's records. Episodes that end are restarted.
+
+    With a memory, a pytree `[N, ...]`, the policy is `policy(obs, key, memory) -> action, recorded, memory`: what it
+    returns is what it is given at the next step, or `empty` where an episode has ended. The memory after the last step
+    is returned too.
     """
     num_envs = env_state.time.shape[0]
     blocks(num_envs, "num_envs")
@@ -44,20 +54,23 @@ def rollout(
     stride = next(s for s in count(num_envs + 1) if gcd(s, env.num_starts) == 1)
 
     def step(carry, x):
-        env_state, (starts, drawn) = carry
+        env_state, (starts, drawn), *memory = carry
         time, act_key, env_keys = x
-        action, recorded = policy(env_state.obs, act_key)
+        action, recorded, *memory = policy(env_state.obs, act_key, *memory)
         env_state, transition = jax.vmap(env.advance)(env_keys, env_state, action)
         if env.lazy_starts:
             needed = _in_any_lane(transition.done.any()) & ~drawn
             starts, drawn = jax.lax.cond(needed, draw, lambda: starts), drawn | needed
         turn = (time * stride + jnp.arange(num_envs)) % env.num_starts
         start = jax.tree.map(lambda leaf: leaf[turn], starts)
-        env_state = jax.tree.map(lambda a, b: jax.vmap(jnp.where)(transition.done, a, b), start, env_state)
-        return (env_state, (starts, drawn)), replace(transition, recorded=recorded)
+        anew = lambda a, b: jax.vmap(jnp.where)(transition.done, a, b)
+        env_state = jax.tree.map(anew, start, env_state)
+        memory = [jax.tree.map(anew, empty, after) for after in memory]
+        return (env_state, (starts, drawn), *memory), replace(transition, recorded=recorded)
 
-    (env_state, _), traj = jax.lax.scan(step, (env_state, pool), (jnp.arange(num_steps), act_keys, env_keys))
-    return env_state, traj
+    begin = (env_state, pool, *(() if memory is None else (memory,)))
+    (env_state, _, *memory), traj = jax.lax.scan(step, begin, (jnp.arange(num_steps), act_keys, env_keys))
+    return env_state, traj, *memory
 
 
 @jax.custom_batching.custom_vmap
@@ -128,6 +141,25 @@ def flatten(data: T) -> T:
         return split(jnp.moveaxis(by_block, 1, 0).reshape(-1, *rest))
 
     return jax.tree.map(flat if num > 1 else lambda x: x.reshape(-1, *x.shape[2:]), data)
+
+
+def sequences(data: T, length: int) -> T:
+    """Arrays `[T, N, ...]` as `[N T / length, length, ...]`: what follows one another in an environment, in pieces."""
+    cut = lambda x: split(jnp.swapaxes(x, 0, 1).reshape(-1, length, *x.shape[2:]))
+    return jax.tree.map(cut, data)
+
+
+def check_sequences(num_envs: int, num_steps: int, length: int, num_minibatches: int) -> None:
+    """Raises ValueError unless rollouts split into sequences of a length, and these into equal minibatches."""
+    if num_steps % length:
+        fits = min((n for n in range(1, num_steps + 1) if num_steps % n == 0), key=lambda n: abs(n - length))
+        raise ValueError(f"sequence_length = {length} does not divide num_steps = {num_steps}; use {fits}")
+    check_divides(num_envs * num_steps // length, num_minibatches, "num_envs * num_steps / sequence_length")
+
+
+def restarts(done: jax.Array) -> jax.Array:
+    """Whether an episode begins with the step, as the step before has ended one, bool `[T, N]`; False for the first."""
+    return jnp.roll(done, 1, axis=0).at[0].set(False)
 
 
 def minibatches(key: jax.Array, num_elements: int, num_minibatches: int, num_epochs: int) -> jax.Array:
@@ -216,6 +248,7 @@ def episode_metrics(traj: Transition) -> dict[str, jax.Array]:
 __all__ = [
     "check_divides",
     "check_horizon",
+    "check_sequences",
     "episode_metrics",
     "episodes",
     "flatten",
@@ -223,5 +256,7 @@ __all__ = [
     "minibatches",
     "permutations",
     "reset",
+    "restarts",
     "rollout",
+    "sequences",
 ]

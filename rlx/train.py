@@ -23,6 +23,7 @@ from jax.core import Tracer
 from rlx.env import Env, EnvState
 from rlx.masks import check_mask
 from rlx.modes import check_unvarying, ordinary
+from rlx.policy import acting
 from rlx.pytree import is_static, pytree
 from rlx.replay import is_replay, rewind
 from rlx.rollout import reset
@@ -32,7 +33,18 @@ EVALUATION = 0x65766C  # names the random stream of `evaluate`
 MAX_STEPS = 100_000  # of an episode that it plays
 # Static fields that shape networks; a State that has others differs in its parameters.
 NETWORK = ("hidden_sizes", "critic_sizes", "conv_features", "num_components", "num_features", "num_critics")
-NETWORK += ("torso", "policy", "actor_obs", "critic_obs", "embed_size", "num_layers", "num_heads", "num_values")
+NETWORK += (
+    "cell",
+    "memory_size",
+    "torso",
+    "policy",
+    "actor_obs",
+    "critic_obs",
+    "embed_size",
+    "num_layers",
+    "num_heads",
+    "num_values",
+)
 
 
 class Current:
@@ -377,14 +389,16 @@ def play(algorithm, config, env, state, key, num_episodes, deterministic, max_st
         diverged=jnp.zeros(num_episodes, bool),
     )
 
+    policy, start = acting(algorithm, config, env, state, deterministic)
+
     def running(carry):
-        _, episodes, time = carry
+        _, _, episodes, time = carry
         return ~episodes.finished.all() & (time < max_steps)
 
     def step(carry):
-        env_state, episodes, time = carry
+        env_state, memory, episodes, time = carry
         act_key, env_key = jax.random.split(jax.random.fold_in(steps_key, time))
-        action, _ = algorithm.act(config, env, state, env_state.obs, act_key, deterministic=deterministic)
+        action, _, memory = policy(env_state.obs, act_key, memory)
         env_state, transition = jax.vmap(env.advance)(jax.random.split(env_key, num_episodes), env_state, action)
         episodes = Episodes(
             returns=jnp.where(episodes.finished, episodes.returns, transition.episode_return),
@@ -392,6 +406,6 @@ def play(algorithm, config, env, state, key, num_episodes, deterministic, max_st
             finished=episodes.finished | transition.done,
             diverged=jnp.where(episodes.finished, episodes.diverged, transition.diverged),
         )
-        return env_state, episodes, time + 1
+        return env_state, memory, episodes, time + 1
 
-    return jax.lax.while_loop(running, step, (env_state, episodes, jnp.int32(0)))[1]
+    return jax.lax.while_loop(running, step, (env_state, start(num_episodes), episodes, jnp.int32(0)))[2]

@@ -101,17 +101,17 @@ def test_an_episode_without_an_end_is_cut(monkeypatch):
 def test_noise_has_the_size_asked_for_and_keeps_the_bounds():
     space = Box(jnp.array([-1.0, 0.0, -jnp.inf]), jnp.array([1.0, 10.0, jnp.inf]), (3,))
     action = jnp.tile(jnp.array([0.0, 5.0, 7.0]), (20_000, 1))
-    found = np.asarray(disturbed(space, action, 0.2, jax.random.key(0)))
+    found = np.asarray(disturbed(space, None, action, 0.2, jax.random.key(0)))
     np.testing.assert_allclose(found.mean(0), [0, 5, 7], atol=0.04)
     np.testing.assert_allclose(found.std(0), [0.2, 1.0, 0.2], rtol=0.02)
-    edge = np.asarray(disturbed(space, action.at[:, 0].set(1.0), 0.2, jax.random.key(0)))[:, 0]
+    edge = np.asarray(disturbed(space, None, action.at[:, 0].set(1.0), 0.2, jax.random.key(0)))[:, 0]
     assert edge.max() == 1.0
     np.testing.assert_allclose((edge == 1.0).mean(), 0.5, atol=0.02)
-    np.testing.assert_allclose(disturbed(space, action, 0.0, jax.random.key(0)), action, rtol=1e-6)
+    np.testing.assert_allclose(disturbed(space, None, action, 0.0, jax.random.key(0)), action, rtol=1e-6)
 
 
 def test_a_share_of_discrete_actions_is_replaced_by_any():
-    found = np.asarray(disturbed(Discrete(4), jnp.zeros(40_000, jnp.int32), 0.4, jax.random.key(0)))
+    found = np.asarray(disturbed(Discrete(4), None, jnp.zeros(40_000, jnp.int32), 0.4, jax.random.key(0)))
     np.testing.assert_allclose(np.bincount(found) / 40_000, [0.7, 0.1, 0.1, 0.1], atol=0.01)
 
 

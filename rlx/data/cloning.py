@@ -2,6 +2,8 @@
 
 An algorithm that can be cloned into has `cloning_loss(config, env, params, obs, action, key) -> [B]`: the loss of
 demonstrated actions, in unit coordinates, at observations as its networks see them; and the actor is `params["actor"]`.
+One whose policy remembers has `cloning_loss(config, env, params, obs, action, key, reset) -> [B, L]`, of sequences of
+consecutive steps, and its memory is `params["memory"]`.
 """
 
 import dataclasses
@@ -19,8 +21,9 @@ import optax
 from rlx.data.demonstrations import Demonstrations
 from rlx.env import Env
 from rlx.normalize import normalize, statistics, update_statistics
-from rlx.pytree import replace
-from rlx.spaces import Discrete, unit
+from rlx.policy import remembers
+from rlx.pytree import num_rows, replace
+from rlx.spaces import Discrete, parts, unit
 from rlx.train import check
 from rlx.wrappers import Chunked
 
@@ -56,7 +59,7 @@ def clone(
         demonstrations: of single actions.
         key: of the split, the first weights and the batches.
         num_steps: gradient steps.
-        batch_size: steps of the environment in each.
+        batch_size: steps of the environment in each; of a policy that remembers, in sequences of `sequence_length`.
         learning_rate: of the first gradient step.
         validation_share: of the episodes, held out: at least one.
         num_rows: how often to look.
@@ -72,7 +75,7 @@ def clone(
     if min(num_steps, batch_size, num_rows) < 1:
         raise ValueError("num_steps, batch_size and num_rows have to be at least 1")
     obs, action = examples(env, demonstrations)
-    bound, most = getattr(config, "action_bound", np.inf), np.abs(action).max()
+    bound, most = getattr(config, "action_bound", np.inf), max(np.abs(x).max() for x in jax.tree.leaves(action))
     if most > bound + 1e-3:
         warnings.warn(f"actions go up to {most:.3g} and action_bound = {bound:g} cuts them: raise it", stacklevel=2)
     check(algorithm, config, env)
@@ -80,20 +83,26 @@ def clone(
     held_out = _held_out(demonstrations, validation_share, split_key)
     state = jax.jit(partial(algorithm.init, config, env))(init_key)
     if getattr(config, "normalize_obs", False):
-        stats = update_statistics(statistics(env.observation_space.shape), jnp.asarray(obs[~held_out]))
-        state, obs = replace(state, obs_stats=stats), np.asarray(normalize(stats, jnp.asarray(obs)))
-    parts = [tuple(jnp.asarray(x[rows]) for x in (obs, action)) for rows in (~held_out, held_out)]
-    looked_at = jax.tree.map(lambda x: x[:: -(-len(x) // VALIDATION)], parts[1])
+        stats = update_statistics(statistics(env.observation_space), _taken(obs, ~held_out))
+        state = replace(state, obs_stats=stats)
+        obs = jax.tree.map(np.asarray, normalize(stats, jax.tree.map(jnp.asarray, obs)))
+    most = min(held_out.sum(), (~held_out).sum())
+    length = min(getattr(config, "sequence_length", 32), most) if remembers(algorithm) else 0
+    begins = np.concatenate([[True], (demonstrations.terminated | demonstrations.truncated)[:-1]])
+    data = (obs, action, begins) if length else (obs, action)
+    shown, held = (_taken(data, rows) for rows in (~held_out, held_out))
+    every = -(-held_out.sum() // (VALIDATION // max(length, 1)))
+    looked_at = _sequences(held, np.arange(0, held_out.sum() - max(length, 1) + 1, every), length)
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps, FINAL_RATE))
 
-    train = _learner(algorithm, config, env, adam, batch_size, look_key)
-    actor = state.params["actor"]
+    train = _learner(algorithm, config, env, adam, batch_size, length, look_key)
+    actor = {name: state.params[name] for name in (("memory", "actor") if length else ("actor",))}
     carry, rows, best = (actor, adam.init(actor), actor), [], (np.inf, actor)
     edges = np.unique(np.linspace(0, num_steps, num_rows + 1).round().astype(int))
     keys = jax.random.split(train_key, num_steps)
     for start, end in itertools.pairwise(edges):
         numbers = jnp.arange(start, end, dtype=jnp.float32)
-        carry, value, validation = train(carry, numbers, keys[start:end], state.params, parts[0], looked_at)
+        carry, value, validation = train(carry, numbers, keys[start:end], state.params, shown, looked_at)
         row = {"number": len(rows) + 1, "gradient_step": int(end)}
         rows.append(row | {"loss": float(value), "validation_loss": float(validation)})
         show(rows[-1])
@@ -101,32 +110,48 @@ def clone(
             best = rows[-1]["validation_loss"], carry[2]
     if not np.isfinite(best[0]):
         raise ValueError("the loss is not finite: lower the learning rate, or look at the demonstrations")
-    found = replace(state, params=state.params | {"actor": best[1]})
+    found = replace(state, params=state.params | best[1])
     if getattr(state, "pretrained", None) is not None:
-        found = replace(found, pretrained=jax.tree.map(jnp.copy, best[1]))
+        found = replace(found, pretrained=jax.tree.map(jnp.copy, best[1]["actor"]))
     return found, rows
 
 
-def _learner(algorithm: Any, config: Any, env: Env, adam: Any, batch_size: int, look_key: jax.Array) -> Callable:
-    """The compiled gradient steps between two looks, and the look at what is held out."""
+def _taken(data: Any, rows: np.ndarray) -> Any:
+    """The rows of a tree of columns, as arrays of JAX."""
+    return jax.tree.map(lambda x: jnp.asarray(x[rows]), data)
 
-    def loss(actor, params, obs, action, key):
-        return algorithm.cloning_loss(config, env, params | {"actor": actor}, obs, action, key).mean()
+
+def _sequences(data: Any, first: Any, length: int) -> Any:
+    """The rows at `first` `[B]`, or, with a length, the sequences `[B, L]` that begin there."""
+    rows = first[:, None] + np.arange(length) if length else first
+    return jax.tree.map(lambda x: x[rows], data)
+
+
+def _learner(
+    algorithm: Any, config: Any, env: Env, adam: Any, batch_size: int, length: int, look_key: jax.Array
+) -> Callable:
+    """The compiled gradient steps between two looks, and the look at what is held out."""
+    num = max(1, batch_size // max(length, 1))
+
+    def loss(actor, params, shown, key):
+        obs, action, *begins = shown
+        begins = [b.at[:, 0].set(True) for b in begins]  # what came before is not seen
+        return algorithm.cloning_loss(config, env, params | actor, obs, action, key, *begins).mean()
 
     @jax.jit
     def train(carry, numbers, keys, params, shown, looked_at):
         def step(carry, inputs):
             (actor, opt_state, average), (number, key) = carry, inputs
             rows_key, loss_key = jax.random.split(key)
-            rows = jax.random.randint(rows_key, (batch_size,), 0, len(shown[0]))
-            value, grads = jax.value_and_grad(loss)(actor, params, *(x[rows] for x in shown), loss_key)
+            rows = jax.random.randint(rows_key, (num,), 0, num_rows(shown) - max(length - 1, 0))
+            value, grads = jax.value_and_grad(loss)(actor, params, _sequences(shown, rows, length), loss_key)
             updates, opt_state = adam.update(grads, opt_state)
             actor = optax.apply_updates(actor, updates)
             decay = jnp.minimum(AVERAGE, (1 + number) / (10 + number))  # the first weights are soon forgotten
             return (actor, opt_state, optax.incremental_update(actor, average, 1 - decay)), value
 
         carry, losses = jax.lax.scan(step, carry, (numbers, keys))
-        return carry, losses.mean(), loss(carry[2], params, looked_at[0], looked_at[1], look_key)
+        return carry, losses.mean(), loss(carry[2], params, looked_at, look_key)
 
     return train
 
@@ -137,7 +162,7 @@ def check_cloning(algorithm: Any) -> None:
         raise ValueError(f"{algorithm.__name__} cannot be cloned into: it has no cloning_loss; ppo, fpo and dppo have")
 
 
-def examples(env: Env, demonstrations: Demonstrations) -> tuple[np.ndarray, np.ndarray]:
+def examples(env: Env, demonstrations: Demonstrations) -> tuple[Any, Any]:
     """Observations `[M, ...]` and, in unit coordinates, the actions or chunks of actions `[M, ...]` to learn there.
 
     Raises:
@@ -155,15 +180,22 @@ def examples(env: Env, demonstrations: Demonstrations) -> tuple[np.ndarray, np.n
         ("obs", demonstrations.obs, env.observation_space),
         ("action", demonstrations.action, single.action_space),
     ):
-        if x.shape[1:] != space.shape:
-            raise ValueError(f"{name} of the demonstrations has shape {x.shape[1:]}, the environment has {space.shape}")
-    space = single.action_space
-    if isinstance(space, Discrete) and (demonstrations.action != np.round(demonstrations.action)).any():
+        has, wanted = (jax.tree.map(lambda x, cut=cut: x.shape[cut:], t) for t, cut in ((x, 1), (parts(space), 0)))
+        if has != wanted:
+            raise ValueError(f"{name} of the demonstrations has shape {has}, the environment has {wanted}")
+    jax.tree.map(_check_actions, parts(single.action_space), demonstrations.action)
+    in_units = jax.tree.map(np.asarray, unit(single.action_space, action))
+    shaped = lambda space, x: x.reshape(-1, *space.shape)
+    return demonstrations.obs, jax.tree.map(shaped, parts(env.action_space), in_units)
+
+
+def _check_actions(space: Any, action: np.ndarray) -> None:
+    """Raises ValueError for actions that are not of their space."""
+    if isinstance(space, Discrete) and (action != np.round(action)).any():
         raise ValueError(f"there are actions of the demonstrations that are not whole numbers: {space}")
     low, high = (0, space.n - 1) if isinstance(space, Discrete) else (np.asarray(space.low), np.asarray(space.high))
-    if (demonstrations.action < low - 1e-3).any() or (demonstrations.action > high + 1e-3).any():
+    if (action < low - 1e-3).any() or (action > high + 1e-3).any():
         raise ValueError(f"there are actions of the demonstrations outside of the environment's: {space}")
-    return demonstrations.obs, np.asarray(unit(single.action_space, action)).reshape(-1, *env.action_space.shape)
 
 
 def _held_out(demonstrations: Demonstrations, share: float, key: jax.Array) -> np.ndarray:

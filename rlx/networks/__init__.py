@@ -2,10 +2,12 @@
 
 from rlx.networks.generative import Denoiser, FourierVelocity, Velocity
 from rlx.networks.heads import BOUNDED, POLICIES, ActionValues, Actor, Critic, TanhActor, action_size
+from rlx.networks.recurrent import CELLS, Memory, empty_memory
 from rlx.networks.torso import FILTERS, TORSOS, Module, Torso, activation, initialize, join, orthogonal
 
 __all__ = [
     "BOUNDED",
+    "CELLS",
     "FILTERS",
     "POLICIES",
     "TORSOS",
@@ -14,12 +16,14 @@ __all__ = [
     "Critic",
     "Denoiser",
     "FourierVelocity",
+    "Memory",
     "Module",
     "TanhActor",
     "Torso",
     "Velocity",
     "action_size",
     "activation",
+    "empty_memory",
     "initialize",
     "join",
     "orthogonal",

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlx.env import Env, EnvState
+from rlx.policy import acting
 from rlx.train import EVALUATION, Current
 
 FORMATS = (".gif", ".mp4", ".png", ".html")
@@ -25,14 +26,17 @@ STEP_SECONDS = 0.05  # where the environment does not say
 @partial(jax.jit, static_argnames=("algorithm", "num_steps", "deterministic"))
 def _play(algorithm, config, env, state, key, num_steps, deterministic):
     reset_key, steps_key = jax.random.split(jax.random.fold_in(key, EVALUATION))
+    policy, start = acting(algorithm, config, env, state, deterministic)
 
-    def step(env_state, time):
+    def step(carry, time):
+        env_state, memory = carry
         act_key, env_key = jax.random.split(jax.random.fold_in(steps_key, time))
-        action, _ = algorithm.act(config, env, state, env_state.obs[None], act_key, deterministic=deterministic)
-        stepped, transition = env.advance(env_key, env_state, action[0])
-        return stepped, (env_state, transition.done, transition.episode_return)
+        action, _, memory = policy(jax.tree.map(lambda x: x[None], env_state.obs), act_key, memory)
+        stepped, transition = env.advance(env_key, env_state, jax.tree.map(lambda x: x[0], action))
+        return (stepped, memory), (env_state, transition.done, transition.episode_return)
 
-    last, (states, done, returns) = jax.lax.scan(step, env.reset(reset_key), jnp.arange(num_steps))
+    begin = env.reset(reset_key), start(1)
+    (last, _), (states, done, returns) = jax.lax.scan(step, begin, jnp.arange(num_steps))
     return jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), states, last), done, returns
 
 
