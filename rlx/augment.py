@@ -13,7 +13,7 @@ def random_shift(key: jax.Array, images: jax.Array, pad: int = 4) -> jax.Array:
 
     which is a random crop of the image with its edges repeated `pad` times.
 
-    Source: Yarats et al. 2021, arXiv:2107.09645, section 3.1, and Kostrikov et al. 2020, arXiv:2004.13649.
+    Source: Yarats et al. 2021, arXiv:2107.09645, and Kostrikov et al. 2020, arXiv:2004.13649.
 
     Args:
         key: draws `dy` and `dx` for each image.

@@ -131,7 +131,7 @@ class TMaze:
         reward         4 for a turn to the goal, -0.1 for the other one, both of which end the episode; -0.1 for a step
                        that leads nowhere, else 0
 
-    The task without noise of Bakker 2002, section 4, where it has no time limit; `make` gives it one.
+    The task without noise of Bakker 2002; which signal means which side, and the time limit of `make`, are chosen here.
     """
 
     default_params = MazeParams()
