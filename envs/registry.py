@@ -11,6 +11,7 @@ import jax
 from jax.core import eval_context
 
 from rlx.env import Env, own_limits
+from rlx.partial import hidden, remembering, stacked
 from rlx.wrappers import chunked, randomized
 
 # namespace -> module with NAMES and `make(name, **options) -> Env`; it imports its suite inside `make`
@@ -76,6 +77,9 @@ def make(
     max_steps: int | None = None,
     num_starts: int | None = None,
     randomize: dict[str, tuple[float, float]] | None = None,
+    hide: int | tuple[int, ...] = (),
+    remember: int = 0,
+    stack: int = 1,
     chunk: int | tuple[int, int] | None = None,
     **options: Any,
 ) -> Env:
@@ -88,6 +92,9 @@ def make(
         max_steps: time limit in place of the suite's own.
         num_starts: size of the pool of start states, see `Env`; None leaves it to the suite.
         randomize: names of parameters and between which factors each episode multiplies them, see `randomized`.
+        hide: entries of the observation that are not seen, see `rlx.partial.hidden`.
+        remember: how many numbers the policy writes with its actions and observes after, see `rlx.partial.remembering`.
+        stack: how many observations are seen at once, with what is remembered, see `rlx.partial.stacked`.
         chunk: how many actions each step takes, or that and how many of them are executed, see `chunked`.
         options: passed to the suite, such as `backend="mjx"` for Brax.
 
@@ -108,6 +115,7 @@ def make(
         env = replace(env, num_starts=num_starts)
     if randomize:
         env = randomized(env, randomize)
+    env = stacked(remembering(hidden(env, hide), remember), stack)
     if chunk is None:
         return env
     return chunked(env, *chunk) if isinstance(chunk, tuple | list) else chunked(env, chunk)

@@ -5,12 +5,13 @@ from typing import Any
 from rlx.env import Env
 
 SEQUENCES = ("Reverse", "Sort", "ModularAddition", "Countdown")
-NAMES = ("MultiGoal", "GridWorld", "Levels", "PointMaze-medium", "PointMaze-large", *SEQUENCES)
+MEMORY = ("Recall-8", "Recall-32", "Recall-128", "TMaze-10", "HiddenCartPole", "HiddenPendulum", "HiddenHopper")
+NAMES = ("MultiGoal", "GridWorld", "Levels", "PointMaze-medium", "PointMaze-large", *SEQUENCES, *MEMORY)
 
 
 def make(name: str, **options: Any) -> Env:
-    """`options`: for GridWorld `layout=`, for Levels `seed=`, for sequences their sizes, see `sequences.make`."""
-    from rlx.envs.tasks import gridworld, levels, multigoal, pointmaze, sequences
+    """`options`: for GridWorld `layout=`, for Levels `seed=`; see `sequences.make` and `memory.make` for theirs."""
+    from rlx.envs.tasks import gridworld, levels, memory, multigoal, pointmaze, sequences
 
     if name == "MultiGoal":
         return multigoal.make(**options)
@@ -20,4 +21,6 @@ def make(name: str, **options: Any) -> Env:
         return levels.make(**options)
     if name in SEQUENCES:
         return sequences.make(name, **options)
+    if name in MEMORY:
+        return memory.make(name, **options)
     return pointmaze.make(name.removeprefix("PointMaze-"), **options)
