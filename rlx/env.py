@@ -162,7 +162,7 @@ class Env:
         reward = jnp.asarray(reward, jnp.float32)
         terminated = jnp.asarray(terminated, bool)
         truncated = jnp.asarray(truncated, bool)
-        finite = _finite((next_obs, reward))
+        finite = is_finite((next_obs, reward))
         next_obs = jax.tree.map(lambda new, old: jnp.where(finite, new, old), next_obs, env_state.obs)
         reward, terminated = jnp.where(finite, reward, 0.0), terminated | ~finite
         reported = jnp.any(info["diverged"]) if isinstance(info, dict) and "diverged" in info else False
@@ -200,7 +200,7 @@ def _shapes(tree: Any) -> str:
     return f"shape {shapes[0]}" if len(shapes) == 1 else f"shapes {', '.join(shapes)}"
 
 
-def _finite(tree: Any) -> jax.Array:
+def is_finite(tree: Any) -> jax.Array:
     """Whether no floating-point number of the tree is NaN or infinite."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
     return reduce(operator.and_, (jnp.isfinite(leaf).all() for leaf in floats), jnp.bool_(True))

@@ -61,7 +61,7 @@ def num_unmasked(obs: Any) -> jax.Array:
 def sample(space: Any, obs: Any, key: jax.Array) -> Any:
     """A random action of the space for one observation: of Discretes a legal one, each equally probable."""
     leaves, structure = jax.tree.flatten(parts(space))
-    keys, actions = jax.random.split(key, len(leaves)), []
+    keys, actions = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves)), []
     for leaf, mask, own_key in zip(leaves, masks_of(space, obs), keys, strict=True):
         if mask is None:
             actions.append(leaf.sample(own_key))

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from rlx.env import LIMITS, Env
 from rlx.envs.contract.evidence import (
@@ -29,14 +30,16 @@ from rlx.envs.contract.evidence import (
     is_key,
     kept_tracer,
     leak_of,
+    numbers_of,
     on_host,
     one_episode,
     operations_of,
     paths_of,
     single_steps,
 )
+from rlx.masks import check_mask, mask_of
 from rlx.pytree import stack
-from rlx.spaces import Box, Discrete, check_spaces
+from rlx.spaces import MASK, Discrete, check_spaces, named, parts
 
 
 def check(env: Env, key: jax.Array | None = None, *, num_steps: int = 256, random_starts: bool = True) -> list[str]:
@@ -69,9 +72,10 @@ def check(env: Env, key: jax.Array | None = None, *, num_steps: int = 256, rando
 
 
 def spaces(evidence):
-    """Observation and action space are a Box or a Discrete that policies serve."""
+    """Observation and action space are made of Box and Discrete, policies serve them, and masks fit the actions."""
     try:
         check_spaces(evidence.env)
+        check_mask(evidence.env.observation_space, evidence.env.action_space)
     except ValueError as error:
         raise ContractError(str(error)) from error
 
@@ -97,16 +101,22 @@ def structure(evidence):
 
 def observation(evidence):
     """Observations have the shape and dtype of their space."""
-    space = evidence.env.observation_space
+    spaces = named(evidence.env.observation_space)
+    wanted = {name: (tuple(s.shape), jax.dtypes.canonicalize_dtype(s.dtype)) for name, s in spaces.items()}
     for name, obs in (("reset", evidence.reset[0]), ("step", evidence.step[0])):
-        if not hasattr(obs, "shape"):
-            raise ContractError(f"{name} gives the observation {obs}; rlx works with single arrays: concatenate it")
-        seen, wanted = (obs.shape, obs.dtype), (tuple(space.shape), jax.dtypes.canonicalize_dtype(space.dtype))
-        if seen != wanted:
-            raise ContractError(
-                f"{name} gives an observation of shape {seen[0]} and dtype {seen[1]}, observation_space has "
-                f"{wanted[0]} and {wanted[1]}; correct the space, or cast and reshape the observation"
-            )
+        arrays = {keystr(path, simple=True, separator="."): x for path, x in tree_leaves_with_path(obs)}
+        bad = next((x for x in arrays.values() if not hasattr(x, "shape")), None)
+        if arrays.keys() != wanted.keys() or bad is not None:
+            given = f"the entries {', '.join(arrays)}" if bad is None and "" not in arrays else obs
+            entries = ", ".join(wanted) if "" not in wanted else "one array"
+            raise ContractError(f"{name} gives the observation {given}; observation_space is of {entries}: give that")
+        for entry, x in arrays.items():
+            if (x.shape, x.dtype) != wanted[entry]:
+                where = f" in its entry {entry}" if entry else ""
+                raise ContractError(
+                    f"{name} gives an observation of shape {x.shape} and dtype {x.dtype}{where}, observation_space has "
+                    f"{wanted[entry][0]} and {wanted[entry][1]}; correct the space, or cast and reshape the observation"
+                )
 
 
 def reward_and_ends(evidence):
@@ -233,24 +243,27 @@ def starts(evidence):
 
 def values(evidence):
     """Over whole random-action episodes observations stay within their space and rewards are finite."""
-    space, episodes = evidence.env.observation_space, evidence.episodes
-    bounds = (0, space.n - 1) if isinstance(space, Discrete) else (space.low, space.high)
-    low, high = (np.asarray(bound, np.float64) for bound in bounds)
-    # A cosine that rounds to 1.0000001 is within its bounds.
-    kind = episodes.next_obs.dtype
-    slack = max(1e-5, float(jnp.finfo(kind).eps)) if jnp.issubdtype(kind, jnp.floating) else 1e-5
-    low, high = (bound + sign * slack * np.maximum(1.0, np.abs(bound)) for bound, sign in ((low, -1), (high, 1)))
-    seen = np.concatenate([episodes.start.obs[:, None], episodes.next_obs], axis=1)
-    inside = (seen >= low) & (seen <= high) & np.isfinite(seen)
+    episodes = evidence.episodes
     mask = np.concatenate([np.ones_like(episodes.valid[:, :1]), episodes.valid], axis=1)
-    bad = np.argwhere(~inside & mask.reshape(mask.shape + (1,) * (inside.ndim - 2)))
-    if bad.size:
-        where = tuple(bad[0])
-        bounds = [np.broadcast_to(bound, inside.shape)[where].round(4).item() for bound in (low, high)]
-        raise ContractError(
-            f"the observation after step {where[1]} is {seen[where]} at index {tuple(map(int, where[2:]))}, "
-            f"observation_space allows {bounds}; widen the space, or correct the observation"
-        )
+    for (name, space), seen in zip(
+        named(evidence.env.observation_space).items(), jax.tree.leaves(episodes.seen), strict=True
+    ):
+        bounds = (0, space.n - 1) if isinstance(space, Discrete) else (space.low, space.high)
+        low, high = (np.asarray(bound, np.float64) for bound in bounds)
+        # A cosine that rounds to 1.0000001 is within its bounds.
+        kind = seen.dtype
+        slack = max(1e-5, float(jnp.finfo(kind).eps)) if jnp.issubdtype(kind, jnp.floating) else 1e-5
+        low, high = (bound + sign * slack * np.maximum(1.0, np.abs(bound)) for bound, sign in ((low, -1), (high, 1)))
+        inside = (seen >= low) & (seen <= high) & np.isfinite(seen)
+        bad = np.argwhere(~inside & mask.reshape(mask.shape + (1,) * (inside.ndim - 2)))
+        if bad.size:
+            where = tuple(bad[0])
+            bounds = [np.broadcast_to(bound, inside.shape)[where].round(4).item() for bound in (low, high)]
+            part = f" of {name}" if name else ""
+            raise ContractError(
+                f"the observation after step {where[1]} is {seen[where]} at index {tuple(map(int, where[2:]))}{part}, "
+                f"observation_space allows {bounds}; widen the space, or correct the observation"
+            )
     info = evidence.step[5]
     bad = np.argwhere(episodes.diverged & episodes.valid)
     if bad.size and not (isinstance(info, dict) and "diverged" in info):
@@ -258,6 +271,21 @@ def values(evidence):
             f"the observation or the reward of step {bad[0][1] + 1} is not finite; make it finite, or end the episode "
             'with finite ones and report info["diverged"]'
         )
+
+
+def legal_actions(evidence):
+    """In every step of random legal actions some action is legal."""
+    masks = jax.tree.leaves(mask_of(evidence.episodes.obs))
+    if not masks:
+        return f"the observation has no entry {MASK}"
+    nothing = [~mask.astype(bool).any(-1) for mask in masks]
+    nothing = np.stack([x.reshape(*x.shape[:2], -1).any(-1) for x in nothing]).any(0) & evidence.episodes.valid
+    if nothing.any():
+        return (
+            f"in {nothing.sum()} of {evidence.episodes.valid.sum()} steps nothing is legal: policies choose among all "
+            "actions there, and the metric num_unmasked counts them"
+        )
+    return None
 
 
 def jit(evidence):
@@ -275,7 +303,8 @@ def vmap(evidence):
     for i in range(2):
         start, _, transition = single_steps(*evidence.one(i))
         first = lambda tree, i=i: jax.tree.map(lambda leaf: leaf[i], tree)
-        many = first(episodes.start), *(first(getattr(episodes, name)[:, 0]) for name in _COMPARED)
+        now = lambda name: jax.tree.map(lambda leaf: leaf[:, 0], getattr(episodes, name))
+        many = first(episodes.start), *(first(now(name)) for name in _COMPARED)
         one = jax.tree.map(on_host, start), *(getattr(transition, name) for name in _COMPARED)
         _same(one, many, "alone", "within a vmap", "index and reduce within one environment's own axes")
 
@@ -321,7 +350,7 @@ def successor(evidence):
     observations that were acted on last lie outside of that region (the box that the starts span, widened by its own
     width on all sides) and those after the end lie within.
     """
-    starts = evidence.episodes.start.obs.reshape(NUM_EPISODES, -1).astype(np.float64)
+    starts = numbers_of(evidence.episodes.start.obs, 1)
     low, high = starts.min(0), starts.max(0)
     width = high - low
     within = lambda obs: ((obs >= low - width) & (obs <= high + width)).all(-1)
@@ -331,8 +360,8 @@ def successor(evidence):
         last, after = [], []
         for run in runs:
             at_end = getattr(run, kind) & run.valid
-            last.append(run.obs[at_end].reshape(-1, starts.shape[1]))
-            after.append(run.next_obs[at_end].reshape(-1, starts.shape[1]))
+            last.append(numbers_of(run.obs, 2)[at_end])
+            after.append(numbers_of(run.next_obs, 2)[at_end])
         last, after = np.concatenate(last), np.concatenate(after)
         if len(after) < NUM_ENDS:
             reasons.append(f"{len(after)} episodes were {kind}")
@@ -365,9 +394,14 @@ def gradients(evidence):
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(env.params)]
     inputs = {f"params{names[i]}": jnp.broadcast_to(leaves[i], (NUM_EPISODES, *jnp.shape(leaves[i]))) for i in places}
     units = {name: jnp.abs(x) for name, x in inputs.items()}
-    actions, unit = _inner_actions(env.action_space, evidence.key)
-    if isinstance(env.action_space, Box):
-        inputs["the actions"], units["the actions"] = actions, unit
+    spaces = {f"the actions {name}".strip(): space for name, space in named(env.action_space).items()}
+    action_keys = [evidence.key] if len(spaces) == 1 else jax.random.split(evidence.key, len(spaces))
+    actions = {}
+    for (name, space), key in zip(spaces.items(), action_keys, strict=True):
+        actions[name], unit = _inner_actions(space, key)
+        if unit is not None:
+            inputs[name], units[name] = actions[name], unit
+    whole = jax.tree.structure(parts(env.action_space))
 
     if not inputs:
         return "there are no floating-point numbers to differentiate in"
@@ -381,13 +415,14 @@ def gradients(evidence):
         def step(env_state, x):
             key, action = x
             env_state, transition = moved.advance(key, env_state, action)
-            return env_state, jnp.append(transition.next_obs.astype(jnp.float32), transition.reward)
+            seen = [x.astype(jnp.float32).reshape(-1) for x in jax.tree.leaves(transition.next_obs)]
+            return env_state, jnp.concatenate([*seen, transition.reward[None]])
 
-        actions = inputs.get("the actions", actions)
+        actions = jax.tree.unflatten(whole, [inputs.get(name, actions[name]) for name in spaces])
         xs = jax.random.split(step_key, NUM_DIFFERENTIATED), actions
-        parts = jax.lax.scan(step, moved.reset(reset_key), xs)[1]
-        parts *= jax.random.uniform(weight_key, parts.shape, minval=0.5, maxval=1.5)
-        return parts.sum(), jnp.abs(parts).sum()
+        terms = jax.lax.scan(step, moved.reset(reset_key), xs)[1]
+        terms *= jax.random.uniform(weight_key, terms.shape, minval=0.5, maxval=1.5)
+        return terms.sum(), jnp.abs(terms).sum()
 
     try:
         grads, size = jax.jit(jax.vmap(jax.grad(episode, has_aux=True)))(inputs, actions, keys)
@@ -427,5 +462,5 @@ def _inner_actions(space, key) -> tuple[Any, Any]:
 
 CLAUSES = (
     *(spaces, structure, observation, reward_and_ends, carry, params, tracers, keys, determinism),
-    *(starts, values, jit, vmap, time_limit, successor, gradients),
+    *(starts, values, legal_actions, jit, vmap, time_limit, successor, gradients),
 )

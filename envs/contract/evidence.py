@@ -16,7 +16,8 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from rlx.env import Env, own_limits
-from rlx.spaces import Box, rescale
+from rlx.masks import sample
+from rlx.spaces import Box, parts, rescale, zeros
 
 NUM_EPISODES = 32
 PUSH = 2.0  # standard deviation between policies of the mean of their actions, in unit coordinates
@@ -54,9 +55,9 @@ class Evidence:
     random_starts: bool
 
     @property
-    def action(self) -> jax.ShapeDtypeStruct:
-        space = self.env.action_space
-        return jax.ShapeDtypeStruct(space.shape, jax.dtypes.canonicalize_dtype(space.dtype))
+    def action(self) -> Any:
+        """The shape of an action."""
+        return jax.eval_shape(lambda: zeros(self.env.action_space))
 
     @cached_property
     def reset(self) -> Any:
@@ -98,28 +99,34 @@ class Evidence:
     def one(self, index: int) -> tuple:
         """Arguments of `_one` for the first step of an episode."""
         reset_key, step_keys, _ = episode_keys(jax.random.split(self.key, NUM_EPISODES)[index], self.num_steps)
-        return self.env, reset_key, step_keys[0], jnp.asarray(self.episodes.action[index, 0])
+        return self.env, reset_key, step_keys[0], jax.tree.map(lambda x: jnp.asarray(x[index, 0]), self.episodes.action)
 
 
 @dataclasses.dataclass
 class Episodes:
     """Episodes, each from a fresh start; steps after an end are there and mean nothing. `[N, T]`.
 
-    Every other one is of random actions from the space. In the rest continuous actions are those of a random policy:
+    Every other one is of random legal actions. In the rest continuous actions are those of a random policy:
     normal around a push of its own, in unit coordinates, so that many of them lie on the bounds.
     """
 
     start: Any
-    action: np.ndarray
-    next_obs: np.ndarray
+    action: Any
+    next_obs: Any
     reward: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
     diverged: np.ndarray
 
     @property
-    def obs(self) -> np.ndarray:
-        return np.concatenate([self.start.obs[:, None], self.next_obs[:, :-1]], axis=1)
+    def obs(self) -> Any:
+        """What is acted on."""
+        return jax.tree.map(lambda x: x[:, :-1], self.seen)
+
+    @property
+    def seen(self) -> Any:
+        """All observations, `[N, T + 1]`."""
+        return jax.tree.map(lambda a, b: np.concatenate([a[:, None], b], axis=1), self.start.obs, self.next_obs)
 
     @property
     def length(self) -> np.ndarray:
@@ -155,14 +162,20 @@ def play_episodes(env, keys, num_steps):
     def episode(key, by_policy):
         reset_key, step_keys, action_keys = episode_keys(key, num_steps)
         start = env.reset(reset_key)
-        push = PUSH * jax.random.normal(jax.random.fold_in(key, 3), space.shape)  # `_keys` has the first three
+        push_key = jax.random.fold_in(key, 3)  # `_keys` has the first three
+        push = jax.tree.map(lambda space: PUSH * jax.random.normal(push_key, space.shape), parts(space))
 
         def step(env_state, keys):
             step_key, action_key = keys
-            action = space.sample(action_key)
-            if isinstance(space, Box):
-                of_policy = rescale(space, push + jax.random.normal(action_key, space.shape))
-                action = jnp.where(by_policy, of_policy, action)
+            action = sample(space, env_state.obs, action_key)
+
+            def of_policy(space, action, push):
+                if not isinstance(space, Box):
+                    return action
+                normal = rescale(space, push + jax.random.normal(action_key, space.shape))
+                return jnp.where(by_policy, normal, action)
+
+            action = jax.tree.map(of_policy, parts(space), action, push)
             stepped, transition = env.advance(step_key, env_state, action)
             names = ("action", "next_obs", "reward", "terminated", "truncated", "diverged")
             return stepped, {name: getattr(transition, name) for name in names}
@@ -218,6 +231,12 @@ def closure_of(function):
 
 def first_line(error):
     return str(error).strip().partition("\n")[0]
+
+
+def numbers_of(tree: Any, num_axes: int) -> np.ndarray:
+    """The numbers of a tree of arrays, which have so many axes in common, as one array `[..., n]` of float64."""
+    flat = [x.reshape(*x.shape[:num_axes], -1).astype(np.float64) for x in jax.tree.leaves(tree)]
+    return np.concatenate(flat, axis=-1)
 
 
 def is_key(leaf):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rlx.env import Env
 from rlx.envs.frames import camera_names, mujoco_frames
 from rlx.pytree import uncommitted
-from rlx.spaces import Box
+from rlx.spaces import Box, Dict
 
 # Listed here so that looking a name up does not import the suite; a test compares with the installed one.
 NAMES = (
@@ -33,9 +33,8 @@ class Brax:
     def __init__(self, environment: Any):
         self.environment = environment
         start = jax.eval_shape(environment.reset, jax.random.key(0))
-        if not hasattr(start.obs, "shape"):
-            raise ValueError(f"observation space {list(start.obs)} is not supported; rlx works with single arrays")
-        self._obs_shape = start.obs.shape
+        box = lambda x: Box(-jnp.inf, jnp.inf, x.shape)
+        self._space = Dict({n: box(x) for n, x in start.obs.items()}) if isinstance(start.obs, dict) else box(start.obs)
 
     @property
     def default_params(self):
@@ -80,7 +79,7 @@ class Brax:
         return brax.io.html.render(system, [s.state.pipeline_state for s in env_states], colab=False)
 
     def observation_space(self, params):
-        return Box(-jnp.inf, jnp.inf, self._obs_shape)
+        return self._space
 
     def action_space(self, params):
         return Box(-1.0, 1.0, (self.environment.action_size,))

@@ -7,15 +7,16 @@ downloads when the first of them is made.
 import contextlib
 import copy
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rlx.env import Env
+from rlx.env import Env, is_finite
 from rlx.envs.frames import camera_names, mujoco_frames
 from rlx.pytree import uncommitted
-from rlx.spaces import Box
+from rlx.spaces import Box, Dict
 
 # Listed here so that looking a name up does not import the suite; a test compares with the installed one.
 CONTROL = (
@@ -50,16 +51,14 @@ class Playground:
     `params` is the physical model (`mjx.Model`: masses, friction, gains, ...), which Playground keeps inside the
     environment object; every call works on a shallow copy that holds the one passed in. Actions are in [-1, 1]. An
     action is repeated as often as the task's configuration says, and the rewards are added up. Of observations with
-    several entries, the one called "state" is what is seen, by policy and critic. Where physics diverges the episode
-    ends, with the last observation that was finite and without a reward, and `info["diverged"]` says so.
+    several entries, those called "privileged..." are for critics. Where physics diverges the episode ends, with the
+    last observation that was finite and without a reward, and `info["diverged"]` says so.
     """
 
     def __init__(self, environment: Any):
         self.environment, self.repeat = environment, int(environment._config.get("action_repeat", 1))
         start = jax.eval_shape(environment.reset, jax.random.key(0))
-        if not hasattr(start.obs, "shape") and "state" not in start.obs:
-            raise ValueError(f"observations with the entries {list(start.obs)} are not supported: none is called state")
-        self._obs_shape = self._seen(start.obs).shape
+        self._space = _space(start.obs)
 
     @property
     def default_params(self):
@@ -86,13 +85,9 @@ class Playground:
         environment._mjx_model = params
         return environment
 
-    @staticmethod
-    def _seen(obs):
-        return obs if hasattr(obs, "shape") else obs["state"]
-
     def reset(self, key, params):
         state = self._with(params).reset(key)
-        return self._seen(state.obs), state
+        return state.obs, state
 
     def step(self, key, state, action, params):
         environment = self._with(params)
@@ -107,16 +102,25 @@ class Playground:
             return (stepped, total, ended | (stepped.done > 0.5)), None
 
         (stepped, reward, ended), _ = jax.lax.scan(once, (state, jnp.float32(0), jnp.array(False)), length=self.repeat)
-        obs = self._seen(stepped.obs)
-        finite = jnp.isfinite(obs).all() & jnp.isfinite(reward)
-        obs, reward = jnp.where(finite, obs, self._seen(state.obs)), jnp.where(finite, reward, 0.0)
+        finite = is_finite((stepped.obs, reward))
+        obs = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped.obs, state.obs)
+        reward = jnp.where(finite, reward, 0.0)
         return obs, stepped, reward, ended | ~finite, jnp.array(False), stepped.metrics | {"diverged": ~finite}
 
     def observation_space(self, params):
-        return Box(-jnp.inf, jnp.inf, self._obs_shape)
+        return self._space
 
     def action_space(self, params):
         return Box(-1.0, 1.0, (self.environment.action_size,))
+
+
+def _space(obs: Any) -> Any:
+    """The space of observations like `obs`, arrays or dictionaries of them."""
+    if not isinstance(obs, Mapping):
+        bounds = (0, 255) if obs.dtype == jnp.uint8 else (-jnp.inf, jnp.inf)
+        return Box(*bounds, tuple(obs.shape), obs.dtype)
+    privileged = [entry for entry in obs if entry.startswith("privileged")]
+    return Dict({entry: _space(x) for entry, x in obs.items()}, privileged=privileged)
 
 
 def make(name: str, **options: Any) -> Env:

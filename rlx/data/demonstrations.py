@@ -148,8 +148,8 @@ def save(path: Path, demonstrations: Demonstrations) -> None:
     """Writes the file, compressed, in one step."""
     columns = {}
     for name in COLUMNS:
-        for path, x in jax.tree_util.tree_leaves_with_path(getattr(demonstrations, name)):
-            part = jax.tree_util.keystr(path, simple=True, separator=".")
+        for place, x in jax.tree_util.tree_leaves_with_path(getattr(demonstrations, name)):
+            part = jax.tree_util.keystr(place, simple=True, separator=".")
             columns[f"{name}.{part}" if part else name] = x
     # NumPy files know no bfloat16, whose numbers are float32 as well.
     columns = {name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x for name, x in columns.items()}
