@@ -10,7 +10,7 @@ traced in `init`, it has `check(config, env)`, which raises ValueError; `init` c
 import operator
 import os
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from functools import cache, partial, wraps
 from types import FunctionType, ModuleType
 from typing import Any
@@ -327,6 +327,8 @@ class Episodes:
     lengths: jax.Array  # int32 [E]
     finished: jax.Array  # bool [E]; False where max_steps was reached first
     diverged: jax.Array  # bool [E]; True where it ended with numbers that are not finite: the return is of no use
+    # float32 [E] each, by its name: what the environment reported over the episode, see `rlx.env.reports`
+    reported: dict[str, jax.Array] = field(default_factory=dict)
 
 
 def evaluate(
@@ -373,6 +375,7 @@ def play(algorithm, config, env, state, key, num_episodes, deterministic, max_st
         lengths=jnp.zeros(num_episodes, jnp.int32),
         finished=jnp.zeros(num_episodes, bool),
         diverged=jnp.zeros(num_episodes, bool),
+        reported=env_state.reported,
     )
 
     def running(carry):
@@ -389,6 +392,9 @@ def play(algorithm, config, env, state, key, num_episodes, deterministic, max_st
             lengths=jnp.where(episodes.finished, episodes.lengths, transition.episode_length),
             finished=episodes.finished | transition.done,
             diverged=jnp.where(episodes.finished, episodes.diverged, transition.diverged),
+            reported=jax.tree.map(
+                lambda old, new: jnp.where(episodes.finished, old, new), episodes.reported, transition.reported
+            ),
         )
         return env_state, episodes, time + 1
 
