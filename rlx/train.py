@@ -327,8 +327,7 @@ class Episodes:
     lengths: jax.Array  # int32 [E]
     finished: jax.Array  # bool [E]; False where max_steps was reached first
     diverged: jax.Array  # bool [E]; True where it ended with numbers that are not finite: the return is of no use
-    # float32 [E] each, by its name: what the environment reported over the episode, see `rlx.env.reports`
-    reported: dict[str, jax.Array] = field(default_factory=dict)
+    reported: dict[str, jax.Array] = field(default_factory=dict)  # float32 [E] each, see `rlx.env.reports`
 
 
 def evaluate(
@@ -387,14 +386,13 @@ def play(algorithm, config, env, state, key, num_episodes, deterministic, max_st
         act_key, env_key = jax.random.split(jax.random.fold_in(steps_key, time))
         action, _ = algorithm.act(config, env, state, env_state.obs, act_key, deterministic=deterministic)
         env_state, transition = jax.vmap(env.advance)(jax.random.split(env_key, num_episodes), env_state, action)
+        keep = partial(jnp.where, episodes.finished)
         episodes = Episodes(
             returns=jnp.where(episodes.finished, episodes.returns, transition.episode_return),
             lengths=jnp.where(episodes.finished, episodes.lengths, transition.episode_length),
             finished=episodes.finished | transition.done,
             diverged=jnp.where(episodes.finished, episodes.diverged, transition.diverged),
-            reported=jax.tree.map(
-                lambda old, new: jnp.where(episodes.finished, old, new), episodes.reported, transition.reported
-            ),
+            reported=jax.tree.map(keep, episodes.reported, transition.reported),
         )
         return env_state, episodes, time + 1
 

@@ -31,7 +31,7 @@ def evaluate_run(
     result = evaluation(episodes, int(state.num_updates), job.config, deterministic)
     console.print(
         f"evaluation after {result['step']:,} steps: mean return {float(result['mean']):.1f}, "
-        f"standard deviation {float(result['std']):.1f}, {num_episodes} episodes{_shown(result['reported'])}"
+        f"standard deviation {float(result['std']):.1f}, {num_episodes} episodes{in_words(result['reported'])}"
     )
     if result["diverged"]:
         console.print(
@@ -44,7 +44,7 @@ def evaluate_run(
     return result
 
 
-def _shown(reported: dict[str, Any]) -> str:
+def in_words(reported: dict[str, Any]) -> str:
     """A few of the means of what the environment reported, in words, successes first."""
     names = sorted(reported, key=lambda name: ("success" not in name, name))[:SHOWN]
     return "".join(f", {name} {float(reported[name]):.3g}" for name in names)
