@@ -116,7 +116,7 @@ def _lane(path, sweep, lane, result):
         "config": lane["config"],
         "settings": {"lane": lane["lane"]} if sweep.get("interacts", sweep.get("pbt")) else own,
         "steps": lane["steps"],
-        **_results(lane["evaluation"], lane["return_mean"], result),
+        **_results(lane.get("evaluation", {}), lane["return_mean"], result),
         "died_at": lane["died_at"],
         "dropped_at": lane["dropped_at"],
         "path": str(path),
