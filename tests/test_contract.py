@@ -343,11 +343,44 @@ class NotInReverse(Walk):
         return jax.lax.while_loop(lambda x: jnp.abs(x) > 2.0, lambda x: x / 2, moved)
 
 
+class InfoAppears(Walk):
+    def step(self, key, state, action, params):
+        first = not getattr(self, "stepped", False)
+        self.stepped = first
+        return *super().step(key, state, action, params)[:5], {"success": jnp.array(False)} if first else {}
+
+
+class InfoChangesDtype(Walk):
+    def step(self, key, state, action, params):
+        self.stepped = not getattr(self, "stepped", False)
+        info = {"success": jnp.zeros((), bool if self.stepped else jnp.float32)}
+        return *super().step(key, state, action, params)[:5], info
+
+
+class InfoChangesStructure(Walk):
+    def step(self, key, state, action, params):
+        self.stepped = not getattr(self, "stepped", False)
+        return *super().step(key, state, action, params)[:5], {} if self.stepped else ()
+
+
+class ReportsNan(Walk):
+    def step(self, key, state, action, params):
+        *rest, _ = super().step(key, state, action, params)
+        return *rest, {"speed": jnp.log(state["x"]), "success": rest[3]}
+
+
+class ReportsInfinity(Walk):
+    def step(self, key, state, action, params):
+        return *super().step(key, state, action, params)[:5], {"rate": 1.0 / (state["time"] - 5)}
+
+
 BROKEN = {
     "spaces": (TupleSpace, SwappedBounds, BoundsOfOtherShape, ArrayOfChoices, IntegerActions),
     "structure": (FiveValues, NoDefaultParams, PythonBranch),
     "observation": (WrongShape, WrongDtype),
     "reward and ends": (IntReward, FloatTerminated),
+    "reports": [InfoAppears, InfoChangesDtype, InfoChangesStructure],
+    "reported values": [ReportsNan, ReportsInfinity],
     "carry": (TimeBecomesFloat, FieldAppears),
     "params": (BranchOnParams, OtherParams, SpaceNeedsValues),
     "tracers": (KeepsTracer, KeepsTracerInGlobal, UsesKeptTracer),

@@ -35,6 +35,7 @@ from rlx.envs.contract.evidence import (
     paths_of,
     single_steps,
 )
+from rlx.envs.contract.reports import reported_values, reports
 from rlx.pytree import stack
 from rlx.spaces import Box, Discrete, check_spaces
 
@@ -426,6 +427,6 @@ def _inner_actions(space, key) -> tuple[Any, Any]:
 
 
 CLAUSES = (
-    *(spaces, structure, observation, reward_and_ends, carry, params, tracers, keys, determinism),
-    *(starts, values, jit, vmap, time_limit, successor, gradients),
+    *(spaces, structure, observation, reward_and_ends, carry, reports, params, tracers, keys, determinism),
+    *(starts, values, reported_values, jit, vmap, time_limit, successor, gradients),
 )

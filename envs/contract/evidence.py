@@ -70,6 +70,12 @@ class Evidence:
         return shapes_of("step", program, self.key, self.reset[1], self.action)
 
     @cached_property
+    def later(self) -> Any:
+        """Shapes of what `environment.step` returns after a step."""
+        program = lambda key, state, action: self.env.environment.step(key, state, action, self.env.params)
+        return shapes_of("step", program, self.key, self.step[1], self.action)
+
+    @cached_property
     def episodes(self) -> "Episodes":
         return self.play(self.env)
 
@@ -116,6 +122,7 @@ class Episodes:
     terminated: np.ndarray
     truncated: np.ndarray
     diverged: np.ndarray
+    reported: dict[str, np.ndarray]  # of the episode up to and with each step
 
     @property
     def obs(self) -> np.ndarray:
@@ -164,7 +171,7 @@ def play_episodes(env, keys, num_steps):
                 of_policy = rescale(space, push + jax.random.normal(action_key, space.shape))
                 action = jnp.where(by_policy, of_policy, action)
             stepped, transition = env.advance(step_key, env_state, action)
-            names = ("action", "next_obs", "reward", "terminated", "truncated", "diverged")
+            names = ("action", "next_obs", "reward", "terminated", "truncated", "diverged", "reported")
             return stepped, {name: getattr(transition, name) for name in names}
 
         return start, jax.lax.scan(step, start, (step_keys, action_keys))[1]
