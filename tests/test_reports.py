@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import rlx
+from rlx import cli
 from rlx.env import EnvState, reports
+from rlx.files import read_rows
 from rlx.pytree import pytree
 from rlx.rollout import episode_metrics, episodes, reset, rollout
 from rlx.run.checkpoint import restore, save
@@ -299,3 +301,58 @@ def test_a_state_made_by_hand_reports_nothing():
     bare = EnvState(start.state, start.obs, start.time, start.episode_return)
     stepped, transition = plain.advance(jax.random.key(0), bare, jnp.zeros(1))
     assert stepped.reported == transition.reported == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "names"),
+    [
+        ("rlx/PointMaze-medium", {}, ["success"]),
+        ("rlx/GridWorld", {}, ["success"]),
+        ("rlx/Sort", {}, ["success"]),
+        ("brax/reacher", {"backend": "spring"}, ["reward_ctrl", "reward_dist"]),
+    ],
+)
+def test_tasks_report_what_they_know(name, options, names):
+    found = jax.eval_shape(rlx.envs.make(name, **options).reset, jax.random.key(0))
+    assert list(found.reported) == names
+
+
+def test_success_is_of_goals_in_the_grid_and_of_whole_right_answers():
+    grid = rlx.envs.make("rlx/GridWorld")
+    step = jax.jit(lambda cell, move: grid.environment.step(None, cell, move, grid.params))
+    for cell, move in ((jnp.array([5, 2]), -1.0), (jnp.array([5, 3]), 1.0)):
+        *_, reward, terminated, _, info = step(cell, jnp.array([0.0, move]))
+        assert info["success"] == terminated == (reward > 0) == (move < 0)
+    task = rlx.envs.make("rlx/Reverse", max_length=2)
+    task = replace(task, params=replace(task.params, length=2, partial=0.5))
+    start = task.reset(jax.random.key(0))
+    for wrong in (0, 1):
+        state = start
+        for token, last in zip(start.state.answer, (0, 1), strict=True):
+            answer = (token - 1 + wrong * last) % 10
+            state, transition = task.advance(jax.random.key(0), state, answer)
+        assert transition.done
+        assert transition.reported["success"] == 1 - wrong
+        assert transition.reward > 0  # half of it is right
+
+
+def test_a_run_logs_evaluates_and_resumes_what_its_environment_reports(tmp_path, capsys):
+    run, half = tmp_path / "run", tmp_path / "half"
+    sizes = "--num-envs 4 --num-steps 16 --num-minibatches 2 --num-epochs 1 --hidden-sizes 4 --no-anneal-learning-rate"
+    given = [*sizes.split(), "--eval-episodes", "8", "--env", "rlx/GridWorld", "--env-options", "max_steps=30"]
+    cli.main(["train", "ppo", *given, "--total-steps", "1024", "--out", str(run), "--no-compile-cache"])
+    said = capsys.readouterr().out
+    rows = read_rows(run / "metrics.jsonl")
+    known = [row["episode_success"] for row in rows if row["num_episodes"]]
+    assert all(0 <= share <= 1 for share in known)
+    assert max(known) > 0
+    mean = json.loads((run / "evaluation.json").read_text())["reported"]["success"]
+    assert f", success {mean:.3g}" in said
+
+    cli.main(["train", "ppo", *given, "--total-steps", "576", "--out", str(half), "--no-compile-cache"])
+    cli.main(["train", "--resume", str(half), "--total-steps", "1024", "--no-compile-cache"])
+    resumed = [row["episode_success"] for row in read_rows(half / "metrics.jsonl")]
+    assert resumed == [row["episode_success"] for row in rows]
+    capsys.readouterr()
+    cli.main(["eval", str(run), "--num-episodes", "3", "--no-compile-cache"])
+    assert ", success " in capsys.readouterr().out
