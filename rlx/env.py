@@ -160,7 +160,7 @@ class Env:
             return totals(state)
         action = jax.eval_shape(self.action_space.sample, key)
         info = _info.eval_shape(self.environment.step, key, state, action, self.params)
-        return dict.fromkeys(reports(info), jnp.float32(0))
+        return {name: jnp.float32(0) for name in reports(info)}
 
     @ordinary
     def advance(self, key: jax.Array, env_state: EnvState, action: jax.Array) -> tuple[EnvState, Transition]:
