@@ -3,8 +3,9 @@
 import difflib
 import math
 import operator
-from collections.abc import Iterable
-from functools import reduce
+from collections.abc import Callable, Iterable
+from dataclasses import field
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -18,6 +19,7 @@ from rlx.pytree import per_env, pytree, replace, static
 from rlx.spaces import Space, parts
 
 LIMITS = ("max_steps", "max_steps_in_episode")  # as what suites keep the time limit in their params
+TAKEN = ("return", "length")  # of an episode: what an environment reports under these names gets `info.` before it
 
 
 class Environment(Protocol):
@@ -26,8 +28,11 @@ class Environment(Protocol):
     `params` is a pytree of everything that may vary without a new program (masses, rewards, limits).
     `rlx.envs.check(env)` tests an implementation against this contract.
 
-    It may have two more names. `differentiable` says whether gradients through its steps, in actions and params, are
+    It may have more names. `differentiable` says whether gradients through its steps, in actions and params, are
     those of finite differences (True), or are not (False). `horizon(params)` is the most steps of an episode, or None.
+
+    What `info` holds of floats and bools without axes are results: see `reports`. An environment around an `Env`, which
+    keeps an `EnvState` of it, has a third name, `reported(state)`: the results that the other has counted so far.
     """
 
     if TYPE_CHECKING:  # a property, for the checker alone: it may be read-only, as in a dataclass that is frozen
@@ -62,6 +67,8 @@ class EnvState:
     obs: jax.Array = per_env()  # to act on next
     time: jax.Array = per_env()  # int32, steps taken in this episode
     episode_return: jax.Array = per_env()  # float32, undiscounted sum of the rewards so far
+    # float32 each, by its name: what the environment reported in this episode so far, see `reports`
+    reported: dict[str, jax.Array] = field(default_factory=dict, metadata=per_env().metadata)
 
 
 @pytree
@@ -79,6 +86,7 @@ class Transition:
     info: Any  # whatever the environment reports
     diverged: jax.Array  # bool: the step led to numbers that are not finite, see `Env.advance`
     recorded: Any = None  # what the policy kept for the loss
+    reported: dict[str, jax.Array] = field(default_factory=dict)  # of the episode up to and with this step
 
     @property
     def done(self) -> jax.Array:
@@ -144,7 +152,15 @@ class Env:
                 f"reset gives an observation of {_shapes(obs)} and observation_space is of {_shapes(parts(space))}; "
                 "correct one"
             )
-        return EnvState(state, obs, time=jnp.int32(0), episode_return=jnp.float32(0))
+        return EnvState(state, obs, jnp.int32(0), jnp.float32(0), self._nothing_reported(key, state))
+
+    def _nothing_reported(self, key: jax.Array, state: Any) -> dict[str, jax.Array]:
+        """Zeros by the names of what the environment reports, which one abstract trace of a step tells."""
+        if (totals := getattr(self.environment, "reported", None)) is not None:
+            return totals(state)
+        action = jax.eval_shape(self.action_space.sample, key)
+        info = _info.eval_shape(self.environment.step, key, state, action, self.params)
+        return {name: jnp.float32(0) for name in reports(info)}
 
     @ordinary
     def advance(self, key: jax.Array, env_state: EnvState, action: jax.Array) -> tuple[EnvState, Transition]:
@@ -165,11 +181,16 @@ class Env:
         finite = is_finite((next_obs, reward))
         next_obs = jax.tree.map(lambda new, old: jnp.where(finite, new, old), next_obs, env_state.obs)
         reward, terminated = jnp.where(finite, reward, 0.0), terminated | ~finite
-        reported = jnp.any(info["diverged"]) if isinstance(info, dict) and "diverged" in info else False
+        diverged = jnp.any(info["diverged"]) if isinstance(info, dict) and "diverged" in info else False
         time = env_state.time + 1
         if self.max_steps is not None:
             truncated |= time >= self.max_steps
-        stepped = EnvState(state, next_obs, time, env_state.episode_return + reward)
+        if (totals := getattr(self.environment, "reported", None)) is not None:
+            reported = totals(state)
+        else:
+            values = reports(info)
+            reported = {name: _with(total, values[name]) for name, total in env_state.reported.items()}
+        stepped = EnvState(state, next_obs, time, env_state.episode_return + reward, reported)
         return stepped, Transition(
             obs=env_state.obs,
             action=action,
@@ -180,7 +201,8 @@ class Env:
             episode_return=stepped.episode_return,
             episode_length=time,
             info=info,
-            diverged=~finite | reported,
+            diverged=~finite | diverged,
+            reported=reported,
         )
 
     def step(
@@ -198,6 +220,37 @@ def _shapes(tree: Any) -> str:
     """The shapes of the arrays of a tree, in words."""
     shapes = [f"{keystr(path)} {x.shape}".strip() for path, x in tree_leaves_with_path(tree)]
     return f"shape {shapes[0]}" if len(shapes) == 1 else f"shapes {', '.join(shapes)}"
+
+
+@partial(jax.jit, static_argnums=0)  # only ever traced, and once for all resets of a program
+def _info(step: Callable, *args: Any) -> Any:
+    return step(*args)[5]
+
+
+def reports(info: Any) -> dict[str, Any]:
+    """What counts of `info` as a result of a task: its floats and bools without axes, by their dotted names.
+
+    Over an episode, floats are summed in float32, as rewards are; a bool counts as 1 where it was True in any step, so
+    that its mean over episodes is the share in which it happened. Integers and arrays with axes are no results, nor is
+    `diverged`, which is counted by itself. Names that are taken, `return` and `length`, get `info.` before them.
+    """
+    found = {}
+    for path, leaf in tree_leaves_with_path(info):
+        name, kind = keystr(path, simple=True, separator=".") or "info", jnp.result_type(leaf)
+        number = any(jnp.issubdtype(kind, wanted) for wanted in (jnp.floating, jnp.bool_))
+        if name == "diverged" or jnp.shape(leaf) or not number:
+            continue
+        while name in found or name in TAKEN:
+            name = f"info.{name}"
+        found[name] = leaf
+    return found
+
+
+def _with(total: jax.Array, value: Any) -> jax.Array:
+    """What an episode reported so far with the value of one more step."""
+    if jnp.issubdtype(jnp.result_type(value), jnp.bool_):
+        return jnp.where(value, jnp.float32(1), total)
+    return total + jnp.asarray(value, jnp.float32)
 
 
 def is_finite(tree: Any) -> jax.Array:

@@ -96,8 +96,8 @@ def check_mask(observed: Any, taken: Any) -> None:
     if [m.shape for m in masks] != wanted or not wanted or not boolean:
         shapes = " and ".join(map(str, wanted)) or "none, since no action is Discrete"
         raise ValueError(
-            f"the entry {MASK} of the observation is {observed.spaces[MASK]}: it says of each Discrete which actions "
-            f"are legal, as Box(0, 1, shape, jnp.bool_) or Discrete(2, shape=shape) of shape {shapes}"
+            f"the entry {MASK} of the observation is {observed.spaces[MASK]}; say of each Discrete which actions are "
+            f"legal, by Box(0, 1, shape, jnp.bool_) or Discrete(2, shape=shape) of shape {shapes}"
         )
 
 

@@ -231,18 +231,29 @@ def episode_metrics(traj: Transition) -> dict[str, jax.Array]:
     are weighted by it. Returns are sums of raw rewards. Episodes that diverged have no return: they are counted in
     `num_diverged` and nowhere else. Where there are masks of legal actions, `num_unmasked` counts the steps in which
     nothing was legal, where policies choose among all actions.
+
+    What the environment reports, as `rlx.env.reports` has it, is `episode_NAME` each, a mean over the same episodes. An
+    episode that reported a number that is not finite is left out of that mean, which is NaN where no other ended.
     """
     whole = traj.done & ~traj.diverged
     num_episodes = whole.sum()
     mean = lambda x: jnp.where(whole, x, 0).sum() / jnp.maximum(num_episodes, 1).astype(jnp.float32)
     unmasked = {} if mask_of(traj.obs) is None else {"num_unmasked": num_unmasked(traj.obs)}
     return {
+        **{f"episode_{name}": _mean_of_finite(x, whole) for name, x in traj.reported.items()},
         "episode_return": mean(traj.episode_return),
         "episode_length": mean(traj.episode_length),
         "num_episodes": num_episodes,
         "num_diverged": traj.diverged.sum(),
         **unmasked,
     }
+
+
+def _mean_of_finite(x: jax.Array, chosen: jax.Array) -> jax.Array:
+    """The mean of the finite ones of those chosen: NaN where none of them is finite, 0 where none is chosen."""
+    finite = chosen & jnp.isfinite(x)
+    total = jnp.where(finite, x, 0).sum()
+    return jnp.where(chosen.any() & ~finite.any(), jnp.nan, total / jnp.maximum(finite.sum(), 1).astype(jnp.float32))
 
 
 __all__ = [

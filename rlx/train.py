@@ -10,7 +10,7 @@ traced in `init`, it has `check(config, env)`, which raises ValueError; `init` c
 import operator
 import os
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from functools import cache, partial, wraps
 from types import FunctionType, ModuleType
 from typing import Any
@@ -341,6 +341,7 @@ class Episodes:
     lengths: jax.Array  # int32 [E]
     finished: jax.Array  # bool [E]; False where max_steps was reached first
     diverged: jax.Array  # bool [E]; True where it ended with numbers that are not finite: the return is of no use
+    reported: dict[str, jax.Array] = field(default_factory=dict)  # float32 [E] each, see `rlx.env.reports`
 
 
 def evaluate(
@@ -387,6 +388,7 @@ def play(algorithm, config, env, state, key, num_episodes, deterministic, max_st
         lengths=jnp.zeros(num_episodes, jnp.int32),
         finished=jnp.zeros(num_episodes, bool),
         diverged=jnp.zeros(num_episodes, bool),
+        reported=env_state.reported,
     )
 
     policy, start = acting(algorithm, config, env, state, deterministic)
@@ -400,11 +402,13 @@ def play(algorithm, config, env, state, key, num_episodes, deterministic, max_st
         act_key, env_key = jax.random.split(jax.random.fold_in(steps_key, time))
         action, _, memory = policy(env_state.obs, act_key, memory)
         env_state, transition = jax.vmap(env.advance)(jax.random.split(env_key, num_episodes), env_state, action)
+        keep = partial(jnp.where, episodes.finished)
         episodes = Episodes(
             returns=jnp.where(episodes.finished, episodes.returns, transition.episode_return),
             lengths=jnp.where(episodes.finished, episodes.lengths, transition.episode_length),
             finished=episodes.finished | transition.done,
             diverged=jnp.where(episodes.finished, episodes.diverged, transition.diverged),
+            reported=jax.tree.map(keep, episodes.reported, transition.reported),
         )
         return env_state, memory, episodes, time + 1
 

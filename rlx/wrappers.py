@@ -56,6 +56,12 @@ class Randomized:
         obs, inner, *rest = self.environment.step(key, state.state, action, scaled)
         return obs, RandomizedState(inner, state.factors), *rest
 
+    @property
+    def reported(self):
+        """The inner environment's, where that is around another one."""
+        totals = self.environment.reported
+        return lambda state: totals(state.state)
+
     def observation_space(self, params):
         return self.environment.observation_space(params.params)
 
@@ -156,6 +162,10 @@ class Chunked:
         (state, reward, _, terminated, truncated), info = jax.lax.scan(one, start, (keys, actions))
         return state.obs, state, reward, terminated, truncated, info
 
+    def reported(self, state):
+        """What the inner episode reported so far: of the steps of a chunk up to and with an end."""
+        return state.reported
+
     def observation_space(self, params):
         return params.observation_space
 
@@ -244,6 +254,11 @@ class Bounded:
         inner = self.environment.action_space(params)
         low, high = jnp.maximum(self.low, inner.low), jnp.minimum(self.high, inner.high)
         return Box(low, high, inner.shape, inner.dtype)
+
+    @property
+    def reported(self):
+        """The inner environment's, where that is around another one."""
+        return self.environment.reported
 
     def horizon(self, params):
         return Env(self.environment, params).horizon

@@ -247,7 +247,7 @@ def test_random_actions_are_legal_and_uniform():
     ],
 )
 def test_masks_that_do_not_fit_the_actions_are_refused(mask, actions):
-    with pytest.raises(ValueError, match=r"the entry action_mask of the observation is .* it says of each Discrete"):
+    with pytest.raises(ValueError, match=r"the entry action_mask of the observation is .*; say of each Discrete"):
         masks.check_mask(Dict(x=Discrete(2), action_mask=mask), actions)
 
 

@@ -12,7 +12,7 @@ from rlx.envs import check
 from rlx.envs.contract.clauses import CLAUSES
 from rlx.envs.contract.evidence import ContractError
 from rlx.pytree import pytree
-from rlx.spaces import Box, Discrete
+from rlx.spaces import Box, Dict, Discrete, Tuple
 
 NAMES = [clause.__name__.replace("_", " ") for clause in CLAUSES]
 
@@ -76,9 +76,54 @@ class BoundsOfOtherShape(Walk):
         return Box(-2 * jnp.ones(3), 2 * jnp.ones(3), (2,))
 
 
-class ArrayOfChoices(Walk):
+class MatrixOfPushes(Walk):
     def action_space(self, params):
-        return Discrete(2, shape=(2,))
+        return Box(-1.0, 1.0, (2, 2))
+
+
+class Robot(Walk):
+    """The walk seen in several entries, with legal actions, and moved by two choices and a push."""
+
+    def observation_space(self, params):
+        legal = Tuple(Box(0, 1, (2, 3), jnp.bool_), Box(0, 1, (2,), jnp.bool_))
+        return Dict(place=Box(-2.0, 2.0, (2,)), pixels=Box(0, 255, (2, 2, 1), jnp.uint8), action_mask=legal)
+
+    def action_space(self, params):
+        return Tuple(Discrete(3, shape=(2,)), Discrete(2), Box(-1.0, 1.0, (1,)))
+
+    def obs(self, state):
+        legal = jnp.ones((2, 3), bool).at[:, 2].set(state["x"] > 0), jnp.array([True, False])
+        place, pixels = super().obs(state), jnp.full((2, 2, 1), 50 * (state["x"] + 2), jnp.uint8)
+        return {"place": place, "pixels": pixels, "action_mask": legal}
+
+    def move(self, key, x, action, params):
+        choices, one, push = action
+        return super().move(key, x, one, params) + 0.05 * push[0] + 0.1 * (choices - 1).mean()
+
+
+class MaskOfOtherShape(Robot):
+    def observation_space(self, params):
+        return Dict(super().observation_space(params).spaces | {"action_mask": Box(0, 1, (2, 3), jnp.bool_)})
+
+
+class MaskOfFloats(Robot):
+    def observation_space(self, params):
+        return Dict(super().observation_space(params).spaces | {"action_mask": Box(0.0, 1.0, (2, 3))})
+
+
+class EntryMissing(Robot):
+    def obs(self, state):
+        return {name: x for name, x in super().obs(state).items() if name != "pixels"}
+
+
+class EntryOfOtherDtype(Robot):
+    def obs(self, state):
+        return super().obs(state) | {"pixels": jnp.zeros((2, 2, 1))}
+
+
+class EntryBeyondItsBounds(Robot):
+    def obs(self, state):
+        return super().obs(state) | {"place": jnp.array([3.0, 0.0])}
 
 
 class IntegerActions(Walk):
@@ -343,18 +388,66 @@ class NotInReverse(Walk):
         return jax.lax.while_loop(lambda x: jnp.abs(x) > 2.0, lambda x: x / 2, moved)
 
 
+class InfoAppears(Walk):
+    def step(self, key, state, action, params):
+        first = not getattr(self, "stepped", False)
+        self.stepped = first
+        return *super().step(key, state, action, params)[:5], {"success": jnp.array(False)} if first else {}
+
+
+class InfoChangesDtype(Walk):
+    def step(self, key, state, action, params):
+        self.stepped = not getattr(self, "stepped", False)
+        info = {"success": jnp.zeros((), bool if self.stepped else jnp.float32)}
+        return *super().step(key, state, action, params)[:5], info
+
+
+class InfoChangesStructure(Walk):
+    def step(self, key, state, action, params):
+        self.stepped = not getattr(self, "stepped", False)
+        return *super().step(key, state, action, params)[:5], {} if self.stepped else ()
+
+
+class ReportsNan(Walk):
+    def step(self, key, state, action, params):
+        *rest, _ = super().step(key, state, action, params)
+        return *rest, {"speed": jnp.log(state["x"]), "success": rest[3]}
+
+
+class ReportsInfinity(Walk):
+    def step(self, key, state, action, params):
+        return *super().step(key, state, action, params)[:5], {"rate": 1.0 / (state["time"] - 5)}
+
+
 BROKEN = {
-    "spaces": (TupleSpace, SwappedBounds, BoundsOfOtherShape, ArrayOfChoices, IntegerActions),
+    "spaces": (
+        TupleSpace,
+        SwappedBounds,
+        BoundsOfOtherShape,
+        MatrixOfPushes,
+        IntegerActions,
+        MaskOfOtherShape,
+        MaskOfFloats,
+    ),
     "structure": (FiveValues, NoDefaultParams, PythonBranch),
-    "observation": (WrongShape, WrongDtype),
+    "observation": (WrongShape, WrongDtype, EntryMissing, EntryOfOtherDtype),
     "reward and ends": (IntReward, FloatTerminated),
+    "reports": [InfoAppears, InfoChangesDtype, InfoChangesStructure],
+    "reported values": [ReportsNan, ReportsInfinity],
     "carry": (TimeBecomesFloat, FieldAppears),
     "params": (BranchOnParams, OtherParams, SpaceNeedsValues),
     "tracers": (KeepsTracer, KeepsTracerInGlobal, UsesKeptTracer),
     "keys": (ReusesKey,),
     "determinism": (NumpyNoise, NumpyNoiseArray, CountsCalls, HostNoise),
     "starts": (FixedStart,),
-    "values": (TightBounds, NanObservation, LeavesAtTheBound, InfiniteAtTheOneBound, InfiniteReward),
+    "values": (
+        EntryBeyondItsBounds,
+        TightBounds,
+        NanObservation,
+        LeavesAtTheBound,
+        InfiniteAtTheOneBound,
+        InfiniteReward,
+    ),
     "jit": (AsksForTracer,),
     "vmap": (MixesBatch,),
     "time limit": (LimitTerminates, LimitIgnored, LimitOffByOne),
@@ -380,7 +473,22 @@ def test_a_correct_environment_is_proven_in_every_clause():
 
 
 def test_every_clause_has_an_environment_that_breaks_it():
-    assert set(BROKEN) == set(NAMES)
+    assert set(BROKEN) | {"legal actions"} == set(NAMES)  # which says what it has seen, and refuses nothing
+
+
+def test_an_environment_of_several_entries_and_parts_is_proven_in_every_clause():
+    assert all(judged(check(env_of(Robot()))).values())
+
+
+def test_steps_in_which_nothing_is_legal_are_said():
+    class Stuck(Robot):
+        def obs(self, state):
+            obs = super().obs(state)
+            return obs | {"action_mask": (obs["action_mask"][0], jnp.array([False, False]))}
+
+    line = next(line for line in check(env_of(Stuck())) if "legal actions" in line)
+    assert line.startswith("not judged: legal actions: in ")
+    assert "nothing is legal: policies choose among all actions there, and the metric num_unmasked counts them" in line
 
 
 def judged(lines):

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from functools import partial
 from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,8 @@ from rlx.spaces import Box
 from rlx.sweeps import Sweep
 from rlx.sweeps.results import returns_of
 from rlx.train import advance
+
+RANKED: Any = SimpleNamespace(rank_by="return")  # all that ranking asks of a job
 
 
 @pytree
@@ -138,18 +142,18 @@ def row(lane, configuration, mean, died_at=None):
 def test_a_lane_without_a_finite_return_is_never_best_and_lowers_its_configuration_alone(bad):
     rows = [row(0, 0, 5.0), row(1, 0, bad), row(2, 1, 4.0), row(3, 1, 4.5), row(4, 2, bad), row(5, 2, bad)]
     assert returns_of(rows) == {0: [5.0, 4.0], 1: [4.0, 4.5], 2: [-np.inf, -np.inf]}
-    found = Sweep(None, rows)
+    found = Sweep(RANKED, rows)
     assert found.ranking() == [0, 1, 2]
     assert found.best == 0
-    assert Sweep(None, rows[4:]).best is None
+    assert Sweep(RANKED, rows[4:]).best is None
 
 
 def test_a_lane_that_died_is_never_best():
     rows = [row(0, 0, 100.0, died_at=3), row(1, 0, 1.0), row(2, 1, 2.0), row(3, 1, 2.0)]
-    found = Sweep(None, rows)
+    found = Sweep(RANKED, rows)
     assert found.ranking() == [1, 0]
     assert found.best == 2
-    assert Sweep(None, rows[:2]).best == 1
+    assert Sweep(RANKED, rows[:2]).best == 1
 
 
 def test_the_best_evaluation_of_a_run_has_a_finite_return():

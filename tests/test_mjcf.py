@@ -47,7 +47,7 @@ def tasks():
     ["pendulum", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cartpole", "reacher", "hopper", "ant"))],
 )
 def test_a_task_keeps_the_contract(tasks, name):
-    assert len(rlx.envs.check(tasks[name])) == 16
+    assert len(rlx.envs.check(tasks[name])) == 18
 
 
 @pytest.mark.more

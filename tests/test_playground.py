@@ -57,7 +57,7 @@ def test_the_control_suite_keeps_the_contract(name, monkeypatch):
         reset = from_playground.Playground.reset  # numbers in place of keys: they may be used twice
         raw = lambda self, key, params: reset(self, jax.random.key_data(key), params)
         monkeypatch.setattr(from_playground.Playground, "reset", raw)
-    assert len(check()) == 16
+    assert len(check()) == 18
 
 
 @installed

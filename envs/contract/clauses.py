@@ -37,9 +37,10 @@ from rlx.envs.contract.evidence import (
     paths_of,
     single_steps,
 )
+from rlx.envs.contract.reports import reported_values, reports
 from rlx.masks import check_mask, mask_of
 from rlx.pytree import stack
-from rlx.spaces import MASK, Discrete, check_spaces, named, parts
+from rlx.spaces import Discrete, check_spaces, named, parts
 
 
 def check(env: Env, key: jax.Array | None = None, *, num_steps: int = 256, random_starts: bool = True) -> list[str]:
@@ -274,10 +275,10 @@ def values(evidence):
 
 
 def legal_actions(evidence):
-    """In every step of random legal actions some action is legal."""
+    """In every step an action is legal."""
     masks = jax.tree.leaves(mask_of(evidence.episodes.obs))
     if not masks:
-        return f"the observation has no entry {MASK}"
+        return None
     nothing = [~mask.astype(bool).any(-1) for mask in masks]
     nothing = np.stack([x.reshape(*x.shape[:2], -1).any(-1) for x in nothing]).any(0) & evidence.episodes.valid
     if nothing.any():
@@ -461,6 +462,6 @@ def _inner_actions(space, key) -> tuple[Any, Any]:
 
 
 CLAUSES = (
-    *(spaces, structure, observation, reward_and_ends, carry, params, tracers, keys, determinism),
-    *(starts, values, legal_actions, jit, vmap, time_limit, successor, gradients),
+    *(spaces, structure, observation, reward_and_ends, carry, reports, params, tracers, keys, determinism),
+    *(starts, values, legal_actions, reported_values, jit, vmap, time_limit, successor, gradients),
 )

@@ -71,6 +71,12 @@ class Evidence:
         return shapes_of("step", program, self.key, self.reset[1], self.action)
 
     @cached_property
+    def later(self) -> Any:
+        """Shapes of what `environment.step` returns after a step."""
+        program = lambda key, state, action: self.env.environment.step(key, state, action, self.env.params)
+        return shapes_of("step", program, self.key, self.step[1], self.action)
+
+    @cached_property
     def episodes(self) -> "Episodes":
         return self.play(self.env)
 
@@ -117,6 +123,7 @@ class Episodes:
     terminated: np.ndarray
     truncated: np.ndarray
     diverged: np.ndarray
+    reported: dict[str, np.ndarray]  # of the episode up to and with each step
 
     @property
     def obs(self) -> Any:
@@ -177,7 +184,7 @@ def play_episodes(env, keys, num_steps):
 
             action = jax.tree.map(of_policy, parts(space), action, push)
             stepped, transition = env.advance(step_key, env_state, action)
-            names = ("action", "next_obs", "reward", "terminated", "truncated", "diverged")
+            names = ("action", "next_obs", "reward", "terminated", "truncated", "diverged", "reported")
             return stepped, {name: getattr(transition, name) for name in names}
 
         return start, jax.lax.scan(step, start, (step_keys, action_keys))[1]

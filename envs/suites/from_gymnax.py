@@ -32,6 +32,9 @@ NAMES = (
 # What gymnax imports to draw.
 DRAWS_WITH = ("seaborn", "matplotlib", "matplotlib.pyplot", "matplotlib.animation", "matplotlib.colors")
 
+# What gymnax has in `info` for training loops: nothing that a task reports.
+NO_RESULTS = ("discount", "final_observation")
+
 # Their observations leave the bounds that they declare: rewards, times and signed bits where 0 to n is written.
 WRONG_BOUNDS = ("MemoryChain-bsuite", "MNISTBandit-bsuite", "MetaMaze-misc", "GaussianBandit-misc")
 
@@ -69,6 +72,7 @@ class Gymnax:
         # Under x64 a start is float64 where a step computes float32.
         state = jax.tree.map(lambda x, old: jnp.asarray(x, jnp.result_type(old)), new, state)
         truncated = self.environment.is_truncated(state, params)
+        info = {name: value for name, value in info.items() if name not in NO_RESULTS}
         return self._cast(obs, params), state, jnp.asarray(reward, jnp.float32), terminated, truncated, info
 
     def observation_space(self, params):

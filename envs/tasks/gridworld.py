@@ -61,7 +61,8 @@ LAYOUTS = _layouts()
 class GridWorld:
     """Observes the cell, scaled to `[-1, 1]^2`; is given a direction `[2]` that is rounded to -1, 0 or 1 an axis.
 
-    Walls and the border stop a step. A goal pays 20, death costs 10, both end the episode.
+    Walls and the border stop a step. A goal pays 20, death costs 10, both end the episode; `info["success"]` tells that
+    it was a goal.
     """
 
     default_params = Params(LAYOUTS["two_walls"])
@@ -85,7 +86,8 @@ class GridWorld:
         cell = jnp.where(_at(params, cell) == WALL, state, cell)
         what = _at(params, cell)
         reward = jnp.where(what == GOAL, params.goal_reward, jnp.where(what == DEATH, params.death_reward, 0.0))
-        return observe(cell), cell, reward, (what == GOAL) | (what == DEATH), jnp.array(False), {}
+        info = {"success": what == GOAL}
+        return observe(cell), cell, reward, (what == GOAL) | (what == DEATH), jnp.array(False), info
 
 
 def observe(cell: jax.Array) -> jax.Array:

@@ -91,7 +91,8 @@ class Sequences:
         length = self.answer_size if self.end else (state.answer > 0).sum()
         done = (state.time + 1 >= length) | (token == self.end)
         grade = self.grade(tokens[: self.prompt_size], tokens[self.prompt_size :], state.answer, params)
-        return tokens, State(tokens, state.answer, state.time + 1), done * grade, done, jnp.array(False), {}
+        state = State(tokens, state.answer, state.time + 1)
+        return tokens, state, done * grade, done, jnp.array(False), {"success": done & (grade == 1.0)}
 
 
 def _symbols(key, size, length, num_symbols):

@@ -19,6 +19,8 @@ class ReportOptions:
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories and sweep directories to compare; runs that differ only in their seed are a group."""
+    rank_by: str = "return"
+    """What groups are compared by: return, or a name that the environment reports, such as success."""
     target: float | None = None
     """Return that the optimality gap is measured to."""
     bounds: tuple[str, ...] = ()
@@ -39,6 +41,8 @@ class PlotOptions:
     """Run directories and sweep directories to draw."""
     output: Path = Path("curves.png")
     """Picture to write."""
+    y: str = "return"
+    """What is drawn: return, or a name that the environment reports, such as success."""
     sensitivity: tuple[str, ...] | None = None
     """Draw the final return against these settings; with none given, against all that were varied."""
     heatmap: tuple[str, str] | None = None
@@ -74,7 +78,8 @@ def print_report(options: ReportOptions, console: Console) -> None:
         raise ValueError(f"--target {options.target}: give a number")
     if not 0 < options.confidence < 1:
         raise ValueError(f"--confidence {options.confidence}: give a number between 0 and 1")
-    found = report.report(report.runs(options.paths), options.target, bounds or None, options.confidence)
+    runs = report.runs(options.paths, options.rank_by)
+    found = report.report(runs, options.target, bounds or None, options.confidence)
     console.print(report.tables(found, options.limit))
     if options.json:
         with naming(options.json, lambda: "the runs are as they were"):
@@ -87,14 +92,14 @@ def plot(arguments: list[str]) -> None:
     from rlx.report.read import runs
 
     options = parse_options(PlotOptions, arguments, "rlx plot")
-    found = runs(options.paths)
+    found = runs(options.paths, options.y)
     with naming(options.output, lambda: "the runs are as they were; --output says where else"):
         if options.heatmap is not None:
             plot.heatmap(found, *options.heatmap, options.output)
         elif options.sensitivity is not None:
             plot.sensitivity(found, options.output, options.sensitivity or None)
         elif len(found) == 1 and "curve" not in found[0]:
-            plot.curve(list(options.paths), options.output)
+            plot.curve(list(options.paths), options.output, options.y)
         else:
             plot.learning_curves(found, options.output)
     print(f"picture: {options.output}")

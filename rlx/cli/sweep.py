@@ -32,6 +32,7 @@ from rlx.files import loose, read_config, read_rows
 from rlx.messages import unknown_name
 from rlx.presets import configure
 from rlx.pytree import replace
+from rlx.run.evaluations import in_words
 from rlx.run.job import CHECKPOINT_SECONDS
 from rlx.run.storage import check_empty, owned
 from rlx.sweeps.job import SweepJob, apply, check_sizes, plan
@@ -72,6 +73,9 @@ class SweepOptions(Sources):
     pbt: int | None = None
     """Population-based training with this many generations: the worst lanes copy the best and perturb the fields that
     vary."""
+    rank_by: str = "return"
+    """What says which lanes are best and which continue: return, or a name that the environment reports, such as
+    success."""
     memory: str = ""
     """Memory, such as 4GB, above which lanes run in batches; by default half of the machine's, and 80 % of an
     accelerator's."""
@@ -143,12 +147,14 @@ def sweep(arguments: list[str]) -> None:
         status, found = execute(job, console, resume)
     if found is None:
         sys.exit(status)
-    print_report(ReportOptions((job.directory,), limit=10), console)
+    print_report(ReportOptions((job.directory,), rank_by=job.rank_by, limit=10), console)
     if found.best is None:
         console.print("every lane died or has a return that is not finite: there is no best one")
     else:
         best = found.lanes[found.best]
-        console.print(f"best lane {best['lane']}, mean return {best['return_mean']:.1f}: {job.directory / 'best'}")
+        reported = in_words(best["evaluation"].get("reported", {}))
+        mean = f"mean return {float(best['return_mean']):.1f}{reported}"
+        console.print(f"best lane {best['lane']}, {mean}: {job.directory / 'best'}")
     for picture in sorted(job.directory.glob("*.png")):
         console.print(f"picture: {picture}")
 
@@ -190,6 +196,7 @@ def saved_job(directory: Path, algorithm: ModuleType | None = None) -> SweepJob:
         points=[{name: loose(value) for name, value in point.items()} for point in saved["points"]],
         directory=directory,
         strategy=strategy,
+        rank_by=saved.get("rank_by", "return"),
         **{name: saved[name] for name in names},
     )
 
@@ -248,6 +255,7 @@ def _new_job(
         memory=_bytes(options.memory),
         checkpoint_seconds=options.checkpoint_seconds,
         preset=tuned,
+        rank_by=options.rank_by,
     )
 
 

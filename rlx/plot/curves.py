@@ -48,11 +48,14 @@ def losses(rows: list[dict[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def curve(runs: list[Path], path: Path) -> None:
+def curve(runs: list[Path], path: Path, y: str = "return") -> None:
     """Draws the training return of every run against environment steps, and its final evaluation, into `path`.
 
+    `y` is what to draw in place of the return: a name that the environment reports.
+
     Dots are logged rows (means over the episodes that ended within them), lines their moving average over 5 % of the
-    run weighted by episodes, the diamond with a bar the final evaluation: mean and standard deviation over episodes.
+    run weighted by episodes, the diamond with a bar the final evaluation: mean and standard deviation over episodes, of
+    which only that of returns is known.
 
     Raises:
         ValueError: when the runs are on several environments.
@@ -63,10 +66,10 @@ def curve(runs: list[Path], path: Path) -> None:
     axes = figure.subplots()
     axes.set_prop_cycle(color=COLOURS)
     for run, config in zip(runs, configs, strict=True):
-        logged = [row for row in read_rows(run / "metrics.jsonl") if row.get("episode_return") is not None]
+        logged = [row for row in read_rows(run / "metrics.jsonl") if row.get(f"episode_{y}") is not None]
         if not logged:
             continue
-        steps, returns, weights = _series(logged)
+        steps, returns, weights = _series(logged, y)
         label = f"seed {config['seed']}" if len(runs) == 1 else f"{run.name}"
         width = max(1, len(logged) // 20)
         over = f", moving average over {width / len(logged):.0%} of the run" if width > 1 and len(runs) == 1 else ""
@@ -76,8 +79,7 @@ def curve(runs: list[Path], path: Path) -> None:
             axes.plot(steps, returns, ".", label="mean of the episodes that ended in a row of the log", **style)
         if (run / "evaluation.json").exists():
             evaluation = read_json(run / "evaluation.json")
-            mean, std = float(evaluation["mean"]), float(evaluation["std"])  # may be "nan" or "inf"
-            text = f"final evaluation, {mean:.1f} ± {std:.1f} (standard deviation of an episode)"
+            mean, std, text = _final(evaluation, y)
             mean, std = (mean, std) if math.isfinite(mean) else (math.nan, math.nan)
             axes.errorbar(
                 evaluation["step"],
@@ -89,7 +91,7 @@ def curve(runs: list[Path], path: Path) -> None:
                 capsize=4,
                 clip_on=False,
             )
-    axes.set(xlabel="environment steps", ylabel="episode return")
+    axes.set(xlabel="environment steps", ylabel="episode return" if y == "return" else y)
     axes.set_title(", ".join(sorted({f"{short_name(c['algorithm']).upper()} on {c['env']}" for c in configs})))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     tidy(axes)
@@ -156,7 +158,7 @@ def learning_curves(runs: Sequence[dict[str, Any]], path: Path, max_lines: int =
         axes.set(xlabel="environment steps", xlim=(0, None))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         tidy(axes)
-    panels[0].set_ylabel("training return, IQM")
+    panels[0].set_ylabel(f"training {runs[0].get('result', 'return')}, IQM")
 
     legend = []
     for place, group in enumerate(best):
@@ -175,7 +177,7 @@ def learning_curves(runs: Sequence[dict[str, Any]], path: Path, max_lines: int =
     save_figure(figure, path)
 
 
-def population(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def population(rows: Sequence[dict[str, Any]], path: Path, y: str = "return") -> None:
     """Draws what population-based training did into `path`: the return and every setting that varied, over the steps.
 
     A line is a member; it jumps where the member copied another one. The member that ends best is in colour.
@@ -183,19 +185,21 @@ def population(rows: Sequence[dict[str, Any]], path: Path) -> None:
     Args:
         rows: of the population's log, lists over its members.
         path: of the picture.
+        y: the return, or what the environment reports under that name.
     """
     steps = [row["step"] for row in rows]
     names = [name for name in rows[0] if name.startswith("varied.")]
-    series = {"training return": "episode_return"} | {name.removeprefix("varied."): name for name in names}
+    first = f"training {y}"
+    series = {first: f"episode_{y}"} | {name.removeprefix("varied."): name for name in names}
     values = {label: np.array([row[name] for row in rows], float) for label, name in series.items()}
-    last = np.where(np.isfinite(values["training return"][-1]), values["training return"][-1], -np.inf)
+    last = np.where(np.isfinite(values[first][-1]), values[first][-1], -np.inf)
     figure, panels = make_panels(len(series), 3.6, 3.0)
     for axes, (label, columns) in zip(panels, values.items(), strict=True):
         for member in np.argsort(last):
             best = member == last.argmax()
             style = {"color": COLOURS[0], "lw": 2.0} if best else {"color": GREY, "lw": 0.8}
             axes.step(steps, columns[:, member], where="post", **style)
-        if label != "training return" and 0 < 10 * columns.min() < columns.max():
+        if label != first and 0 < 10 * columns.min() < columns.max():
             axes.set_yscale("log")
         axes.set_title(label, fontsize=10)
         axes.set_xlabel("environment steps")
@@ -207,20 +211,31 @@ def population(rows: Sequence[dict[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _series(logged: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, returns (NaN where no episode ended) and episodes of logged rows."""
-    column = lambda name: np.array([row[name] for row in logged], float)
-    return column("step"), column("episode_return"), column("num_episodes")
+def _final(evaluation: dict[str, Any], y: str) -> tuple[float, float, str]:
+    """Mean and standard deviation of an evaluation, and both in words."""
+    if y != "return":
+        mean = float(evaluation.get("reported", {}).get(y, math.nan))
+        return mean, math.nan, f"final evaluation, {mean:.3g}"
+    mean, std = float(evaluation["mean"]), float(evaluation["std"])  # may be "nan" or "inf"
+    return mean, std, f"final evaluation, {mean:.1f} ± {std:.1f} (standard deviation of an episode)"
+
+
+def _series(logged: list[dict[str, Any]], y: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, returns or what `y` names (NaN where no episode ended), and episodes of logged rows."""
+    column = lambda name: np.array([row.get(name) for row in logged], float)
+    values = column(f"episode_{y}")
+    return column("step"), values, np.where(np.isnan(values), 0.0, column("num_episodes"))
 
 
 def _logged(run: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The series of a run. The series of a run that died reaches to its planned end, without episodes."""
+    y = run.get("result", "return")
     if "curve" in run:
-        columns = (run["curve"][name] for name in ("step", "episode_return", "num_episodes"))
-        (steps, returns, weights), end = (np.array(column, float) for column in columns), run["planned_steps"]
+        rows = [dict(zip(run["curve"], row, strict=True)) for row in zip(*run["curve"].values(), strict=True)]
+        (steps, returns, weights), end = _series(rows, y), run["planned_steps"]
     else:
         directory = Path(run["path"])
-        steps, returns, weights = _series(read_rows(directory / "metrics.jsonl"))
+        steps, returns, weights = _series(read_rows(directory / "metrics.jsonl"), y)
         end = read_json(directory / "config.json")["steps"]
     if run["died_at"] is not None:
         steps, returns, weights = np.append(steps, end), np.append(returns, np.nan), np.append(weights, 0.0)

@@ -44,7 +44,7 @@ def sensitivity(lanes: Sequence[dict[str, Any]], path: Path, names: Sequence[str
     for axes, name in zip(panels, names, strict=True):
         _sensitivity_panel(axes, name, [lane for lane in lanes if name in lane["varied"]])
     for axes in panels[:: min(3, len(panels))]:
-        axes.set_ylabel("final evaluation return")
+        axes.set_ylabel(f"final evaluation {lanes[0].get('result', 'return')}")
     if any(lane["died_at"] is not None for lane in lanes):
         low, high = panels[0].get_ylim()
         panels[0].set_ylim(low - 0.05 * (high - low), high)  # room for the crosses
@@ -113,7 +113,7 @@ def heatmap(lanes: Sequence[dict[str, Any]], x: str, y: str, path: Path, most: i
     axes.set(xlabel=x, ylabel=y)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, label="final evaluation return, IQM")
+    figure.colorbar(image, ax=axes, label=f"final evaluation {lanes[0].get('result', 'return')}, IQM")
     over = [f"{len(varied[name])} values of {name}" for name in varied if name not in (x, y)]
     size = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else f"{max(sizes)}"
     text = textwrap.fill("IQM over " + " and ".join(["seeds", *over]), int(14 * figure.get_size_inches()[0]))

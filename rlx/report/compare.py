@@ -27,8 +27,9 @@ def report(
 
     `tasks`: for each task its `groups`, best first, and `stopped`, the runs that were stopped early, which are compared
     with nothing. A row has `group`, `runs`, of these `died` and `unscored` (not evaluated; they are in no statistic),
-    `steps`, `mean`, `iqm` and `optimality_gap` with intervals, `std` over runs (with `R - 1`), and `improvement`: the
-    probability that a run of the best group beats one of this group. The best is that of the highest IQM among the
+    `steps`, `mean`, `iqm` and `optimality_gap` with intervals, `std` over runs (with `R - 1`), `reported` (means over
+    runs of what the environment reported), and `improvement`: the probability that a run of the best group beats one of
+    this group. The best is that of the highest IQM among the
     groups without unscored runs.
 
     `overall`: the same across tasks, of `(score - low) / (high - low)`, stratified by task, for the groups that have
@@ -58,7 +59,7 @@ def report(
             f"target = {target:g} is a return of one task: for {', '.join(tasks)} give low and high of each"
         )
     whole = [run for run in runs if run.get("dropped_at") is None]
-    found = {"confidence": confidence, "tasks": [], "overall": None}
+    found = {"confidence": confidence, "result": runs[0].get("result", "return"), "tasks": [], "overall": None}
     for task in tasks:
         goal = bounds[task][1] if bounds else target
         groups = _rows(_by_group(whole, [task]), goal, confidence)
@@ -77,6 +78,15 @@ def report(
             rows = [row | {"mean": None, "iqm": None} for row in rows]
         found["overall"] = {"normalised": bool(bounds), "groups": rows, "missing": len(groups) - len(complete)}
     return found | {"notes": _notes(runs, found)}
+
+
+def _reported(runs):
+    """The means over runs of what the environment reported in their evaluations, by its names."""
+    values = {}
+    for run in runs:
+        for name, value in run.get("reported", {}).items():
+            values.setdefault(name, []).extend([] if value is None else [value])
+    return {name: float(np.mean(of_runs)) if of_runs else None for name, of_runs in values.items()}
 
 
 def _by_group(runs, tasks):
@@ -115,6 +125,7 @@ def _row(name, strata, target, confidence):
         "died": sum(run["died_at"] is not None for run in runs),
         "unscored": sum(run["score"] is None for run in runs),
         "steps": max(run["steps"] for run in runs),
+        "reported": _reported(runs),
         **dict.fromkeys(("mean", "iqm", "std", "optimality_gap", "improvement")),
     }
     if scores is not None:

@@ -11,14 +11,15 @@ from rlx.algorithm import short_name
 from rlx.files import evaluation_points, read_json, read_rows
 
 
-def runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
+def runs(paths: Sequence[Path], result: str = "return") -> list[dict[str, Any]]:
     """The runs of run directories and of sweep directories (a run a lane), with their groups.
 
     A run is `name`, `algorithm`, `task` (environment and its options), `seed`, `group`, `varied` (its values of the
     settings that differ between the groups), `config`, `steps` it took, `score` (None where nothing was evaluated),
     `died_at` (the update that turned its state into NaN, else None; the score is that of its last finite state),
     `dropped_at` (updates after which it was stopped or evaluated early, else None; its score is of that point), `path`,
-    and for lanes of a sweep `curve` (columns of its log), `planned_steps` and `num_seeds`.
+    `result` (of what the score is, the return or what the environment reports under that name), `reported` (all that it
+    reported in its evaluation), and for lanes of a sweep `curve` (columns of its log), `planned_steps` and `num_seeds`.
 
     Runs of one algorithm on one task with equal settings are a group, whatever their seeds, unless the source of the
     algorithm changed between them (`source=` and the head of its hash, which old runs may not have). It is called by
@@ -27,7 +28,7 @@ def runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: no paths, a path that is neither kind of directory, a sweep that has not ended, files that cannot
-            be read, or one seed of a group twice: the same run again is no further evidence.
+            be read, one seed of a group twice (the same run again is no further evidence), or a result that no run has.
     """
     if not len(paths):
         raise ValueError("give at least one run directory or sweep directory")
@@ -40,13 +41,16 @@ def runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
                 lanes = read_rows(path / "lanes.jsonl")
                 if not lanes:
                     raise ValueError(f"{path} has not ended: resume it by rlx sweep --resume {path}")
-                found += [_lane(path, sweep, lane) for lane in lanes]
+                found += [_lane(path, sweep, lane, result) for lane in lanes]
             elif (path / "config.json").exists():
-                found.append(_run(path))
+                found.append(_run(path, result))
             else:
                 raise ValueError(f"{path} is neither a run nor a sweep: it has no config.json and no sweep.json")
         except KeyError as error:
             raise ValueError(f"{path} holds no {error.args[0]}: not a run or sweep of this version") from None
+    known = dict.fromkeys(["return", *(name for run in found for name in run["reported"])])
+    if result not in known and any(run["evaluated"] for run in found):
+        raise ValueError(f"these runs have no result {result!r}: there are {', '.join(known)}")
     _tell_sources_apart(found, declared)
     _name_groups(found, declared)
     seen = {}
@@ -61,7 +65,7 @@ def runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def _run(path):
+def _run(path, result):
     saved = read_json(path / "config.json")
     file = path / "evaluation.json"
     evaluation = read_json(file) if file.exists() else {"mean": None, "step": 0, "update": 0}
@@ -77,7 +81,7 @@ def _run(path):
         "config": saved["config"],
         "settings": saved["config"] | _prefixed(saved.get("env_params")),
         "steps": evaluation["step"],
-        "score": _score(evaluation["mean"]),
+        **_results(evaluation, evaluation["mean"], result),
         "died_at": update + 1 if died else None,
         "dropped_at": update if early and not died else None,
         "path": str(path),
@@ -94,7 +98,14 @@ def _died(path, update, saved):
     return update not in evaluation_points(saved["updates"], saved["num_evaluations"])
 
 
-def _lane(path, sweep, lane):
+def _results(evaluation, mean, result):
+    """What an evaluation says: the score, of what it is, and everything that the environment reported."""
+    reported = {name: _score(value) for name, value in evaluation.get("reported", {}).items()}
+    score = _score(mean) if result == "return" else reported.get(result)
+    return {"score": score, "result": result, "reported": reported, "evaluated": mean is not None}
+
+
+def _lane(path, sweep, lane, result):
     own = lane["config"] | _prefixed(sweep.get("env_params")) | lane["varied"]
     return {
         "name": f"{path.name}, lane {lane['lane']}",
@@ -105,7 +116,7 @@ def _lane(path, sweep, lane):
         "config": lane["config"],
         "settings": {"lane": lane["lane"]} if sweep.get("interacts", sweep.get("pbt")) else own,
         "steps": lane["steps"],
-        "score": _score(lane["return_mean"]),
+        **_results(lane.get("evaluation", {}), lane["return_mean"], result),
         "died_at": lane["died_at"],
         "dropped_at": lane["dropped_at"],
         "path": str(path),

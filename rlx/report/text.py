@@ -8,6 +8,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+MOST = 6  # columns of what environments reported
+
 
 def tables(report: dict[str, Any], limit: int = 20) -> Group:
     """The report for a terminal: a table a task with its best `limit` groups, one across tasks, and the notes."""
@@ -15,9 +17,11 @@ def tables(report: dict[str, Any], limit: int = 20) -> Group:
     parts = []
     for part in report["tasks"]:
         gap = None if part["target"] is None else f"gap to {part['target']:g} [{percent}]"
-        parts += markdown(f"{part['task']}: return of the final evaluation", part["groups"], gap, percent, limit)
-        title = f"{part['task']}: return after fewer steps than planned"
+        result = report.get("result", "return")
+        parts += markdown(f"{part['task']}: {result} of the final evaluation", part["groups"], gap, percent, limit)
+        title = f"{part['task']}: {result} after fewer steps than planned"
         parts += markdown(title, part["stopped"], gap, percent, limit)
+        parts += reported(f"{part['task']}: what the environment reported, means over runs", part["groups"], limit)
     if overall := report["overall"]:
         title, gap = f"{len(report['tasks'])} tasks", None
         if overall["normalised"]:
@@ -70,6 +74,22 @@ def markdown(title, rows, gap, percent, limit):
     for row in rows[:limit]:
         table.add_row(Text(row["group"]), *(Text(cell(row)) for cell in columns.values()))
     return [table, f"and {len(rows) - limit} more groups"] if len(rows) > limit else [table]
+
+
+def reported(title, rows, limit):
+    """A table of what the environment reported, of a group each; nothing where it reported nothing."""
+    names = list(dict.fromkeys(name for row in rows for name in row.get("reported", {})))
+    if not names:
+        return []
+    table = Table(title=Text(title), title_justify="left", title_style="bold")
+    table.add_column("group", overflow="fold")
+    for name in (shown := sorted(names, key=lambda name: ("success" not in name, name))[:MOST]):
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for row in rows[:limit]:
+        values = [row.get("reported", {}).get(name) for name in shown]
+        table.add_row(Text(row["group"]), *("-" if value is None else f"{value:.4g}" for value in values))
+    rest = len(names) - len(shown)
+    return [table, f"and {rest} more names, which --json has"] if rest else [table]
 
 
 def decimals(values):

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from rlx.devices.hosts import agree, barrier, first
+from rlx.env import EnvState
+from rlx.pytree import replace
 from rlx.run.storage import reason
 
 KEEP = 3
@@ -116,7 +118,8 @@ def _complete(partial: Path, final: Path, state: Any, about: dict[str, Any] | No
 def restore(directory: Path, like: Any, num_updates: int | None = None, about: dict[str, Any] | None = None) -> Any:
     """The state of a checkpoint in `directory`, bit for bit; the newest one where `num_updates` is not given.
 
-    Reads only: nothing on disk changes.
+    Reads only: nothing on disk changes. Sums of what an environment reports that the checkpoint has not, because it was
+    written before the environment reported that, begin at 0.
 
     Args:
         directory: of all checkpoints of a run.
@@ -134,14 +137,17 @@ def restore(directory: Path, like: Any, num_updates: int | None = None, about: d
     written = "" if content["rlx"] == version("rlx") else f" (written by rlx {content['rlx']})"
     if different := _differences(content["about"], about or {}):
         raise ValueError(f"checkpoint {path} is of another run{written}: {_list(different)}")
-    if different := _structure(content["leaves"], _leaves(like)):
+    new = _reported(like) - content["leaves"].keys()
+    if different := _structure(content["leaves"], {name: x for name, x in _leaves(like).items() if name not in new}):
         raise ValueError(f"checkpoint {path} does not fit this algorithm{written}: {_list(different)}")
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or device)
     like = jax.tree.map(place, like)
+    stored = {name: x for name, x in _stored(like).items() if name not in new}
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        found = checkpointer.restore(path.resolve() / "state", args=ocp.args.StandardRestore(_stored(like)))
-    fill = lambda path, x: found[_name(path)] if x.size else jnp.zeros(x.shape, x.dtype, device=x.sharding)
+        found = checkpointer.restore(path.resolve() / "state", args=ocp.args.StandardRestore(stored))
+    zeros = lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding)
+    fill = lambda path, x: found[_name(path)] if _name(path) in stored else zeros(x)
     return jax.tree_util.tree_map_with_path(fill, like)
 
 
@@ -252,6 +258,14 @@ def _leaves(tree: Any) -> dict[str, str]:
     if len(named) < len(found):
         raise ValueError("two leaves of this state have the same dotted name: rename one")
     return named
+
+
+def _reported(like: Any) -> set[str]:
+    """The names of the leaves that are sums of what environments report."""
+    is_state = lambda x: isinstance(x, EnvState)
+    bare = lambda x: replace(x, reported={}, state=without(x.state)) if is_state(x) else x
+    without = lambda tree: jax.tree.map(bare, tree, is_leaf=is_state)
+    return _leaves(like).keys() - _leaves(without(like)).keys()
 
 
 def _structure(saved: dict[str, str], wanted: dict[str, str]) -> list[str]:

@@ -20,6 +20,8 @@ from rlx.train import (
     steps_taken,
 )
 
+SHOWN = 4  # of what an environment reported, in the line of an evaluation
+
 
 def evaluate_run(
     job: Job, state: Any, key: jax.Array, num_episodes: int, console: Console, deterministic: bool = True
@@ -29,7 +31,7 @@ def evaluate_run(
     result = evaluation(episodes, int(state.num_updates), job.config, deterministic)
     console.print(
         f"evaluation after {result['step']:,} steps: mean return {float(result['mean']):.1f}, "
-        f"standard deviation {float(result['std']):.1f}, {num_episodes} episodes"
+        f"standard deviation {float(result['std']):.1f}, {num_episodes} episodes{in_words(result['reported'])}"
     )
     if result["diverged"]:
         console.print(
@@ -40,6 +42,12 @@ def evaluate_run(
             f"{result['unfinished']} episodes did not end within the evaluation's step limit and count in part"
         )
     return result
+
+
+def in_words(reported: dict[str, Any]) -> str:
+    """A few of the means of what the environment reported, in words, successes first."""
+    names = sorted(reported, key=lambda name: ("success" not in name, name))[:SHOWN]
+    return "".join(f", {name} {float(reported[name]):.3g}" for name in names)
 
 
 def render_episode(job: Job, state: Any, key: jax.Array, step: int, console: Console) -> None:
@@ -57,6 +65,7 @@ def evaluation(episodes: Episodes, num_updates: int, config: Any, deterministic:
     """What is kept of an evaluation after `num_updates` updates, as strict JSON.
 
     Episodes that diverged have no return: they are counted, and mean and deviation are of the others, NaN without any.
+    So are the means of what the environment reported, each over the episodes in which it is finite.
     """
     diverged = np.asarray(episodes.diverged)
     returns = np.where(diverged, np.nan, np.asarray(episodes.returns, np.float64))
@@ -68,12 +77,20 @@ def evaluation(episodes: Episodes, num_updates: int, config: Any, deterministic:
         "mean_length": float(np.mean(episodes.lengths)),
         "unfinished": int((~np.asarray(episodes.finished)).sum()),
         "diverged": int(diverged.sum()),
+        "reported": {name: mean_of_finite(x, ~diverged) for name, x in episodes.reported.items()},
         "deterministic": deterministic,
         "update": num_updates,
         "step": steps_taken(config, num_updates),
         "returns": returns.tolist(),
     }
     return strict(found)
+
+
+def mean_of_finite(x: Any, chosen: np.ndarray) -> float:
+    """The mean of the finite ones of those chosen, in double precision; NaN where there is none."""
+    values = np.asarray(x, np.float64)[chosen]
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if values.size else math.nan
 
 
 def best(evaluations: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -41,6 +41,7 @@ class SweepJob:
     memory: int | None = None  # bytes
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     preset: dict[str, Any] = field(default_factory=dict)
+    rank_by: str = "return"  # or what the environment reports: which lanes are best, higher is better
 
     @cached_property
     def settings(self) -> list[tuple[Any, Env]]:
@@ -93,6 +94,17 @@ def check_sizes(num_points: int, num_seeds: int, seed: int, eval_episodes: int, 
     strategy.check(num_points)
 
 
+def check_rank_by(rank_by: Any, env: Env, metrics: Mapping[str, Any]) -> None:
+    """Raises ValueError where lanes cannot be ranked by this name, naming those that there are.
+
+    It has to be one of what `env` reports, and its mean one of the metrics of an update, as `episode_NAME`.
+    """
+    reported = jax.eval_shape(env.reset, jax.random.key(0)).reported
+    known = ["return", *(name for name in reported if f"episode_{name}" in metrics)]
+    if rank_by not in known:
+        raise ValueError(f"rank_by = {rank_by!r}: lanes of this sweep can be ranked by {', '.join(known)}")
+
+
 def label(job: SweepJob, group: Group) -> str:
     """The static settings that make this group another program than the others."""
     names = [f.name for f in fields(job.config) if is_static(f)]
@@ -103,7 +115,7 @@ def label(job: SweepJob, group: Group) -> str:
 
 def describe(job: SweepJob) -> dict[str, Any]:
     """What `sweep.json` says."""
-    names = ("points", "num_seeds", "eval_episodes", "memory")
+    names = ("points", "num_seeds", "eval_episodes", "memory", "rank_by")
     varied = list(dict.fromkeys(name for point in job.points for name in point))
     own = numbers_of(job.strategy) | {"strategy": repr(job.strategy), "interacts": job.strategy.interacts}
     return describe_run(job, *names) | own | {"varied": varied, "env_checksum": checksum(job.env)}

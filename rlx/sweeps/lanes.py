@@ -84,6 +84,7 @@ class Program:
         fresh: whether lanes begin with `init`; without it there is none.
         strategy: what lanes do to each other; nothing by default.
         num_members: how many lanes, from the first, it is about; by default all.
+        rank_by: what lanes that interact are compared by, the mean of `episode_NAME` of their metrics.
     """
 
     def __init__(
@@ -96,10 +97,11 @@ class Program:
         fresh: bool = True,
         strategy: Grid = Grid(),  # noqa: B008 (it cannot change)
         num_members: int | None = None,
+        rank_by: str = "return",
     ):
         started = time.perf_counter()
         self.group, self.num_lanes, self.length = group, num_lanes, min(length, group.updates)
-        self.strategy, self.num_members = strategy, num_members or num_lanes
+        self.strategy, self.num_members, self.rank_by = strategy, num_members or num_lanes, rank_by
         self.interval = strategy.interval(group.updates)
         self.mesh = Mesh(np.array(jax.devices()), ("lane",))
         self.shared = jax.device_put(group.shared, NamedSharding(self.mesh, WHOLE))
@@ -164,7 +166,9 @@ class Program:
     def _generation(self, carry, metrics, done):
         """Counts the episodes of a step and, at the end of an interval, lets the lanes act on each other."""
         episodes = metrics["num_episodes"].astype(jnp.float32)
-        returns = jnp.where(episodes > 0, metrics["episode_return"] * episodes, 0)
+        means = metrics[f"episode_{self.rank_by}"]
+        episodes = jnp.where(jnp.isfinite(means), episodes, 0) if self.rank_by != "return" else episodes
+        returns = jnp.where(episodes > 0, means * episodes, 0)
         carry = carry | {"tally": carry["tally"] + jnp.stack([returns.sum(1), episodes.sum(1)], 1)}
         due = (done % self.interval == 0) & (done < self.group.updates)
         act = lambda carry, done: self.strategy.generation(carry, done, self.group.columns, self.num_members)

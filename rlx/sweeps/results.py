@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,19 @@ class Sweep:
     lanes: list[dict[str, Any]]
 
     def ranking(self) -> list[int]:
-        """Configurations that trained to the end, by the interquartile mean of their lanes' returns, best first."""
+        """Configurations that trained to the end, by the interquartile mean of their lanes' scores, best first."""
         from rlx.report.statistics import iqm
 
-        returns = returns_of(row for row in self.lanes if row["dropped_at"] is None)
+        returns = returns_of((row for row in self.lanes if row["dropped_at"] is None), self.job.rank_by)
         return sorted(returns, key=lambda c: -iqm(np.array(returns[c])))
 
     @property
     def best(self) -> int | None:
         """The best lane of the best configuration; None where every lane died or has no finite return."""
         best = self.ranking()[0]
-        own = max((row for row in self.lanes if row["configuration"] == best), key=score_of)
-        return own["lane"] if score_of(own) > -math.inf else None
+        score = partial(score_of, rank_by=self.job.rank_by)
+        own = max((row for row in self.lanes if row["configuration"] == best), key=score)
+        return own["lane"] if score(own) > -math.inf else None
 
     def settings(self, lane: int) -> tuple[Any, Env]:
         """Config and environment of a lane; of a population's member, those that it ended with."""
@@ -146,23 +147,31 @@ def states_of(job: SweepJob, group: Group, rows: Sequence[dict[str, Any]]) -> An
     return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
 
 
-def returns_of(rows: Iterable[dict[str, Any]]) -> dict[int, list[float]]:
+def returns_of(rows: Iterable[dict[str, Any]], rank_by: str = "return") -> dict[int, list[float]]:
     """The scores of the lanes of every configuration, best ranked by their means; -inf for all where none has one.
 
     A lane without a score counts as the lowest of all lanes, so that it lowers its configuration and no other.
     """
     scores: dict[int, list[float]] = {}
     for row in rows:
-        scores.setdefault(row["configuration"], []).append(score_of(row))
+        scores.setdefault(row["configuration"], []).append(score_of(row, rank_by))
     lowest = min((x for own in scores.values() for x in own if x > -math.inf), default=-math.inf)
     known = {c: max(own) > -math.inf for c, own in scores.items()}
     return {c: [max(x, lowest) if known[c] else x for x in own] for c, own in scores.items()}
 
 
-def score_of(row: dict[str, Any]) -> float:
-    """A lane's mean return; -inf for one that died, or whose return is not finite: it is worse than any other."""
-    value = float(row["return_mean"])
+def score_of(row: dict[str, Any], rank_by: str = "return") -> float:
+    """A lane's mean return, or that of what its environment reported under another name, in its evaluation.
+
+    -inf for a lane that died, or where it is not finite: it is worse than any other.
+    """
+    value = float(row["return_mean"] if rank_by == "return" else row["evaluation"]["reported"][rank_by])
     return value if math.isfinite(value) and row["died_at"] is None else -math.inf
+
+
+def reported_by(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """The names of what environments reported in the evaluations of these lanes."""
+    return list(dict.fromkeys(name for row in rows for name in row["evaluation"].get("reported", {})))
 
 
 def write_results(sweep: Sweep, programs: list[Group], seconds: float) -> None:
@@ -174,23 +183,26 @@ def write_results(sweep: Sweep, programs: list[Group], seconds: float) -> None:
     for row in sweep.lanes:
         config, _ = sweep.settings(row["lane"])
         log = [entry for entry in sweep.log(row["lane"]) if entry["update"] <= row["updates"]]
-        curve = {name: [entry[name] for entry in log] for name in ("step", "episode_return", "num_episodes")}
+        columns = ["step", "episode_return", "num_episodes", *(f"episode_{name}" for name in reported_by([row]))]
+        curve = {name: [entry[name] for entry in log] for name in columns if all(name in entry for entry in log)}
         rows.append(row | {"config": asdict(config), "curve": curve})
     write_rows(directory / "lanes.jsonl", rows)
 
     columns = ["seed", "updates", "steps", "return_mean", "return_std", "training_return", "died_at", "dropped_at"]
-    names = describe(job)["varied"]
+    names, reported = describe(job)["varied"], reported_by(sweep.lanes)
     with open(directory / "results.csv", "w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["lane", "configuration", *names, *columns])
+        table.writerow(["lane", "configuration", *names, *columns, *(f"{name}_mean" for name in reported)])
         for row in sweep.lanes:
             varied = [row["varied"].get(name) for name in names]
-            table.writerow([row["lane"], row["configuration"], *varied, *(row[name] for name in columns)])
+            known = row["evaluation"].get("reported", {})
+            known = [*(row[name] for name in columns), *(known.get(name) for name in reported)]
+            table.writerow([row["lane"], row["configuration"], *varied, *known])
 
     ranking = []
     for configuration in sweep.ranking():
         own = [row for row in sweep.lanes if row["configuration"] == configuration]
-        returns = np.array([score for row in own if (score := score_of(row)) > -math.inf])
+        returns = np.array([score for row in own if (score := score_of(row, job.rank_by)) > -math.inf])
         died = sum(row["died_at"] is not None for row in own)
         head = {"configuration": configuration, "varied": job.points[configuration], "lanes": len(own), "died": died}
         known = {"mean": float(returns.mean()), "iqm": interval([returns], iqm)} if len(returns) else {}
@@ -212,6 +224,7 @@ def write_results(sweep: Sweep, programs: list[Group], seconds: float) -> None:
         "evaluation_steps": sum(round(row["mean_length"] * row["num_episodes"]) for row in played),
         "devices": jax.device_count(),
         "died": sum(row["died_at"] is not None for row in sweep.lanes),
+        "rank_by": job.rank_by,
         "best": sweep.best,
     }
     shutil.rmtree(directory / "best", ignore_errors=True)  # of a process that was killed while it wrote
@@ -231,11 +244,12 @@ def draw_results(job: SweepJob, varied: list[str]) -> None:
     from rlx.report.read import runs
 
     directory = job.directory
-    lanes = runs([directory])
+    lanes = runs([directory], job.rank_by)
     if any(weight for lane in lanes for weight in lane["curve"]["num_episodes"]):
         plot.learning_curves(lanes, directory / "curves.png")
     if job.strategy.interacts:
-        plot.population(read_rows(directory / "batches" / "r0g0b0" / "metrics.jsonl"), directory / "population.png")
+        rows = read_rows(directory / "batches" / "r0g0b0" / "metrics.jsonl")
+        plot.population(rows, directory / "population.png", job.rank_by)
         return
     differ = [name for name in varied if len({json.dumps(lane["varied"][name]) for lane in lanes}) > 1]
     if differ:

@@ -34,7 +34,10 @@ class Grid:
         return [(1.0, num_configurations)]
 
     def kept(self, returns: Mapping[int, Sequence[float]], num: int) -> list[int]:
-        """The `num` configurations that continue, from the returns of the seeds of each: those of the highest mean."""
+        """The `num` configurations that continue, from the returns of the seeds of each: those of the highest mean.
+
+        Where a sweep ranks by something else, that is in the place of returns.
+        """
         return sorted(returns, key=lambda c: -np.mean(returns[c]))[:num]
 
     def interval(self, num_updates: int) -> int | None:
@@ -45,8 +48,8 @@ class Grid:
         """The carry of `rlx.sweeps.lanes.Program` after the lanes have acted on each other; runs within the program.
 
         Args:
-            carry: `values` (what varies, a list of `[L, ...]`), `state`, `tally` `[L, 2]` (sum of returns and number of
-                episodes since the last call), `parent` `[L]` and `key` `[L]`.
+            carry: `values` (what varies, a list of `[L, ...]`), `state`, `tally` `[L, 2]` (sum of returns, or of what
+                the sweep ranks by, and number of episodes since the last call), `parent` `[L]` and `key` `[L]`.
             done: updates made.
             columns: all values of what varies, `[C, ...]` each.
             num: lanes that count, from the first; others repeat the last one.

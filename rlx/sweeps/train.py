@@ -36,7 +36,7 @@ from rlx.run.sinks import Jsonl
 from rlx.run.stop import Stop
 from rlx.run.storage import naming, owned
 from rlx.run.timings import announcement, program_name, remember
-from rlx.sweeps.job import Lane, SweepJob, check_sizes, describe, label, listed_points, plan
+from rlx.sweeps.job import Lane, SweepJob, check_rank_by, check_sizes, describe, label, listed_points, plan
 from rlx.sweeps.lanes import MIB, Group, Program, carry, fit, groups, memory_bound, shapes
 from rlx.sweeps.results import Sweep, members_of, returns_of, states_of, write_results
 from rlx.sweeps.search import points
@@ -64,6 +64,7 @@ def sweep(
     memory: int | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     console: Console | None = None,
+    rank_by: str = "return",
 ) -> Sweep:
     """Trains and evaluates every configuration of `space` with `num_seeds` seeds; resumes what `directory` holds.
 
@@ -88,6 +89,8 @@ def sweep(
         memory: bound in bytes; a larger sweep runs in batches.
         checkpoint_seconds: how often to write a checkpoint.
         console: where progress is shown; by default nowhere.
+        rank_by: what says which lanes are best and which continue: `return`, or the name of something that the
+            environment reports (`rlx.env.reports`), of which more is better.
 
     Raises:
         ValueError: for settings that do not fit; for a directory that holds something else.
@@ -118,6 +121,7 @@ def sweep(
         strategy=strategy,
         memory=memory,
         checkpoint_seconds=checkpoint_seconds,
+        rank_by=rank_by,
     )
     with owned(job.directory, resume=_resumes(job)):
         status, result = execute(job, console or Console(quiet=True), resume=_resumes(job))
@@ -136,6 +140,8 @@ def _resumes(job: SweepJob) -> bool:
     saved, now = read_config(job.directory, "sweep.json"), json.loads(json.dumps(strict(describe(job))))
     names = ("algorithm", "env", "env_checksum", "config", "points", "num_seeds", "seed", "eval_episodes")
     names += ("strategy",) if "strategy" in saved else tuple(STRATEGIES)
+    names += ("rank_by",)
+    saved = {"rank_by": "return"} | saved  # as it was before there was a choice
     changed = [f"{name} = {saved[name]} -> {now[name]}" for name in names if saved[name] != now[name]]
     changed += [f"{file} {what}" for file, what in source.changes(job.algorithm_name, saved, job.algorithm).items()]
     if changed:
@@ -194,7 +200,7 @@ def _execute(job: SweepJob, console: Console, resume: bool) -> tuple[int, Sweep 
                         f"interrupted: everything is in {job.directory}, resume with --resume {job.directory}"
                     )
                     return 128 + stop.asked, None
-            kept = job.strategy.kept(returns_of(found[lane.number] for lane in lanes), keep)
+            kept = job.strategy.kept(returns_of((found[lane.number] for lane in lanes), job.rank_by), keep)
             for lane in lanes:
                 if lane.configuration not in kept:
                     found[lane.number]["dropped_at"] = found[lane.number]["updates"]
@@ -213,7 +219,9 @@ def _check_programs(job: SweepJob, programs: list[Group]) -> None:
         check_counters(group.config, state)
         if job.strategy.interacts and not hasattr(state, "key"):
             raise ValueError("lanes that act on each other draw by the key of their State, and this State has none")
-        check_metrics(jax.eval_shape(lambda *args: job.algorithm.update(*args), group.config, group.env, state)[1])
+        metrics = jax.eval_shape(lambda *args: job.algorithm.update(*args), group.config, group.env, state)[1]
+        check_metrics(metrics)
+        check_rank_by(job.rank_by, group.env, metrics)
 
 
 def _train_group(job, group, name, lanes, start, end, found, display, stop):
@@ -225,7 +233,7 @@ def _train_group(job, group, name, lanes, start, end, found, display, stop):
 
     def build(num_lanes):
         args = job.algorithm, group, num_lanes, job.eval_episodes, CHUNK_UPDATES, start == 0
-        return Program(*args, job.strategy, len(lanes))
+        return Program(*args, job.strategy, len(lanes), job.rank_by)
 
     if not cut.exists():
         program = _compiled(job, group, build, len(lanes), start, cut, display)
