@@ -69,7 +69,7 @@ class Config:
     drop_degenerate: bool = static(False)  # leave groups out that have nothing to tell, and count the others for them
     same_start: bool = static(True)
     normalize_obs: bool = static(False)
-    hidden_sizes: tuple[int, ...] = static((64, 64))
+    hidden_sizes: tuple[int, ...] = static((64,))
     torso: str = static("mlp", one_of=TORSOS)  # convolutions before them, for image observations
     conv_features: tuple[int, ...] = static(())  # their filters; with mlp of 3 x 3 convolutions
     activation: str = static("tanh")
@@ -120,7 +120,7 @@ def networks(config, env):
     """Memory and actor."""
     space = visible(env.observation_space, config.actor_obs)
     torso = Torso(space, config.hidden_sizes, config.activation, config.conv_features, kind=config.torso)
-    core = Memory(replace(torso, hidden_sizes=(config.memory_size,)), config.cell, config.memory_size, config.num_steps)
+    core = Memory(replace(torso, hidden_sizes=()), config.cell, config.memory_size, config.num_steps)
     return core, Actor(env.action_space, torso, policy=config.policy)
 
 

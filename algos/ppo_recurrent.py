@@ -58,7 +58,7 @@ class Config:
     normalize_advantage: bool = True
     normalize_obs: bool = static(False)
     normalize_reward: bool = static(False)
-    hidden_sizes: tuple[int, ...] = static((64, 64))
+    hidden_sizes: tuple[int, ...] = static((64,))
     torso: str = static("mlp", one_of=TORSOS)  # convolutions before them, for image observations
     conv_features: tuple[int, ...] = static(())  # their filters; with mlp of 3 x 3 convolutions
     activation: str = static("tanh")
@@ -114,7 +114,7 @@ def networks(config, env):
     torso = partial(Torso, hidden_sizes=sizes, activation=config.activation, conv_features=conv, kind=config.torso)
     actor = torso(visible(env.observation_space, config.actor_obs))
     critic = torso(visible(env.observation_space, config.critic_obs, privileged=True))
-    encoder = replace(actor, hidden_sizes=(config.memory_size,))
+    encoder = replace(actor, hidden_sizes=())
     core = Memory(encoder, config.cell, config.memory_size, config.sequence_length)
     return core, Actor(env.action_space, actor, config.num_components, config.policy), Critic(critic)
 
