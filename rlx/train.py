@@ -25,6 +25,7 @@ from rlx.modes import check_unvarying, ordinary
 from rlx.pytree import is_static, pytree
 from rlx.replay import is_replay, rewind
 from rlx.rollout import reset
+from rlx.schedules import at, is_scheduled
 from rlx.spaces import check_spaces
 
 EVALUATION = 0x65766C  # names the random stream of `evaluate`
@@ -108,11 +109,18 @@ def training_progress(config: Any, state: Any) -> jax.Array:
     return jnp.minimum(state.num_updates / total_updates(config), 1.0)
 
 
+def now(config: Any, state: Any = None) -> Any:
+    """The Config with numbers for schedules, at the State's progress or at the start: what algorithms are given."""
+    if not is_scheduled(config):
+        return config
+    return at(config, 0.0 if state is None else training_progress(config, state))
+
+
 def check(algorithm: Any, config: Any, env: Env) -> None:
     """Raises ValueError for spaces that no policy serves exactly, and what the algorithm's own `check` raises."""
     check_spaces(env)
     if hasattr(algorithm, "check"):
-        algorithm.check(config, env)
+        algorithm.check(now(config), env)
 
 
 def check_arguments(needs: str, algorithm: Any, config: Any, env: Any, key: Any = None, kwargs: Any = None) -> None:
@@ -135,7 +143,7 @@ def check_arguments(needs: str, algorithm: Any, config: Any, env: Any, key: Any 
         hint = f"rlx.envs.make({env!r})" if isinstance(env, str) else "rlx.envs.make(NAME), or rlx.Env around your own"
         raise ValueError(f"env = {env!r} is no environment: give {hint}")
     for name in names:
-        value = getattr(config, name)
+        value = getattr(now(config), name)
         if hasattr(value, "shape") and value.shape and jnp.issubdtype(value.dtype, jnp.number):
             raise ValueError(
                 f"Config.{name} has shape {list(value.shape)}: for several values vmap over rlx.stack(configs)"
@@ -162,7 +170,7 @@ def _is_key(x: Any) -> bool:
 def state_shapes(algorithm: Any, config: Any, env: Env) -> Any:
     """The State of a run as `jax.ShapeDtypeStruct`s. Raises what `init` has against the config and the environment."""
     check(algorithm, config, env)  # neither is traced here: checks may look at numbers
-    return jax.eval_shape(partial(algorithm.init, config, env), jax.random.key(0))
+    return jax.eval_shape(partial(algorithm.init, now(config), env), jax.random.key(0))
 
 
 def state_bytes(algorithm: Any, config: Any, env: Env) -> dict[str, int]:
@@ -220,20 +228,20 @@ def resume(
 @partial(jax.jit, static_argnames="algorithm")
 @ordinary
 def _train(algorithm, config, env, key, kwargs):
-    return _scan(algorithm, config, env, algorithm.init(config, env, key), total_updates(config), kwargs)
+    return _scan(algorithm, config, env, algorithm.init(now(config), env, key), total_updates(config), kwargs)
 
 
 @partial(jax.jit, static_argnames=("algorithm", "num_updates"))
 @ordinary
 def _resume(algorithm, config, env, state, num_updates, kwargs):
-    like = jax.eval_shape(lambda key: algorithm.init(config, env, key), jax.random.key(0))
+    like = jax.eval_shape(lambda key: algorithm.init(now(config), env, key), jax.random.key(0))
     check_state(config, state, like)
     return _scan(algorithm, config, env, state, num_updates, kwargs)
 
 
 def _scan(algorithm, config, env, state, num_updates, kwargs):
     def update(state, _):
-        return algorithm.update(config, env, state, **kwargs)
+        return algorithm.update(now(config, state), env, state, **kwargs)
 
     return jax.lax.scan(update, state, length=num_updates)
 
@@ -243,13 +251,8 @@ def check_state(config: Any, state: Any, like: Any, field: str = "") -> None:
 
     Both may be a `field` of it, such as ".params".
     """
-    kinds = [
-        {
-            jax.tree_util.keystr(path): (leaf.shape, leaf.dtype)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (jax.eval_shape(lambda x: x, state), like)
-    ]
+    trees = map(jax.tree_util.tree_leaves_with_path, (jax.eval_shape(lambda x: x, state), like))
+    kinds = [{jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in leaves} for leaves in trees]
     for name in {**kinds[1], **kinds[0]}:
         has, gives = (kind.get(name) for kind in kinds)
         if has == gives:
@@ -281,7 +284,8 @@ def advance(
     may be anything. A `Replay` is rewound, which takes back as many elements as it has `spare` rows.
     """
     # Is traced once for its two uses, and again for every trace of this function: what `update` calls may be replaced.
-    update = partial(jax.jit(wraps(algorithm.update)(lambda *args: algorithm.update(*args)), inline=True), config, env)
+    updated = wraps(algorithm.update)(lambda *args: algorithm.update(now(args[0], args[2]), *args[1:]))
+    update = partial(jax.jit(updated, inline=True), config, env)
     shapes = jax.eval_shape(update, state)[1]
     metrics = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
 
@@ -367,7 +371,7 @@ def play(algorithm, config, env, state, key, num_episodes, deterministic, max_st
     """The program of `evaluate`, whose algorithm is a `Current`."""
     # A stream of its own: handed the key that training splits next, evaluation would otherwise replay it.
     reset_key, steps_key = jax.random.split(jax.random.fold_in(key, EVALUATION))
-    env_state = reset(env, reset_key, num_episodes)
+    config, env_state = now(config, state), reset(env, reset_key, num_episodes)
     episodes = Episodes(
         returns=jnp.zeros(num_episodes),
         lengths=jnp.zeros(num_episodes, jnp.int32),

@@ -21,7 +21,7 @@ from rlx.env import Env
 from rlx.normalize import normalize, statistics, update_statistics
 from rlx.pytree import replace
 from rlx.spaces import Discrete, unit
-from rlx.train import check
+from rlx.train import check, now
 from rlx.wrappers import Chunked
 
 AVERAGE = 0.995  # decay of the average of the weights; Ren et al. 2024
@@ -72,6 +72,7 @@ def clone(
     if min(num_steps, batch_size, num_rows) < 1:
         raise ValueError("num_steps, batch_size and num_rows have to be at least 1")
     obs, action = examples(env, demonstrations)
+    config = now(config)
     bound, most = getattr(config, "action_bound", np.inf), np.abs(action).max()
     if most > bound + 1e-3:
         warnings.warn(f"actions go up to {most:.3g} and action_bound = {bound:g} cuts them: raise it", stacklevel=2)

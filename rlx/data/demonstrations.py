@@ -28,7 +28,7 @@ import numpy as np
 from rlx.env import Env
 from rlx.rollout import episodes, reset
 from rlx.spaces import Discrete, Space, rescale, unit
-from rlx.train import Current
+from rlx.train import Current, now
 
 FORMAT = 1
 LIMIT = 10_000  # steps of an episode where the environment has no limit that is known
@@ -91,7 +91,7 @@ def collect(
 
 @partial(jax.jit, static_argnames=("algorithm", "num_episodes", "num_steps", "deterministic"))
 def _play(algorithm, config, env, state, key, num_episodes, num_steps, noise, deterministic):
-    reset_key, play_key = jax.random.split(key)
+    config, (reset_key, play_key) = now(config, state), jax.random.split(key)
 
     def policy(obs, key):
         act_key, noise_key = jax.random.split(key)

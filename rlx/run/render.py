@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlx.env import Env, EnvState
-from rlx.train import EVALUATION, Current
+from rlx.train import EVALUATION, Current, now
 
 FORMATS = (".gif", ".mp4", ".png", ".html")
 FRAMES_PER_SECOND = 25.0
@@ -25,6 +25,7 @@ STEP_SECONDS = 0.05  # where the environment does not say
 @partial(jax.jit, static_argnames=("algorithm", "num_steps", "deterministic"))
 def _play(algorithm, config, env, state, key, num_steps, deterministic):
     reset_key, steps_key = jax.random.split(jax.random.fold_in(key, EVALUATION))
+    config = now(config, state)
 
     def step(env_state, time):
         act_key, env_key = jax.random.split(jax.random.fold_in(steps_key, time))
