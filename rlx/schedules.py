@@ -192,12 +192,16 @@ def alike(trees: Sequence[T]) -> list[T]:
     return found
 
 
-def annealed_twice(config: Any) -> str:
-    """What is to be said where a learning rate is a schedule and falls to 0 besides; else nothing."""
+def changed_besides(config: Any) -> str:
+    """What is to be said where a learning rate is a schedule, and adapted or annealed besides; else nothing."""
     rate = getattr(config, "learning_rate", None)
-    if not (_is_schedule(rate) and getattr(config, "anneal_learning_rate", False) is True):
+    if not _is_schedule(rate):
         return ""
-    return f"learning_rate = {rate} is multiplied by the fall to 0 of anneal_learning_rate, which can be turned off"
+    if getattr(config, "adapt_learning_rate", False) is True:
+        return f"learning_rate = {rate}: adapt_learning_rate takes only its start"
+    if getattr(config, "anneal_learning_rate", False) is True:
+        return f"learning_rate = {rate} is multiplied by the fall to 0 of anneal_learning_rate, which can be turned off"
+    return ""
 
 
 def _with_constant(tree: Any, name: str, schedule: Schedule) -> Any:
@@ -253,5 +257,5 @@ def _check(schedule: Schedule) -> None:
         raise ValueError(f"{schedule}: shares of the run are above 0, at most 1, and ascend")
 
 
-__all__ = ["FORMS", "Schedule", "alike", "annealed_twice", "at", "cosine", "exponential", "is_scheduled"]
+__all__ = ["FORMS", "Schedule", "alike", "at", "changed_besides", "cosine", "exponential", "is_scheduled"]
 __all__ += ["is_written", "linear", "parse", "piecewise", "piecewise_linear"]

@@ -24,8 +24,8 @@ from rlx.run.why import diverged, why
 from rlx.schedules import (
     Schedule,
     alike,
-    annealed_twice,
     at,
+    changed_besides,
     cosine,
     exponential,
     is_scheduled,
@@ -321,10 +321,12 @@ def test_a_number_that_a_kind_does_not_take_stays_a_number():
     assert alike([1, 2]) == [1, 2]
 
 
-def test_a_learning_rate_that_falls_twice_is_said(ppo):
-    assert "linear:0.001:0 is multiplied" in annealed_twice(ppo.Config(learning_rate=linear(1e-3, 0)))
-    assert annealed_twice(ppo.Config(learning_rate=linear(1e-3, 0), anneal_learning_rate=False)) == ""
-    assert annealed_twice(ppo.Config()) == ""
+def test_a_schedule_of_the_learning_rate_that_is_changed_besides_is_said(ppo):
+    assert "linear:0.001:0 is multiplied" in changed_besides(ppo.Config(learning_rate=linear(1e-3, 0)))
+    assert changed_besides(ppo.Config(learning_rate=linear(1e-3, 0), anneal_learning_rate=False)) == ""
+    assert changed_besides(ppo.Config()) == ""
+    adapted = ppo.Config(learning_rate=linear(1e-3, 0), adapt_learning_rate=True)
+    assert changed_besides(adapted) == "learning_rate = linear:0.001:0: adapt_learning_rate takes only its start"
 
 
 def test_check_algorithm_takes_a_config_with_schedules(adder, probe):

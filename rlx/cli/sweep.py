@@ -34,7 +34,7 @@ from rlx.presets import configure
 from rlx.pytree import replace
 from rlx.run.job import CHECKPOINT_SECONDS
 from rlx.run.storage import check_empty, owned
-from rlx.schedules import annealed_twice
+from rlx.schedules import changed_besides
 from rlx.sweeps.job import SweepJob, apply, check_sizes, plan
 from rlx.sweeps.results import Sweep
 from rlx.sweeps.search import Choice, LogUniform, Uniform, parse, points, split
@@ -136,7 +136,7 @@ def sweep(arguments: list[str]) -> None:
     usual = vars(configure(algorithm.Config, job.preset))
     if chosen := [f"{name}={value}" for name, value in vars(job.config).items() if value != usual[name]]:
         console.print(f"your settings, of all lanes: {', '.join(chosen)}")
-    if text := next(filter(None, (annealed_twice(config) for config, _ in job.settings)), ""):
+    if text := next(filter(None, (changed_besides(config) for config, _ in job.settings)), ""):
         console.print(text)
     if options.dry_run:
         console.print(f"{short_name(name)} on {job.env_name}, {plan(job)}")

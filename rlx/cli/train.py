@@ -43,7 +43,7 @@ from rlx.run import storage
 from rlx.run.job import CHECKPOINT_SECONDS, OPTIONS, Job, identity, plan
 from rlx.run.loop import execute
 from rlx.run.sinks import check_names
-from rlx.schedules import annealed_twice
+from rlx.schedules import changed_besides
 from rlx.train import total_updates
 
 # Fields of Configs that shape the networks, or say what these are told.
@@ -239,7 +239,7 @@ def _tell(console: Console, job: Job, beginning: Beginning, told: bool) -> None:
     for title, values in (("your settings", chosen), ("environment", job.env_params)):
         if values:
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
-    if text := annealed_twice(job.config):
+    if text := changed_besides(job.config):
         console.print(text)
     with _explained(job.algorithm_name):
         updates = total_updates(job.config)
