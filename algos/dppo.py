@@ -1,10 +1,9 @@
 """Diffusion Policy Policy Optimization: PPO whose policy is a chain of denoising steps, each an action of its own.
 
     python algos/dppo.py --env Pendulum-v1
+    rlx clone dppo demonstrations.npz --out runs/clone; rlx train dppo --start-from runs/clone --trained-steps 5
 
 Reference: Ren et al. 2024, Diffusion Policy Policy Optimization, arXiv:2409.00588; the rest is PPO, arXiv:1707.06347.
-
-    rlx clone dppo demonstrations.npz --out runs/clone; rlx train dppo --start-from runs/clone --trained-steps 5
 
 Axes: T time, N environments, B minibatch, O observation, A action, K denoising steps, of which the last K' are trained.
 
@@ -13,14 +12,11 @@ in the last denoising step and almost none before it, but begin at noise: they d
 
 Deviations from the paper and its code, beside those of ppo.py from its own:
 - Time limits bootstrap from the true successor. The code: ends in Gym tasks, else the observation after the reset.
-- Observations and rewards may be normalised by running statistics in place of those of a dataset.
-- The trunk is plain layers with orthogonal kernels, the last of gain 0.01, where the code has a residual block.
-- A single trained step has the clip of the last one, where the code has NaN.
-- The behaviour-cloning term draws a chain of the pretrained policy for each step of the rollout, once an update, where
-  the code draws one for each element of each minibatch.
-- There is no early stop by the KL, which the paper says never happens.
-- Where observations are normalized, their statistics keep changing under the pretrained actor too, and so do Adam's
-  moments of the actor during the critic's warm-up.
+- Observations and rewards may be normalised by running statistics, not those of a dataset. They keep changing under the
+  pretrained actor too, and so do Adam's moments of the actor during the critic's warm-up.
+- The trunk is plain layers, the last kernel of gain 0.01, where the code has a residual block.
+- The behaviour-cloning term draws a pretrained chain for each step of a rollout; the code for each minibatch element.
+- There is no early stop by the KL, and a single trained step has the clip of the last one, where the code has NaN.
 """
 
 from collections.abc import Callable
@@ -36,7 +32,7 @@ from rlx.diffusion import add_noise, ddpm, denoise, denoised_mean, mean_log_prob
 from rlx.env import EnvState
 from rlx.networks import TORSOS, Critic, Denoiser, Torso, action_size, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
-from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance
+from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance, kl_adapted
 from rlx.pytree import num_rows, pytree, replace, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import Box, check_spaces, rescale, visible, zeros
@@ -54,6 +50,8 @@ class Config:
     learning_rate: float = traced(1e-4, at_least=0)  # of the actor
     critic_learning_rate: float = traced(1e-3, at_least=0)
     anneal_learning_rate: bool = True
+    adapt_learning_rate: bool = static(False)  # by the KL of an update's last epoch, towards its target
+    target_kl: float = traced(0.01, above=0)
     gamma: float = traced(0.99, at_least=0, at_most=1)
     gae_lambda: float = traced(0.95, at_least=0, at_most=1)
     denoising_steps: int = static(10)  # K
@@ -94,6 +92,7 @@ class State:
     env_state: EnvState  # [N]
     obs_stats: Statistics
     reward_scale: RewardScale
+    learning_rate: jax.Array | None  # before annealing, where it is adapted
     num_updates: jax.Array
     key: jax.Array
 
@@ -118,11 +117,9 @@ class Batch:
 
 def networks(config, env):
     """Denoising actor and critic, separate and of the same shape."""
-    sizes, conv = config.hidden_sizes, config.conv_features
-    torso = partial(Torso, hidden_sizes=sizes, activation=config.activation, conv_features=conv, kind=config.torso)
-    actor = torso(visible(env.observation_space, config.actor_obs))
+    torso = lambda x: Torso(x, config.hidden_sizes, config.activation, config.conv_features, kind=config.torso)
     critic = torso(visible(env.observation_space, config.critic_obs, privileged=True))
-    return Denoiser(actor), Critic(critic)
+    return Denoiser(torso(visible(env.observation_space, config.actor_obs))), Critic(critic)
 
 
 def optimizer(config):
@@ -156,6 +153,7 @@ def init(config, env, key):
         env_state=env_state,
         obs_stats=statistics(env.observation_space),
         reward_scale=reward_scale(config.num_envs),
+        learning_rate=jnp.float32(config.learning_rate) if config.adapt_learning_rate else None,
         num_updates=jnp.int32(0),
         key=key,
     )
@@ -167,29 +165,24 @@ def normalized(config, state, obs):
 
 
 def sample(config, env, params, pretrained, obs, key, min_std):
-    """Denoises actions for normalised obs `[N, O]`, with a std of at least `least [K]`.
-
-    Returns the chain of the trained steps `[K' + 1, N, A]` and their noise in standard deviations `[K', N, A]`.
-    """
+    """The chain of the trained steps `[K' + 1, N, A]` at normalised obs `[N, O]`, and its standard noise `[K', N, A]`."""
     actor, _ = networks(config, env)
     start_key, noise_key = jax.random.split(key)
     shape, num_frozen = (num_rows(obs), action_size(env.action_space)), config.denoising_steps - config.trained_steps
     x, noise = jax.random.normal(start_key, shape), jax.random.normal(noise_key, (config.denoising_steps, *shape))
     noise, bound = jnp.clip(noise, -config.noise_bound, config.noise_bound), config.action_bound
-    schedule = ddpm(config.denoising_steps)
-    early, late = jax.tree.map(lambda x: x[:num_frozen], schedule), jax.tree.map(lambda x: x[num_frozen:], schedule)
-    predict = lambda params: partial(actor.apply, params, obs)
+    steps = ddpm(config.denoising_steps), noise, min_std
+    early, late = jax.tree.map(lambda x: x[:num_frozen], steps), jax.tree.map(lambda x: x[num_frozen:], steps)
     if num_frozen:
-        x, _ = denoise(early, predict(pretrained), x, noise[:num_frozen], min_std[:num_frozen], bound)
-    _, chain = denoise(late, predict(params), x, noise[num_frozen:], min_std[num_frozen:], bound)
-    return chain, noise[num_frozen:]
+        x, _ = denoise(early[0], partial(actor.apply, pretrained, obs), x, *early[1:], bound)
+    _, chain = denoise(late[0], partial(actor.apply, params, obs), x, *late[1:], bound)
+    return chain, late[1]
 
 
 def act(config, env, state, obs, key, deterministic=False):
     """The environment's action for obs `[N, O]`, and what the loss will need of it."""
-    min_std = jnp.full(config.denoising_steps, config.least_std)
-    if deterministic:
-        min_std = jnp.full(config.denoising_steps, 1e-3).at[-1].set(0.0)
+    full = partial(jnp.full, config.denoising_steps)
+    min_std = full(1e-3).at[-1].set(0.0) if deterministic else full(config.least_std)
     obs = normalized(config, state, obs)
     chain, noise = sample(config, env, state.params["actor"], state.pretrained, obs, key, min_std)
     std = jnp.maximum(ddpm(config.denoising_steps).std[-config.trained_steps :], config.least_std)[:, None]
@@ -243,9 +236,8 @@ def loss(params, config, env, batch, i, progress, objective=objective):
 
 def imitation_chain(config, env, state, obs, key):
     """Chains `[T, N, K' + 1, A]` of the policy that training began with, at normalised obs, for the loss to imitate."""
-    min_std = jnp.full(config.denoising_steps, config.least_std)
     actor, flat = state.pretrained, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), obs)
-    chain, _ = sample(config, env, actor, actor, flat, key, min_std)
+    chain, _ = sample(config, env, actor, actor, flat, key, jnp.full(config.denoising_steps, config.least_std))
     return chain.swapaxes(0, 1).reshape(config.num_steps, config.num_envs, *chain.shape[::2])
 
 
@@ -271,7 +263,8 @@ def update(config, env, state, *, objective: Callable = objective):
     elements = flatten(data)
     progress = training_progress(config, state)
     anneal = jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
-    actor_rate = jnp.where(state.num_updates < config.critic_warmup, 0.0, config.learning_rate)
+    rate = state.learning_rate if config.adapt_learning_rate else config.learning_rate
+    actor_rate = jnp.where(state.num_updates < config.critic_warmup, 0.0, rate)
     rates = {"actor": anneal * actor_rate, "critic": anneal * config.critic_learning_rate}
 
     def step(carry, index):
@@ -283,12 +276,12 @@ def update(config, env, state, *, objective: Callable = objective):
         updates = {name: jax.tree.map(lambda x, name=name: rates[name] * x, updates[name]) for name in rates}
         return (optax.apply_updates(params, updates), opt_state), metrics
 
-    def epoch(carry, indices):
-        return jax.lax.scan(step, carry, indices)
-
-    num_elements = config.steps_per_update * config.trained_steps
+    epoch = lambda carry, indices: jax.lax.scan(step, carry, indices)
+    num_elements = num_rows(elements) * config.trained_steps
     indices = minibatches(shuffle_key, num_elements, config.num_minibatches, config.num_epochs)
     (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), indices)
+    rate = kl_adapted(rate, metrics["approx_kl"][-1].mean(), config.target_kl) if config.adapt_learning_rate else None
+    rate = jax.tree.map(lambda new, old: jnp.where(actor_rate > 0, new, old), rate, state.learning_rate)
     metrics = {
         **episode_metrics(traj),
         **jax.tree.map(jnp.mean, metrics),
@@ -296,7 +289,7 @@ def update(config, env, state, *, objective: Callable = objective):
         "learning_rate": rates["actor"],
     }
     obs_stats = update_statistics(state.obs_stats, traj.obs) if config.normalize_obs else state.obs_stats
-    state = replace(state, params=params, opt_state=opt_state, env_state=env_state, key=key)
+    state = replace(state, params=params, opt_state=opt_state, env_state=env_state, learning_rate=rate, key=key)
     return replace(state, obs_stats=obs_stats, reward_scale=scale, num_updates=state.num_updates + 1), metrics
 
 

@@ -34,7 +34,7 @@ from rlx import groups
 from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.networks import BOUNDED, CELLS, POLICIES, TORSOS, Actor, Memory, Torso, empty_memory, initialize
 from rlx.normalize import Statistics, normalize, statistics, update_statistics
-from rlx.objectives import approx_kl, clipped_surrogate
+from rlx.objectives import approx_kl, clipped_surrogate, kl_adapted
 from rlx.pytree import num_rows, pytree, replace, static, traced
 from rlx.relatives import BASELINES, CREDITS, RATIOS, SCALES, WEIGHTS
 from rlx.relatives import VARIANTS as VARIANTS
@@ -53,6 +53,8 @@ class Config:
     num_minibatches: int = static(4)
     learning_rate: float = traced(1e-3, at_least=0)
     anneal_learning_rate: bool = True
+    adapt_learning_rate: bool = static(False)  # by the KL of an update's last epoch, towards its target
+    target_kl: float = traced(0.01, above=0)
     gamma: float = traced(0.99, at_least=0, at_most=1)
     clip: float = traced(0.2, above=0)
     clip_high: float = traced(0.2, above=0)
@@ -93,6 +95,7 @@ class State:
     reference: dict  # its params some updates ago
     opt_state: optax.OptState
     obs_stats: Statistics
+    learning_rate: jax.Array | None  # before annealing, where it is adapted
     num_updates: jax.Array
     key: jax.Array
 
@@ -162,6 +165,7 @@ def init(config, env, key):
         reference=params,
         opt_state=optimizer(config, config.learning_rate).init(params),
         obs_stats=statistics(env.observation_space),
+        learning_rate=jnp.float32(config.learning_rate) if config.adapt_learning_rate else None,
         num_updates=jnp.int32(0),
         key=key,
     )
@@ -235,7 +239,8 @@ def update(config, env, state, *, objective: Callable = objective):
     flat = lambda x: x.reshape(config.num_episodes, -1)
     data = Batch(obs, recorded.action, recorded.log_prob, reference, flat(advantage), flat(weight), alive_by_episode)
     progress = training_progress(config, state)
-    learning_rate = config.learning_rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
+    rate = state.learning_rate if config.adapt_learning_rate else config.learning_rate
+    learning_rate = rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
 
     def step(carry, batch):
         params, opt_state = carry
@@ -249,6 +254,7 @@ def update(config, env, state, *, objective: Callable = objective):
 
     indices = minibatches(shuffle_key, config.num_episodes, config.num_minibatches, config.num_epochs)
     (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), indices)
+    rate = kl_adapted(rate, metrics["approx_kl"][-1].mean(), config.target_kl) if config.adapt_learning_rate else None
     metrics = {
         **episode_metrics(traj),
         **jax.tree.map(jnp.mean, metrics),
@@ -259,7 +265,7 @@ def update(config, env, state, *, objective: Callable = objective):
     fresh = (state.num_updates + 1) % config.reference_interval == 0
     reference = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), params, state.reference)
     obs_stats = update_statistics(state.obs_stats, traj.obs, alive) if config.normalize_obs else state.obs_stats
-    return State(params, reference, opt_state, obs_stats, state.num_updates + 1, key), metrics
+    return State(params, reference, opt_state, obs_stats, rate, state.num_updates + 1, key), metrics
 
 
 if __name__ == "__main__":

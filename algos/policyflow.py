@@ -113,8 +113,7 @@ class Batch:
 
 def networks(config, env):
     """Velocity of the actor's flow and critic, separate."""
-    sizes, conv = config.hidden_sizes, config.conv_features
-    torso = partial(Torso, hidden_sizes=sizes, activation=config.activation, conv_features=conv, kind=config.torso)
+    torso = lambda x: Torso(x, config.hidden_sizes, config.activation, config.conv_features, kind=config.torso)
     actor = torso(visible(env.observation_space, config.actor_obs))
     critic = torso(visible(env.observation_space, config.critic_obs, privileged=True))
     return FourierVelocity(actor, config.num_features), Critic(critic)

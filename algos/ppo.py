@@ -11,7 +11,8 @@ Deviations from the paper:
 - Actor and critic are separate networks under one optimiser, which clips the global norm of their joint gradient.
 - Advantages are standardised in each minibatch.
 - The value loss is clipped around the old value (`value_clip`; infinity turns it off).
-- The learning rate falls linearly to 0 over the run (`anneal_learning_rate`).
+- The learning rate falls linearly to 0 over the run (`anneal_learning_rate`), or is adapted by the KL after each update
+  (`adapt_learning_rate`), or both.
 - Observations and rewards may be normalised by running statistics, which change after the gradient steps only.
 - Steps cut by a time limit bootstrap from the value of their true successor.
 """
@@ -28,7 +29,7 @@ from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.env import EnvState
 from rlx.networks import BOUNDED, POLICIES, TORSOS, Actor, Critic, Torso, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
-from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance
+from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance, kl_adapted
 from rlx.pytree import num_rows, pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import check_spaces, rescale, visible, zeros
@@ -44,6 +45,8 @@ class Config:
     num_minibatches: int = static(4)
     learning_rate: float = traced(2.5e-4, at_least=0)
     anneal_learning_rate: bool = True
+    adapt_learning_rate: bool = static(False)  # by the KL of an update's last epoch, towards its target
+    target_kl: float = traced(0.01, above=0)
     gamma: float = traced(0.99, at_least=0, at_most=1)
     gae_lambda: float = traced(0.95, at_least=0, at_most=1)
     clip: float = traced(0.2, above=0)
@@ -76,6 +79,7 @@ class State:
     env_state: EnvState  # [N]
     obs_stats: Statistics
     reward_scale: RewardScale
+    learning_rate: jax.Array | None  # before annealing, where it is adapted
     num_updates: jax.Array
     key: jax.Array
 
@@ -100,8 +104,7 @@ class Batch:
 
 def networks(config, env):
     """Actor and critic, separate and of the same shape."""
-    sizes, conv = config.hidden_sizes, config.conv_features
-    torso = partial(Torso, hidden_sizes=sizes, activation=config.activation, conv_features=conv, kind=config.torso)
+    torso = lambda x: Torso(x, config.hidden_sizes, config.activation, config.conv_features, kind=config.torso)
     actor = torso(visible(env.observation_space, config.actor_obs))
     critic = torso(visible(env.observation_space, config.critic_obs, privileged=True))
     return Actor(env.action_space, actor, config.num_components, config.policy), Critic(critic)
@@ -131,6 +134,7 @@ def init(config, env, key):
         env_state=env_state,
         obs_stats=statistics(env.observation_space),
         reward_scale=reward_scale(config.num_envs),
+        learning_rate=jnp.float32(config.learning_rate) if config.adapt_learning_rate else None,
         num_updates=jnp.int32(0),
         key=key,
     )
@@ -199,7 +203,8 @@ def update(config, env, state, *, objective: Callable = objective):
     data, scale = advantages(config, env, state, traj)
     elements = flatten(data)
     progress = training_progress(config, state)
-    learning_rate = config.learning_rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
+    rate = state.learning_rate if config.adapt_learning_rate else config.learning_rate
+    learning_rate = rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
 
     def step(carry, batch):
         params, opt_state = carry
@@ -213,6 +218,7 @@ def update(config, env, state, *, objective: Callable = objective):
 
     indices = minibatches(shuffle_key, num_rows(elements), config.num_minibatches, config.num_epochs)
     (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), indices)
+    rate = kl_adapted(rate, metrics["approx_kl"][-1].mean(), config.target_kl) if config.adapt_learning_rate else None
     metrics = {
         **episode_metrics(traj),
         **jax.tree.map(jnp.mean, metrics),
@@ -220,7 +226,7 @@ def update(config, env, state, *, objective: Callable = objective):
         "learning_rate": learning_rate,
     }
     obs_stats = update_statistics(state.obs_stats, traj.obs) if config.normalize_obs else state.obs_stats
-    return State(params, opt_state, env_state, obs_stats, scale, state.num_updates + 1, key), metrics
+    return State(params, opt_state, env_state, obs_stats, scale, rate, state.num_updates + 1, key), metrics
 
 
 if __name__ == "__main__":

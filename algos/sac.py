@@ -94,10 +94,10 @@ class Batch:
 
 def networks(config, env):
     """Actor and critic of the same shape; all critics apply one module, to parameters of their own."""
-    sizes, conv = config.hidden_sizes, config.conv_features
-    torso = partial(Torso, hidden_sizes=sizes, activation=config.activation, conv_features=conv, kind=config.torso)
+    layers = config.hidden_sizes, config.activation, config.conv_features
+    torso = lambda space, layer_norm=False: Torso(space, *layers, layer_norm, config.torso)
     actor = torso(visible(env.observation_space, config.actor_obs))
-    critic = torso(visible(env.observation_space, config.critic_obs, privileged=True), layer_norm=config.layer_norm)
+    critic = torso(visible(env.observation_space, config.critic_obs, privileged=True), config.layer_norm)
     return TanhActor(env.action_space, actor), Critic(critic)
 
 

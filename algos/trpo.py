@@ -108,8 +108,7 @@ class Batch:
 
 def networks(config, env):
     """Actor and critic, separate and of the same shape."""
-    sizes, conv = config.hidden_sizes, config.conv_features
-    torso = partial(Torso, hidden_sizes=sizes, activation=config.activation, conv_features=conv, kind=config.torso)
+    torso = lambda x: Torso(x, config.hidden_sizes, config.activation, config.conv_features, kind=config.torso)
     actor = torso(visible(env.observation_space, config.actor_obs))
     critic = torso(visible(env.observation_space, config.critic_obs, privileged=True))
     return Actor(env.action_space, actor, policy=config.policy), Critic(critic)

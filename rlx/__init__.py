@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import rlx.versions  # noqa: F401 (refuses other versions of JAX, before anything of it is imported)
+from rlx import schedules as schedules
 from rlx.devices import compiler as compiler  # sets a switch of XLA, before anything is compiled
 from rlx.env import Env, EnvState, Transition
 from rlx.pytree import per_env, pytree, replace, stack, static, traced
@@ -32,6 +33,7 @@ __all__ = [
     "pytree",
     "replace",
     "resume",
+    "schedules",
     "spread",
     "stack",
     "state_bytes",

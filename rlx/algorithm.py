@@ -18,6 +18,7 @@ from rlx import objectives, source
 from rlx.algorithm_check import check_module
 from rlx.messages import unknown_name
 from rlx.presets import configure
+from rlx.schedules import is_written
 
 FOLDER = "rlx.algos"  # the package of those that ship; imported by name, as those of users are
 NAMES = ("Clip", "ClipHigher", "DPO", "ForwardKL", "ImportanceWeighted", "ReverseKL", "Rollback", "SPO")
@@ -138,7 +139,7 @@ def saved_config(algorithm: ModuleType, saved: dict[str, Any]) -> Any:
     """The Config that a run directory was made with."""
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["config"].items()}
     for field in dataclasses.fields(algorithm.Config):
-        if type(field.default) is float and field.name in values:
+        if type(field.default) is float and field.name in values and not is_written(values[field.name]):
             values[field.name] = float(values[field.name])  # infinity is written as "inf"
     return configure(algorithm.Config, values)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from rlx.env import Env
 from rlx.policy import remembers
-from rlx.train import Current, total_updates
+from rlx.train import Current, now, total_updates
 
 EPISODES = ("num_episodes", "episode_return", "episode_length")  # metrics that logs and plots are made of
 RESERVED = ("update", "step", "seconds", "parent")  # columns of a log that are no metrics
@@ -122,7 +122,7 @@ class Evidence:
 
     @cached_property
     def config(self) -> Any:
-        return self.algorithm.Config() if self.given is None else self.given
+        return now(self.algorithm.Config() if self.given is None else self.given)
 
     @cached_property
     def shapes(self) -> Any:

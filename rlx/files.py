@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rlx.schedules import Schedule
+
 NEEDED = (
     "algorithm",
     "env",
@@ -79,12 +81,16 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def strict(value: Any) -> Any:
-    """The value with the numbers that JSON does not have as `"inf"`, `"-inf"` and `"nan"`; `float` reads these."""
+    """The value with the numbers that JSON does not have as `"inf"`, `"-inf"` and `"nan"`, which `float` reads.
+
+    Schedules become what they are written as, which a Config reads.
+    """
     if isinstance(value, dict):
         return {name: strict(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [strict(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    text = isinstance(value, Schedule) or (isinstance(value, float) and not math.isfinite(value))
+    return str(value) if text else value
 
 
 def loose(value: Any) -> Any:

@@ -180,7 +180,7 @@ def clipped_value_loss(value: jax.Array, old_value: jax.Array, target: jax.Array
 
 
 def kl_adapted(learning_rate: jax.Array, kl: jax.Array, target: jax.Array) -> jax.Array:
-    """The learning rate for the next epoch: over 1.5 where `kl > 2 target`, times 1.5 where `kl < target / 2`.
+    """The learning rate after an epoch: over 1.5 where `kl > 2 target`, times 1.5 where `kl < target / 2`.
 
     Between 1e-6 and 1e-2. Source: the adaptive rate of Heess et al. 2017, arXiv:1707.02286, as implemented in skrl.
     """

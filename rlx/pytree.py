@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from rlx.schedules import Schedule, alike, is_written, parse
+
 T = TypeVar("T")
 KEEPS = {"at least": operator.ge, "at most": operator.le, "above": operator.gt}
 KINDS = {kind.__name__: kind for kind in (bool, int, float, str, tuple)}
@@ -41,6 +43,8 @@ def traced(
     default: Any = MISSING, *, at_least: float | None = None, at_most: float | None = None, above: float | None = None
 ) -> Any:
     """A field like an unmarked one, traced and vmapped, whose plain numbers must keep to these bounds.
+
+    One that is a float takes a schedule of `rlx.schedules` too, whose numbers must keep to them as well.
 
     Args:
         default: the field's default; leave it out for a required field.
@@ -88,11 +92,11 @@ def _check(self) -> None:
         if value is not given:
             object.__setattr__(self, field.name, value)
         bounds = field.metadata.get("bounds", {})
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        if value != value:
+        numbers = value.values if isinstance(value, Schedule) else (value,)
+        numbers = [x for x in numbers if isinstance(x, int | float) and not isinstance(x, bool)]
+        if any(x != x for x in numbers):
             raise ValueError(f"{name}.{field.name} is NaN: give a number")
-        if not all(KEEPS[words](value, bound) for words, bound in bounds.items()):
+        if not all(KEEPS[words](x, bound) for x in numbers for words, bound in bounds.items()):
             wanted = " and ".join(f"{words} {bound}" for words, bound in bounds.items())
             raise ValueError(f"{name}.{field.name} = {given!r}: it has to be {wanted}")
 
@@ -100,7 +104,8 @@ def _check(self) -> None:
 def _kind(field: dataclasses.Field) -> type | None:
     """The type that a field's default says that its values have, or its annotation; None where neither tells."""
     if field.default is not MISSING:
-        return type(field.default) if type(field.default) in KINDS.values() else None
+        kind = float if isinstance(field.default, Schedule) else type(field.default)
+        return kind if kind in KINDS.values() else None
     word = getattr(field.type, "__name__", str(field.type)).partition("[")[0]
     return KINDS.get(word)
 
@@ -140,7 +145,7 @@ def _static(name: str, field: dataclasses.Field, given: Any) -> Any:
 
 
 def _traced(name: str, field: dataclasses.Field, given: Any) -> Any:
-    """The value of a traced field: NumPy scalars as Python numbers, arrays and pytrees as they are.
+    """The value of a traced field: NumPy scalars as Python numbers, text as schedules, arrays and pytrees as they are.
 
     Raises ValueError for a Python value of another kind than the field's, and for arrays of anything but numbers.
     """
@@ -148,6 +153,10 @@ def _traced(name: str, field: dataclasses.Field, given: Any) -> Any:
     value = given if isinstance(given, jax.Array) else plain(given)
     if kind not in (bool, int, float):
         return given
+    if isinstance(value, Schedule) or is_written(value):
+        if kind is not float:
+            raise ValueError(f"{wrong}: give {NEEDS[kind]}; only fields that are real numbers take a schedule")
+        return _parsed(name, field, value) if is_written(value) else value
     if hasattr(value, "dtype"):
         if not _is_real(value.dtype):
             raise ValueError(f"{name}.{field.name} is an array of {value.dtype}: give {NEEDS[kind]}")
@@ -160,6 +169,13 @@ def _traced(name: str, field: dataclasses.Field, given: Any) -> Any:
         size = f" of at most {LARGEST:,}" if type(value) is int and kind is int else ""
         raise ValueError(f"{wrong}: give {NEEDS[kind]}{size}")
     return value
+
+
+def _parsed(name: str, field: dataclasses.Field, text: str) -> Schedule:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"{name}.{field.name} = {error}") from None
 
 
 # A checker sees the default of a field specifier by its keyword only, and `static(64)` is what one writes: `static` and
@@ -210,19 +226,23 @@ def pytree(cls: type[T]) -> type[T]:
 def stack(trees: list[T]) -> T:
     """The trees with their leaves stacked along a new first axis: `C` configs in, one config with leaves `[C]` out.
 
+    Where some have a schedule and others a number, the number becomes a constant schedule of that kind.
+
     Raises:
-        ValueError: when static fields differ between the trees; these need one compiled program each.
+        ValueError: when static fields or kinds of schedules differ between the trees; these need one compiled program
+            each.
     """
     if not trees:
         raise ValueError("stack needs at least one tree, got an empty list")
     if len(kinds := {type(tree) for tree in trees}) > 1:
         raise ValueError(f"cannot stack {' and '.join(sorted(str(kind) for kind in kinds))}: give trees of one class")
+    trees = alike(trees)
     structures = [jax.tree.structure(tree) for tree in trees]
     for i, structure in enumerate(structures):
         if structure != structures[0]:
             raise ValueError(
-                f"cannot stack trees 0 and {i}: their static fields differ: {_difference(trees[0], trees[i])}; "
-                "group them by static fields and stack each group"
+                f"cannot stack trees 0 and {i}: their static fields or schedules differ: "
+                f"{_difference(trees[0], trees[i])}; group them by these and stack each group"
             )
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
 
@@ -246,8 +266,10 @@ def uncommitted(tree: T) -> T:
 def _difference(a: Any, b: Any) -> str:
     if type(a) is not type(b) or not dataclasses.is_dataclass(a):
         return f"{jax.tree.structure(a)} and {jax.tree.structure(b)}"
-    pairs = [(f.name, getattr(a, f.name), getattr(b, f.name)) for f in fields(a) if is_static(f)]
-    return ", ".join(f"{name} = {x!r} and {y!r}" for name, x, y in pairs if x != y) or "in a nested tree"
+    pairs = [(f.name, is_static(f), getattr(a, f.name), getattr(b, f.name)) for f in fields(a)]
+    other = lambda x, y: Schedule in (type(x), type(y)) and jax.tree.structure(x) != jax.tree.structure(y)
+    differ = [f"{name} = {x!r} and {y!r}" for name, own, x, y in pairs if (own and x != y) or other(x, y)]
+    return ", ".join(differ) or "in a nested tree"
 
 
 __all__ = ["is_per_env", "is_static", "num_rows", "per_env", "plain", "pytree", "replace"]

@@ -7,12 +7,8 @@ its State counts its updates in `num_updates` (int32). Where settings have to fi
 traced in `init`, it has `check(config, env)`, which raises ValueError; `init` calls it too.
 """
 
-import operator
-import os
-import sys
 from dataclasses import field, fields, is_dataclass
-from functools import cache, partial, wraps
-from types import FunctionType, ModuleType
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -20,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from rlx.current import Current as Current
 from rlx.env import Env, EnvState
 from rlx.masks import check_mask
 from rlx.modes import check_unvarying, ordinary
@@ -27,83 +24,15 @@ from rlx.policy import acting
 from rlx.pytree import is_static, pytree
 from rlx.replay import is_replay, rewind
 from rlx.rollout import reset
+from rlx.schedules import at, is_scheduled
 from rlx.spaces import check_spaces
 
 EVALUATION = 0x65766C  # names the random stream of `evaluate`
 MAX_STEPS = 100_000  # of an episode that it plays
 # Static fields that shape networks; a State that has others differs in its parameters.
 NETWORK = ("hidden_sizes", "critic_sizes", "conv_features", "num_components", "num_features", "num_critics")
-NETWORK += (
-    "cell",
-    "memory_size",
-    "torso",
-    "policy",
-    "actor_obs",
-    "critic_obs",
-    "embed_size",
-    "num_layers",
-    "num_heads",
-    "num_values",
-)
-
-
-class Current:
-    """An algorithm as a static argument of jit, equal to another as long as nothing that it calls is replaced.
-
-    Compared are, by identity, the names of its module, those of the modules of rlx and the own ones that these come
-    from, the methods of classes there and of the environment, the attributes of the environment, and the globals of
-    functions that were put in from elsewhere: after `ppo.networks = mine` or `networks.Torso.__call__ = mine` the next
-    program is a new one. Attributes are those of the algorithm.
-    """
-
-    def __init__(self, algorithm: Any, env: Any = None):
-        self.algorithm = algorithm.algorithm if isinstance(algorithm, Current) else algorithm
-        own = vars(self.algorithm)
-        names, self.values = {}, []
-        for value in own.values():
-            kind = type(value)
-            if kind is FunctionType:
-                names[value.__globals__.get("__name__")] = value.__globals__
-                if value.__globals__.get("__name__") == "__main__":
-                    self.values += map(value.__globals__.get, value.__code__.co_names)
-            elif kind is ModuleType:
-                names[value.__name__] = vars(value)
-            elif isinstance(value, type):
-                names[value.__module__] = getattr(sys.modules.get(value.__module__), "__dict__", {})
-        spaces = [space for name, space in names.items() if space is not own and _is_own(name, space.get("__file__"))]
-        for space in (own, *spaces):
-            for name, value in space.items():
-                if name[:2] == "__":
-                    continue
-                self.values.append(value)
-                if isinstance(value, type) and value.__module__ == space.get("__name__"):
-                    self.values += _methods(value)
-        inner = getattr(env, "environment", None)
-        while inner is not None:  # one around another has it as its own `environment`
-            self.values += [*vars(inner).values(), *_methods(type(inner))] if hasattr(inner, "__dict__") else []
-            inner = vars(inner).get("environment") if hasattr(inner, "__dict__") else None
-
-    def __getattr__(self, name):
-        return getattr(self.algorithm, name)
-
-    def __hash__(self):
-        return hash(self.algorithm)
-
-    def __eq__(self, other):
-        if not isinstance(other, Current) or self.algorithm is not other.algorithm:
-            return False
-        return len(self.values) == len(other.values) and all(map(operator.is_, self.values, other.values))
-
-
-def _methods(kind: type) -> list[FunctionType]:
-    return [value for value in vars(kind).values() if type(value) is FunctionType]
-
-
-@cache
-def _is_own(name: str, file: str | None) -> bool:
-    """Whether a module is one of rlx or a file of the user's, neither of a package nor typed in."""
-    others = ("site-packages", "dist-packages", os.path.dirname(os.__file__))
-    return name.startswith("rlx.") or not (name == "__main__" or file is None or any(part in file for part in others))
+NETWORK += ("cell", "memory_size", "torso", "policy", "actor_obs", "critic_obs", "embed_size", "num_layers")
+NETWORK += ("num_heads", "num_values")
 
 
 def total_updates(config: Any) -> int:
@@ -121,12 +50,19 @@ def training_progress(config: Any, state: Any) -> jax.Array:
     return jnp.minimum(state.num_updates / total_updates(config), 1.0)
 
 
+def now(config: Any, state: Any = None) -> Any:
+    """The Config with numbers for schedules, at the State's progress or at the start: what algorithms are given."""
+    if not is_scheduled(config):
+        return config
+    return at(config, 0.0 if state is None else training_progress(config, state))
+
+
 def check(algorithm: Any, config: Any, env: Env) -> None:
     """Raises ValueError for spaces that no policy serves exactly, and what the algorithm's own `check` raises."""
     check_spaces(env)
     check_mask(env.observation_space, env.action_space)
     if hasattr(algorithm, "check"):
-        algorithm.check(config, env)
+        algorithm.check(now(config), env)
 
 
 def check_arguments(needs: str, algorithm: Any, config: Any, env: Any, key: Any = None, kwargs: Any = None) -> None:
@@ -149,7 +85,7 @@ def check_arguments(needs: str, algorithm: Any, config: Any, env: Any, key: Any 
         hint = f"rlx.envs.make({env!r})" if isinstance(env, str) else "rlx.envs.make(NAME), or rlx.Env around your own"
         raise ValueError(f"env = {env!r} is no environment: give {hint}")
     for name in names:
-        value = getattr(config, name)
+        value = getattr(now(config), name)
         if hasattr(value, "shape") and value.shape and jnp.issubdtype(value.dtype, jnp.number):
             raise ValueError(
                 f"Config.{name} has shape {list(value.shape)}: for several values vmap over rlx.stack(configs)"
@@ -176,7 +112,7 @@ def _is_key(x: Any) -> bool:
 def state_shapes(algorithm: Any, config: Any, env: Env) -> Any:
     """The State of a run as `jax.ShapeDtypeStruct`s. Raises what `init` has against the config and the environment."""
     check(algorithm, config, env)  # neither is traced here: checks may look at numbers
-    return jax.eval_shape(partial(algorithm.init, config, env), jax.random.key(0))
+    return jax.eval_shape(partial(algorithm.init, now(config), env), jax.random.key(0))
 
 
 def state_bytes(algorithm: Any, config: Any, env: Env) -> dict[str, int]:
@@ -234,20 +170,20 @@ def resume(
 @partial(jax.jit, static_argnames="algorithm")
 @ordinary
 def _train(algorithm, config, env, key, kwargs):
-    return _scan(algorithm, config, env, algorithm.init(config, env, key), total_updates(config), kwargs)
+    return _scan(algorithm, config, env, algorithm.init(now(config), env, key), total_updates(config), kwargs)
 
 
 @partial(jax.jit, static_argnames=("algorithm", "num_updates"))
 @ordinary
 def _resume(algorithm, config, env, state, num_updates, kwargs):
-    like = jax.eval_shape(lambda key: algorithm.init(config, env, key), jax.random.key(0))
+    like = jax.eval_shape(lambda key: algorithm.init(now(config), env, key), jax.random.key(0))
     check_state(config, state, like)
     return _scan(algorithm, config, env, state, num_updates, kwargs)
 
 
 def _scan(algorithm, config, env, state, num_updates, kwargs):
     def update(state, _):
-        return algorithm.update(config, env, state, **kwargs)
+        return algorithm.update(now(config, state), env, state, **kwargs)
 
     return jax.lax.scan(update, state, length=num_updates)
 
@@ -257,13 +193,8 @@ def check_state(config: Any, state: Any, like: Any, field: str = "") -> None:
 
     Both may be a `field` of it, such as ".params".
     """
-    kinds = [
-        {
-            jax.tree_util.keystr(path): (leaf.shape, leaf.dtype)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (jax.eval_shape(lambda x: x, state), like)
-    ]
+    trees = map(jax.tree_util.tree_leaves_with_path, (jax.eval_shape(lambda x: x, state), like))
+    kinds = [{jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in leaves} for leaves in trees]
     for name in {**kinds[1], **kinds[0]}:
         has, gives = (kind.get(name) for kind in kinds)
         if has == gives:
@@ -295,7 +226,8 @@ def advance(
     may be anything. A `Replay` is rewound, which takes back as many elements as it has `spare` rows.
     """
     # Is traced once for its two uses, and again for every trace of this function: what `update` calls may be replaced.
-    update = partial(jax.jit(wraps(algorithm.update)(lambda *args: algorithm.update(*args)), inline=True), config, env)
+    updated = wraps(algorithm.update)(lambda *args: algorithm.update(now(args[0], args[2]), *args[1:]))
+    update = partial(jax.jit(updated, inline=True), config, env)
     shapes = jax.eval_shape(update, state)[1]
     metrics = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
 
@@ -382,7 +314,7 @@ def play(algorithm, config, env, state, key, num_episodes, deterministic, max_st
     """The program of `evaluate`, whose algorithm is a `Current`."""
     # A stream of its own: handed the key that training splits next, evaluation would otherwise replay it.
     reset_key, steps_key = jax.random.split(jax.random.fold_in(key, EVALUATION))
-    env_state = reset(env, reset_key, num_episodes)
+    config, env_state = now(config, state), reset(env, reset_key, num_episodes)
     episodes = Episodes(
         returns=jnp.zeros(num_episodes),
         lengths=jnp.zeros(num_episodes, jnp.int32),

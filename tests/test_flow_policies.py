@@ -246,7 +246,7 @@ CHANGED = {
     "eval_noise": 0.0,
     "num_features": 16,
     "adapt_learning_rate": True,
-    "target_kl": 1.0,
+    "target_kl": 1e-7,
     "brownian_coef": 1.0,
     "critic_learning_rate": 3e-2,
     "action_bound": 2.0,

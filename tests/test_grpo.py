@@ -264,6 +264,8 @@ CHANGED = {
     "num_minibatches": 4,
     "learning_rate": 3e-2,
     "anneal_learning_rate": False,
+    "adapt_learning_rate": True,
+    "target_kl": 1e-7,
     "gamma": 0.5,
     "clip": 0.001,
     "clip_high": 0.001,
@@ -289,7 +291,7 @@ FIELDS = dataclasses.fields(grpo.Config)
 
 
 def test_every_traced_config_field_changes_the_weights(small, cartpole):
-    base = replace(small, kl_coef=0.5)  # so that the reference matters
+    base = replace(small, kl_coef=0.5, adapt_learning_rate=True)  # so that the reference and the target matter
     names = [f.name for f in FIELDS if not is_static(f)]
     configs = [base, *(replace(base, **{name: CHANGED[name]}) for name in names)]
     configs = stack([replace(c, reference_interval=int(c.reference_interval)) for c in configs])

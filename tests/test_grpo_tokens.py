@@ -329,6 +329,8 @@ CHANGED = {
     "num_minibatches": 4,
     "learning_rate": 3e-2,
     "anneal_learning_rate": False,
+    "adapt_learning_rate": True,
+    "target_kl": 1e-7,
     "gamma": 0.5,
     "clip": 0.001,
     "clip_high": 0.001,
@@ -358,9 +360,9 @@ FIELDS = dataclasses.fields(grpo_tokens.Config)
 
 @pytest.mark.more
 def test_every_traced_config_field_changes_the_weights(small, reverse):
-    # The reference and what is discounted matter only so.
+    # The reference, the target and what is discounted matter only so.
     base = replace(small, kl_coef=0.5, credit="to_go", warm_start_learning_rate=1e-2, warm_start_steps=100)
-    base = replace(base, warm_start_examples=256, warm_start_batch=32)
+    base = replace(base, warm_start_examples=256, warm_start_batch=32, adapt_learning_rate=True)
     changed = CHANGED | {"warm_start_learning_rate": 3e-2}
     names = [f.name for f in FIELDS if not is_static(f)]
     configs = stack([base, *(replace(base, **{name: changed[name]}) for name in names)])

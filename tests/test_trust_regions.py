@@ -193,6 +193,8 @@ CHANGED = {
     "num_minibatches": 4,
     "learning_rate": 3e-2,
     "anneal_learning_rate": False,
+    "adapt_learning_rate": True,
+    "target_kl": 1e-7,
     "gamma": 0.5,
     "gae_lambda": 0.5,
     "step_size": 0.01,
@@ -221,8 +223,8 @@ def fields(algorithm, static):
     return [field.name for field in dataclasses.fields(algorithm.Config) if is_static(field) == static]
 
 
-# A penalty that matters in so short a run; steps that overshoot, so that the line search has something to do.
-TELLING = {mdpo: {"step_size": 0.1}, trpo: {"damping": 1e-4}}
+# A penalty and a target that matter in so short a run; steps that overshoot, so that the line search has work to do.
+TELLING = {mdpo: {"step_size": 0.1, "adapt_learning_rate": True}, trpo: {"damping": 1e-4}}
 
 
 @both

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import gc
 import io
+import numbers
 import re
 import sys
 import time
@@ -19,7 +20,7 @@ import tyro
 from rich.console import Console
 
 import rlx.envs
-from rlx import source
+from rlx import schedules, source
 from rlx.algorithm import (
     LEARNED,
     OBJECTIVES,
@@ -282,6 +283,7 @@ def _whole(text: str) -> int:
 
 
 WHOLE_NUMBERS = tyro.constructors.ConstructorRegistry()
+numbers.Number.register(schedules.Schedule)  # as what tyro takes the default of a float field without a warning
 
 
 @WHOLE_NUMBERS.primitive_rule
@@ -294,6 +296,25 @@ def _integer(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Pri
         metavar="INT",
         instance_from_str=lambda texts: _whole(texts[0]),
         is_instance=lambda value: type(value) is int,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+@WHOLE_NUMBERS.primitive_rule
+def _setting(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """How tyro reads the settings of an algorithm that are real numbers: they may be schedules.
+
+    Their Config is the only class whose names have no prefix.
+    """
+    if info.type is not float or tyro.conf.OmitArgPrefixes not in info.markers:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT|SCHEDULE",
+        instance_from_str=lambda texts: (
+            schedules.parse(texts[0]) if schedules.is_written(texts[0]) else float(texts[0])
+        ),
+        is_instance=lambda value: isinstance(value, float | int | schedules.Schedule),
         str_from_instance=lambda value: [str(value)],
     )
 

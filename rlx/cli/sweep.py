@@ -35,11 +35,13 @@ from rlx.pytree import replace
 from rlx.run.evaluations import in_words
 from rlx.run.job import CHECKPOINT_SECONDS
 from rlx.run.storage import check_empty, owned
+from rlx.schedules import changed_besides
 from rlx.sweeps.job import SweepJob, apply, check_sizes, plan
 from rlx.sweeps.results import Sweep
 from rlx.sweeps.search import Choice, LogUniform, Uniform, parse, points, split
 from rlx.sweeps.strategies import STRATEGIES, strategy_of
 from rlx.sweeps.train import execute
+from rlx.train import now
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -49,8 +51,9 @@ class SweepOptions(Sources):
     """Train many configurations and seeds as lanes of few compiled programs.
 
     Every setting takes values separated by commas, which make a grid, or draws: log:LOW:HIGH, uniform:LOW:HIGH,
-    choice:A:B:C. A setting with one value is set for all. Several numbers that are one value, such as layers, are
-    written 64x32 or (64,32): --hidden-sizes 64x32,128x64 compares two networks.
+    choice:A:B:C. A schedule such as linear:0.3:0.1 is a value as well. A setting with one value is set for all. Several
+    numbers that are one value, such as layers, are written 64x32 or (64,32): --hidden-sizes 64x32,128x64 compares two
+    networks.
     """
 
     resume: Path | None = None
@@ -137,6 +140,8 @@ def sweep(arguments: list[str]) -> None:
     usual = vars(configure(algorithm.Config, job.preset))
     if chosen := [f"{name}={value}" for name, value in vars(job.config).items() if value != usual[name]]:
         console.print(f"your settings, of all lanes: {', '.join(chosen)}")
+    if text := next(filter(None, (changed_besides(config) for config, _ in job.settings)), ""):
+        console.print(text)
     if options.dry_run:
         console.print(f"{short_name(name)} on {job.env_name}, {plan(job)}")
         return
@@ -341,7 +346,7 @@ def _values(config: Any, name: str, text: str, prog: str) -> Any:
     if not text:
         raise ValueError(f"--{name.replace('_', '-')} needs values")
     try:
-        found, kind = parse(text), type(getattr(config, name))
+        found, kind = parse(text), type(getattr(now(config), name))
     except ValueError as error:
         raise ValueError(f"--{name.replace('_', '-')}: {error}") from None
     if isinstance(found, Uniform | LogUniform):
@@ -356,7 +361,7 @@ def _values(config: Any, name: str, text: str, prog: str) -> Any:
 
     def read(value):
         words = re.split(r"[x,\s]+", value.strip("()[] ")) if kind is tuple else value.split()
-        whole = tyro.conf.FlagConversionOff[type(config)]
+        whole = tyro.conf.FlagConversionOff[tyro.conf.OmitArgPrefixes[type(config)]]
         return getattr(parse_options(whole, [flag, *filter(None, words)], prog, default=config), name)
 
     if isinstance(found, Choice):

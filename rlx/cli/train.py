@@ -43,6 +43,7 @@ from rlx.run import storage
 from rlx.run.job import CHECKPOINT_SECONDS, OPTIONS, Job, identity, plan
 from rlx.run.loop import execute
 from rlx.run.sinks import check_names
+from rlx.schedules import changed_besides
 from rlx.train import total_updates
 
 # Fields of Configs that shape the networks, or say what these are told.
@@ -54,7 +55,12 @@ MANY = 1024  # environments that are faster on several cores than on one, see be
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions(TrainSources):
-    """Train an agent, with tuned settings where the algorithm ships some for the environment."""
+    """Train an agent, with tuned settings where the algorithm ships some for the environment.
+
+    A setting that is a FLOAT may change over the run: linear:0.01:0 falls from 0.01 to 0. Others are cosine:START:END,
+    exponential:START:END, and piecewise and piecewise_linear, both :START:SHARE:VALUE with more shares of the run and
+    values after them.
+    """
 
     env_options: tuple[str, ...] = ()
     """Options of the environment as name=value, such as backend=mjx or max_steps=200."""
@@ -233,6 +239,8 @@ def _tell(console: Console, job: Job, beginning: Beginning, told: bool) -> None:
     for title, values in (("your settings", chosen), ("environment", job.env_params)):
         if values:
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
+    if text := changed_besides(job.config):
+        console.print(text)
     with _explained(job.algorithm_name):
         updates = total_updates(job.config)
     if job.num_evaluations > updates:

@@ -24,7 +24,7 @@ from rlx.normalize import normalize, statistics, update_statistics
 from rlx.policy import remembers
 from rlx.pytree import num_rows, replace
 from rlx.spaces import Discrete, parts, unit
-from rlx.train import check
+from rlx.train import check, now
 from rlx.wrappers import Chunked
 
 AVERAGE = 0.995  # decay of the average of the weights; Ren et al. 2024
@@ -75,6 +75,7 @@ def clone(
     if min(num_steps, batch_size, num_rows) < 1:
         raise ValueError("num_steps, batch_size and num_rows have to be at least 1")
     obs, action = examples(env, demonstrations)
+    config = now(config)
     bound, most = getattr(config, "action_bound", np.inf), max(np.abs(x).max() for x in jax.tree.leaves(action))
     if most > bound + 1e-3:
         warnings.warn(f"actions go up to {most:.3g} and action_bound = {bound:g} cuts them: raise it", stacklevel=2)

@@ -32,7 +32,7 @@ from rlx.masks import masked, masks_of
 from rlx.policy import acting
 from rlx.rollout import episodes, reset
 from rlx.spaces import Discrete, Space, parts, rescale, unit
-from rlx.train import Current
+from rlx.train import Current, now
 
 FORMAT = 1
 LIMIT = 10_000  # steps of an episode where the environment has no limit that is known
@@ -103,7 +103,7 @@ def collect(
 
 @partial(jax.jit, static_argnames=("algorithm", "num_episodes", "num_steps", "deterministic"))
 def _play(algorithm, config, env, state, key, num_episodes, num_steps, noise, deterministic):
-    reset_key, play_key = jax.random.split(key)
+    config, (reset_key, play_key) = now(config, state), jax.random.split(key)
 
     act, start = acting(algorithm, config, env, state, deterministic)
     memory = start(num_episodes)

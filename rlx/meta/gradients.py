@@ -11,7 +11,7 @@ from rlx.env import Env
 from rlx.objectives import ImportanceWeighted
 from rlx.pytree import pytree, replace
 from rlx.rollout import flatten, rollout
-from rlx.train import total_updates
+from rlx.train import now, total_updates
 
 
 class Detached:
@@ -50,7 +50,7 @@ def unrolled(algorithm: Any, config: Any, env: Env, state: Any, num_updates: int
     Args:
         keywords: go to `algorithm.update`.
     """
-    update = jax.checkpoint(lambda state: algorithm.update(config, env, state, **keywords))
+    update = jax.checkpoint(lambda state: algorithm.update(now(config, state), env, state, **keywords))
     return jax.lax.scan(lambda state, _: update(state), state, length=num_updates)
 
 
@@ -63,7 +63,7 @@ def outcome(algorithm: Any, config: Any, env: Env, state: Any, key: jax.Array) -
     Args:
         algorithm: one of the family of `rlx.algos.ppo`, with `advantages` and `loss`.
     """
-    fixed = jax.lax.stop_gradient(state)
+    fixed, config = jax.lax.stop_gradient(state), now(config, state)
     act = partial(algorithm.act, config, env, fixed)
     env_state, traj = rollout(env, act, fixed.env_state, key, config.num_steps)
     batch = flatten(algorithm.advantages(config, env, fixed, traj)[0])
@@ -131,7 +131,7 @@ def meta_train(
     init_key, key = jax.random.split(key)
     num_steps = -(-total_updates(config) // (num_updates + 1))  # of the rule
     config = replace(config, total_steps=num_steps * num_updates * config.steps_per_update)
-    start = MetaState(algorithm.init(config, env, init_key), rule, optimizer.init(rule), key)
+    start = MetaState(algorithm.init(now(config), env, init_key), rule, optimizer.init(rule), key)
     step = lambda meta, _: meta_update(algorithm, apply, config, env, meta, num_updates, optimizer)
     return jax.lax.scan(step, start, length=num_steps)
 

@@ -10,7 +10,7 @@ import numpy as np
 from rlx.devices.spread import spread
 from rlx.env import Env
 from rlx.pytree import pytree, replace
-from rlx.train import evaluate, train
+from rlx.train import evaluate, now, train
 
 EPISODES = 16  # that a policy is judged by
 
@@ -117,7 +117,7 @@ def scaled(algorithm: Any, lifetime: Lifetime, objective: Any, key: jax.Array, n
         ValueError: when the objective did not better the return, so that there is no scale.
     """
     init_key, play_key, live_key = jax.random.split(key, 3)
-    state = jax.jit(lambda *args: algorithm.init(*args))(lifetime.config, lifetime.env, init_key)
+    state = jax.jit(lambda *args: algorithm.init(*args))(now(lifetime.config), lifetime.env, init_key)
     played = evaluate(algorithm, lifetime.config, lifetime.env, state, play_key, 64, deterministic=False)
     low = float(played.returns.mean())
     high = float(trial(algorithm, [lifetime], num_seeds)(alone(objective), live_key).mean())

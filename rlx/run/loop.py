@@ -46,7 +46,7 @@ from rlx.run.stop import Stop
 from rlx.run.storage import naming
 from rlx.run.streams import importing_matplotlib
 from rlx.run.timings import announcement, program_name, remember
-from rlx.train import MAX_STEPS, Current, advance, play, state_shapes, steps_taken, total_updates
+from rlx.train import MAX_STEPS, Current, advance, now, play, state_shapes, steps_taken, total_updates
 
 T = TypeVar("T")
 CHUNK_SECONDS = 0.5
@@ -160,7 +160,7 @@ def _traced(job: Job, like: Any) -> Programs:
     step = chunk if shardings is None else jitted(advance, out_shardings=(shardings, everywhere))
     lowered = step.lower(algorithm, config, env, like, jnp.int32(0), jnp.int32(1), length)
     check_metrics(lowered.out_info[1], 1)
-    init = jax.jit(lambda *args: algorithm.init(*args), out_shardings=shardings).lower(config, env, train_key)
+    init = jax.jit(lambda *args: algorithm.init(*args), out_shardings=shardings).lower(now(config), env, train_key)
     play.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True, MAX_STEPS)
     if job.render_every:
         check_output(env, job.directory / "episodes.gif")
@@ -215,7 +215,7 @@ def _stored(job: Job, state: T) -> T:
 
 def _begun(job: Job, programs: Programs, start: Start) -> Start:
     """The start with a whole state: a fresh one, that of another run, or what a checkpoint left out."""
-    fresh = lambda: programs.init.compile()(job.config, job.env, keys(job.seed)[0])
+    fresh = lambda: programs.init.compile()(now(job.config), job.env, keys(job.seed)[0])
     if start.state is None:
         state = fresh()
         if job.learned is not None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from rlx.env import Env, EnvState
 from rlx.policy import acting
-from rlx.train import EVALUATION, Current
+from rlx.train import EVALUATION, Current, now
 
 FORMATS = (".gif", ".mp4", ".png", ".html")
 FRAMES_PER_SECOND = 25.0
@@ -26,6 +26,7 @@ STEP_SECONDS = 0.05  # where the environment does not say
 @partial(jax.jit, static_argnames=("algorithm", "num_steps", "deterministic"))
 def _play(algorithm, config, env, state, key, num_steps, deterministic):
     reset_key, steps_key = jax.random.split(jax.random.fold_in(key, EVALUATION))
+    config = now(config, state)
     policy, start = acting(algorithm, config, env, state, deterministic)
 
     def step(carry, time):

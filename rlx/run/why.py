@@ -21,6 +21,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from rlx.env import Env
 from rlx.pytree import replace
 from rlx.replay import is_replay
+from rlx.train import now
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex")
 
@@ -33,7 +34,7 @@ def not_finite(tree: Any) -> list[str]:
 
 def why(algorithm: Any, config: Any, env: Any, state: Any) -> list[str]:
     """Lines that say what of the update after `state` is not finite, and which operation made it so; none if all is."""
-    update = lambda state: algorithm.update(config, env, state)
+    update = lambda state: algorithm.update(now(config, state), env, state)
     new, metrics = jax.jit(update)(state)
     fields = [name for name in not_finite(new) if name not in not_finite(state) and ".state." not in f".{name}"]
     lines = [f"metrics that are not finite: {', '.join(found)}"] if (found := not_finite(metrics)) else []
@@ -84,7 +85,7 @@ def diverged(algorithm: Any, config: Any, env: Env, state: Any, most: int = 8) -
         return np.zeros(np.shape(bad), np.float32)
 
     watched = replace(env, environment=_Watched(env.environment, see))
-    jax.block_until_ready(jax.jit(lambda state: algorithm.update(config, watched, state))(state))
+    jax.block_until_ready(jax.jit(lambda state: algorithm.update(now(config, state), watched, state))(state))
     return found
 
 

@@ -1,7 +1,7 @@
 """What a sweep is: its job, its lanes, and what they cost."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,7 @@ from rlx.presets import configure
 from rlx.pytree import is_static
 from rlx.run.job import CHECKPOINT_SECONDS
 from rlx.run.job import describe as describe_run
+from rlx.schedules import Schedule, alike
 from rlx.sweeps.lanes import MIB, Group, groups, shapes
 from rlx.sweeps.search import python, split
 from rlx.sweeps.strategies import Grid, numbers_of
@@ -106,11 +107,16 @@ def check_rank_by(rank_by: Any, env: Env, metrics: Mapping[str, Any]) -> None:
 
 
 def label(job: SweepJob, group: Group) -> str:
-    """The static settings that make this group another program than the others."""
-    names = [f.name for f in fields(job.config) if is_static(f)]
-    configs = [config for config, _ in job.settings]
-    differ = [n for n in names if any(getattr(c, n) != getattr(configs[0], n) for c in configs)]
-    return "".join(f"{n}={getattr(group.config, n)}: " for n in differ)
+    """The static settings and the kinds of schedules that make this group another program than the others."""
+    configs = alike([config for config, _ in job.settings])
+    parts = {f.name: [_part(f, config) for config in (group.config, *configs)] for f in fields(job.config)}
+    return "".join(f"{name}={own}: " for name, (own, *others) in parts.items() if any(x != others[0] for x in others))
+
+
+def _part(field: Field, config: Any) -> Any:
+    """What of a setting is in the program: all of a static one, and of others whether they are a number."""
+    value = getattr(config, field.name)
+    return value if is_static(field) else value.kind if isinstance(value, Schedule) else "number"
 
 
 def describe(job: SweepJob) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from rlx.devices.spread import LANES, WHOLE, mapped_over
 from rlx.env import Env
+from rlx.schedules import Schedule, alike
 from rlx.sweeps.strategies import Grid
-from rlx.train import advance, evaluate, total_updates
+from rlx.train import advance, evaluate, now, total_updates
 
 MIB = 2**20
 
@@ -54,6 +55,15 @@ class Group:
             leaves[i] = value
         return jax.tree.unflatten(self.structure, leaves)
 
+    def point(self, values: Sequence[np.ndarray]) -> dict[str, Any]:
+        """What varies, of one setting, as a point of a sweep has it: schedules as text."""
+        config, found = self.join(values, self.shared)[0], {}
+        for name, value in zip(self.names, values, strict=True):
+            field = name.partition(".")[0]
+            schedule = getattr(config, field, None)
+            found |= {field: str(schedule)} if isinstance(schedule, Schedule) else {name: value.item()}
+        return found
+
     def values(self, numbers: Sequence[int]) -> list[np.ndarray]:
         """What varies, in the settings of these numbers, leaves `[L, ...]`."""
         rows = [self.numbers.index(number) for number in numbers]
@@ -61,7 +71,11 @@ class Group:
 
 
 def groups(settings: Sequence[tuple[Any, Env]]) -> list[Group]:
-    """The settings by the program that they need, in the order of their first appearance."""
+    """The settings by the program that they need, in the order of their first appearance.
+
+    Where some have a schedule and others a number, the number becomes a constant schedule of that kind.
+    """
+    settings = list(zip(alike([config for config, _ in settings]), [env for _, env in settings], strict=True))
     found: dict[Any, list[int]] = {}
     for i, pair in enumerate(settings):
         shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(pair))
@@ -107,7 +121,8 @@ class Program:
         self.shared = jax.device_put(group.shared, NamedSharding(self.mesh, WHOLE))
 
         def init(values, shared, key):
-            return algorithm.init(*group.join(values, shared), key)
+            config, env = group.join(values, shared)
+            return algorithm.init(now(config), env, key)
 
         def train(values, shared, state, done, num):
             return advance(algorithm, *group.join(values, shared), state, done, num, self.length)
@@ -192,8 +207,11 @@ def shapes(algorithm: ModuleType, group: Group, num_lanes: int, interacts: bool)
     def start():
         keys = jax.random.split(jax.random.key(0), num_lanes)
         values = [jnp.asarray(np.broadcast_to(c[:1], (num_lanes, *c.shape[1:]))) for c in group.columns]
-        state = jax.vmap(lambda values, key: algorithm.init(*group.join(values, group.shared), key))(values, keys)
+        state = jax.vmap(lambda values, key: init(*group.join(values, group.shared), key))(values, keys)
         return carry(values, state, keys, interacts)
+
+    def init(config, env, key):
+        return algorithm.init(now(config), env, key)
 
     return jax.eval_shape(start)
 

@@ -41,7 +41,7 @@ from rlx.sweeps.lanes import MIB, Group, Program, carry, fit, groups, memory_bou
 from rlx.sweeps.results import Sweep, members_of, returns_of, states_of, write_results
 from rlx.sweeps.search import points
 from rlx.sweeps.strategies import STRATEGIES, Grid, strategy_of
-from rlx.train import state_shapes, steps_taken
+from rlx.train import now, state_shapes, steps_taken
 
 ROWS = 100  # of each lane's log
 
@@ -219,7 +219,8 @@ def _check_programs(job: SweepJob, programs: list[Group]) -> None:
         check_counters(group.config, state)
         if job.strategy.interacts and not hasattr(state, "key"):
             raise ValueError("lanes that act on each other draw by the key of their State, and this State has none")
-        metrics = jax.eval_shape(lambda *args: job.algorithm.update(*args), group.config, group.env, state)[1]
+        update = lambda *args: job.algorithm.update(*args)
+        metrics = jax.eval_shape(update, now(group.config), group.env, state)[1]
         check_metrics(metrics)
         check_rank_by(job.rank_by, group.env, metrics)
 
@@ -343,7 +344,7 @@ def _rows(job, program, batch, lanes, state, done, training_returns):
     for i, lane in enumerate(lanes):
         point = job.points[lane.configuration]
         if job.strategy.interacts:
-            point = point | {name: column[i].item() for name, column in zip(group.names, values, strict=True)}
+            point = point | group.point([column[i] for column in values])
         evaluation = evaluation_of(jax.tree.map(lambda x, i=i: x[i], episodes), int(updates[i]), group.config)
         rows.append(
             {
