@@ -165,7 +165,7 @@ def normalized(config, state, obs):
 
 
 def sample(config, env, params, pretrained, obs, key, min_std):
-    """The chain of the trained steps `[K' + 1, N, A]` at normalised obs `[N, O]`, and its standard noise `[K', N, A]`."""
+    """The chain of the trained steps `[K' + 1, N, A]` at normalised obs `[N, O]`, and their noise `[K', N, A]`."""
     actor, _ = networks(config, env)
     start_key, noise_key = jax.random.split(key)
     shape, num_frozen = (num_rows(obs), action_size(env.action_space)), config.denoising_steps - config.trained_steps

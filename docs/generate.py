@@ -26,11 +26,13 @@ NEAREST = {
     "dppo": "ppo",
     "fpo": "ppo",
     "grpo": "ppo",
+    "grpo_recurrent": "grpo",
     "grpo_tokens": "grpo",
     "lpg": "ppo",
     "mdpo": "ppo",
     "mdpo_offpolicy": "sac",
     "policyflow": "fpo",
+    "ppo_recurrent": "ppo",
     "sac_discrete": "sac",
     "trpo": "ppo",
 }

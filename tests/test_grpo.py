@@ -314,7 +314,10 @@ def program():
     return text
 
 
-@pytest.mark.parametrize("name", [f.name for f in FIELDS if is_static(f)])
+SEAMS = ("torso", "actor_obs", "critic_obs", "policy")  # which tests/test_served_spaces.py changes
+
+
+@pytest.mark.parametrize("name", [f.name for f in FIELDS if is_static(f) and f.name not in SEAMS])
 def test_every_static_config_field_changes_the_program(small, program, name):
     assert getattr(small, name) != CHANGED[name]
     assert program(replace(small, **{name: CHANGED[name]})) != program(small)

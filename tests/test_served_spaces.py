@@ -230,3 +230,19 @@ def test_masks_that_do_not_fit_are_refused(algorithm):
     env = game(Dict(x=Box(-1.0, 1.0, (3,)), action_mask=mask(4)), choices)
     with pytest.raises(ValueError, match="the entry action_mask of the observation is"):
         rlx.train(algorithm, small(algorithm), env, jax.random.key(0))
+
+
+@pytest.mark.parametrize("algorithm", [*ANY, *CONTINUOUS, *TANH, *DISCRETE], **NAMES)
+def test_settings_of_what_is_seen_and_how_densities_look_change_the_program(algorithm):
+    env = game(Dict(**SENSES, privileged=("truth",)), Discrete(3) if algorithm in DISCRETE else Box(-2.0, 2.0, (2,)))
+
+    def program(**changes):
+        config = small(algorithm, **changes)
+        return str(jax.make_jaxpr(partial(algorithm.update, config, env))(state_shapes(algorithm, config, env)))
+
+    before, has = program(), {field.name for field in fields(algorithm.Config)}
+    changes = {"torso": "impala", "actor_obs": ("arm",), "critic_obs": ("arm",), "policy": "beta"}
+    changes |= {"cell": "lstm"} if "cell" in has else {}
+    for name in changes.keys() & has:
+        if name != "policy" or algorithm not in DISCRETE:
+            assert program(**{name: changes[name]}) != before, name

@@ -432,13 +432,21 @@ def gradients(evidence):
             f"differentiable is True, and a gradient in actions and params raises {type(error).__name__}: "
             f"{first_line(error)}; set it to False, or make the step differentiable in reverse"
         ) from error
-    value = jax.jit(jax.vmap(lambda inputs, *rest: episode(inputs, *rest)[0]))
+    program = jax.jit(jax.vmap(lambda inputs, *rest: episode(inputs, *rest)[0]))
+    _check_gradients(
+        lambda inputs: program(inputs, actions, keys), inputs, units, grads, np.asarray(size), evidence.key
+    )
+    return None
+
+
+def _check_gradients(value, inputs, units, grads, size, key) -> None:
+    """Raises ContractError where gradients are not those of finite differences of `value`, along a random direction."""
     for i, (name, x) in enumerate(inputs.items()):
-        along = units[name] * jax.random.rademacher(jax.random.fold_in(evidence.key, i), x.shape, x.dtype)
-        above, below = (value(inputs | {name: x + sign * LITTLE * along}, actions, keys) for sign in (1, -1))
+        along = units[name] * jax.random.rademacher(jax.random.fold_in(key, i), x.shape, x.dtype)
+        above, below = (value(inputs | {name: x + sign * LITTLE * along}) for sign in (1, -1))
         true = np.asarray((above - below) / (2 * LITTLE))
         found = np.asarray((grads[name] * along).reshape(NUM_EPISODES, -1).sum(axis=1))
-        slack = 0.05 * np.maximum(np.abs(found), np.abs(true)) + 1e-6 / LITTLE * np.asarray(size)
+        slack = 0.05 * np.maximum(np.abs(found), np.abs(true)) + 1e-6 / LITTLE * size
         wrong = ~(np.abs(found - true) <= slack)
         if wrong.mean() > 0.5:
             n = np.argwhere(wrong)[0, 0]
@@ -447,7 +455,6 @@ def gradients(evidence):
                 f"finite differences give {true[n]:.4g} (wrong in {wrong.sum()} of {NUM_EPISODES} episodes); take out "
                 "what stops gradients or makes them NaN, or set it to False"
             )
-    return None
 
 
 def _inner_actions(space, key) -> tuple[Any, Any]:
