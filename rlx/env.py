@@ -122,11 +122,11 @@ class Env:
             raise ValueError(f"max_steps = {self.max_steps}: give a whole number of at least 1, or None")
 
     @property
-    def observation_space(self) -> Space:
+    def observation_space(self) -> Any:
         return self.environment.observation_space(self.params)
 
     @property
-    def action_space(self) -> Space:
+    def action_space(self) -> Any:
         return self.environment.action_space(self.params)
 
     @property

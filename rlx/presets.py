@@ -19,8 +19,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
+
 from rlx.env import Env
-from rlx.spaces import Box
+from rlx.spaces import Box, parts
 
 # Fields of shipped Configs that had another name in 0.1: files and runs of then are still read.
 RENAMED = {"cloning_coef": "imitation_coef", "noise_loss": "predict_noise", "num_samples": "samples_per_action"}
@@ -56,9 +58,11 @@ def defaults(algorithm: ModuleType | Path, env: Env) -> tuple[dict[str, Any], st
 
     Empty where the file has none for the kind.
     """
-    kind = "continuous" if isinstance(env.action_space, Box) else "discrete"
+    leaves = lambda space: jax.tree.leaves(parts(space))
+    kind = "continuous" if any(isinstance(space, Box) for space in leaves(env.action_space)) else "discrete"
     tables = _file(algorithm).get("defaults", {})
-    if len(getattr(env.observation_space, "shape", ())) == 3 and "image" in tables:
+    images = [space for space in leaves(env.observation_space) if len(getattr(space, "shape", ())) == 3]
+    if images and "image" in tables:
         kind = "image"
     title = "image observations" if kind == "image" else f"{kind} actions"
     return {n: tuple(v) if isinstance(v, list) else v for n, v in tables.get(kind, {}).items()}, title

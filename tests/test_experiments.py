@@ -15,6 +15,7 @@ KEYS = {
     "fine_tuning": ("task", "method"),
     "groups": ("task",),
     "learned_rules": ("task",),
+    "memory": ("task", "method"),
     "meta_gradient": ("task", "method"),
     "robustness": ("task", "trained"),
     "sequences": ("task", "variant"),

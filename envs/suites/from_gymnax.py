@@ -17,7 +17,7 @@ from rlx import versions
 from rlx.env import Env
 from rlx.envs.frames import drawn_by
 from rlx.envs.suites.gymnax_drawings import GYMNAX, channels
-from rlx.spaces import Box, Discrete, Space
+from rlx.spaces import Box, Discrete
 
 # Listed here so that looking a name up does not import the suite; a test compares with the installed one.
 NAMES = (
@@ -121,7 +121,7 @@ def _refusing_gradients(name: str, tree: Any) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _space(space: Any, role: str) -> Space:
+def _space(space: Any, role: str) -> Any:
     match type(space).__name__:
         case "Box":
             return Box(space.low, space.high, tuple(space.shape), space.dtype)

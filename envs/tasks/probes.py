@@ -8,6 +8,8 @@
 | Action | one step, reward 1 for action 1, else -1 | the policy's gradient | V = 1 |
 | ObservationAction | one step, reward 1 where the action fits the observation, else -1 | both together | V = 1 |
 | ContinuousAction | one step, reward 1 - (action - observation / 2)^2 | continuous actions | V = 1 |
+| Legal | one step, 10 actions, 3 of them illegal; the first legal one from a number on is best | masks | V = 0 |
+| Composite | one step; a tool, three keys and a push as they are seen | actions of several parts | V = 0 |
 | Endless | never ends; reward 1 a step; cut after `max_steps` | time limits | V = 1 / (1 - gamma) |
 """
 
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 
 from rlx.env import Env
 from rlx.pytree import pytree
-from rlx.spaces import Box, Discrete, Space
+from rlx.spaces import Box, Dict, Discrete, Space
 
 
 @pytree
@@ -88,6 +90,53 @@ class ContinuousAction(Observation):
         return 1.0 - (action[0] - obs / 2.0) ** 2
 
 
+class Legal(Probe):
+    """The reward is minus the steps from the best legal action on, over 9; -1 for an illegal one, which is reported."""
+
+    num_actions, num_illegal = 10, 3
+
+    def observation_space(self, params):
+        return Dict(target=Discrete(self.num_actions), action_mask=Box(0, 1, (self.num_actions,), jnp.bool_))
+
+    def action_space(self, params):
+        return Discrete(self.num_actions)
+
+    def start(self, key):
+        target_key, mask_key = jax.random.split(key)
+        order = jax.random.permutation(mask_key, self.num_actions)
+        return {
+            "target": jax.random.randint(target_key, (), 0, self.num_actions),
+            "action_mask": order >= self.num_illegal,
+        }
+
+    def step(self, key, state, action, params):
+        after = (jnp.arange(self.num_actions) - state["target"]) % self.num_actions
+        best = jnp.min(jnp.where(state["action_mask"], after, self.num_actions))
+        illegal = ~state["action_mask"][action]
+        reward = jnp.where(illegal, -1.0, (best - after[action]) / (self.num_actions - 1.0))
+        return state, state, params.reward * reward, jnp.array(True), jnp.array(False), {"illegal": illegal}
+
+
+class Composite(Probe):
+    """The reward is minus the share of wrong keys, 1 for a wrong tool, and the mean squared error of the push."""
+
+    space = Dict(tool=Discrete(3), keys=Discrete(2, shape=(3,)), push=Box(-1.0, 1.0, (2,)))
+
+    def observation_space(self, params):
+        return self.space
+
+    def action_space(self, params):
+        return self.space
+
+    def start(self, key):
+        return self.space.sample(key)
+
+    def step(self, key, state, action, params):
+        wrong = (action["tool"] != state["tool"]) + jnp.mean(action["keys"] != state["keys"])
+        reward = -wrong - jnp.mean((action["push"] - state["push"]) ** 2)
+        return state, state, params.reward * reward, jnp.array(True), jnp.array(False), {}
+
+
 class Endless(Probe):
     def step(self, key, state, action, params):
         return state, state, jnp.float32(params.reward), jnp.array(False), jnp.array(False), {}
@@ -135,7 +184,8 @@ class Mixed:
 
 
 PROBES = {
-    p.__name__: p for p in (Constant, Observation, Discount, Action, ObservationAction, ContinuousAction, Endless)
+    p.__name__: p
+    for p in (Constant, Observation, Discount, Action, ObservationAction, ContinuousAction, Legal, Composite, Endless)
 }
 NAMES = tuple(PROBES)
 

@@ -16,14 +16,14 @@ POLICIES = ("normal", "state_std", "tanh_normal", "beta")  # densities over a Bo
 BOUNDED = ("tanh_normal", "beta")  # of these, those that act within bounds
 
 
-def action_size(space: Space) -> int:
+def action_size(space: Any) -> int:
     """Number `A` of a continuous action's dimensions.
 
     Raises:
-        ValueError: for Discrete actions, and for a Box that has not exactly one axis.
+        ValueError: for other spaces, and for a Box that has not exactly one axis.
     """
-    if isinstance(space, Discrete):
-        raise ValueError("this policy needs continuous actions (a Box), the environment's are Discrete")
+    if not isinstance(space, Box):
+        raise ValueError(f"this policy needs continuous actions (a Box), the environment's are {type(space).__name__}")
     if len(space.shape) != 1:
         raise ValueError(f"actions of shape {space.shape} are not supported: give the Box one axis")
     return space.shape[0]
