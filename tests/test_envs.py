@@ -304,9 +304,13 @@ def test_a_wrong_backend_is_refused_with_the_right_ones():
         rlx.envs.make("brax/ant", backend="warp")
 
 
-def test_a_dictionary_of_observations_is_refused():
-    with pytest.raises(ValueError, match=r"observation space \['pixels/view_0', 'pixels/view_1'\] is not supported"):
-        rlx.envs.make("brax/fast", obs_mode="dict_pixels")
+def test_a_dictionary_of_observations_is_one_of_spaces():
+    env = rlx.envs.make("brax/fast", obs_mode="dict_pixels")
+    seen = jax.eval_shape(env.reset, jax.random.key(0)).obs
+    assert {name: box.shape for name, box in env.observation_space.spaces.items()} == {
+        n: x.shape for n, x in seen.items()
+    }
+    assert set(seen) == {"pixels/view_0", "pixels/view_1"}
 
 
 @pytest.mark.more
