@@ -1,5 +1,6 @@
 """Spaces made of spaces, actions of several parts and legal actions, against enumeration of all that can be done."""
 
+from dataclasses import fields
 from itertools import product
 
 import jax
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import rlx
 from rlx import masks
+from rlx.algos import mdpo, ppo, sac_discrete
 from rlx.distributions import Beta, Categorical, Joint, Normal, TanhNormal
 from rlx.networks import Actor, Critic, Torso, initialize
 from rlx.normalize import normalize, statistics, update_statistics
@@ -385,3 +388,21 @@ def test_densities_of_actors_are_those_of_their_outputs(policy):
 def test_densities_that_the_actions_have_no_use_for_are_refused(space, options, message):
     with pytest.raises(ValueError, match=message):
         Actor(space, Torso(Box(-1.0, 1.0, (3,)), (8,)), **options).init(jax.random.key(0), jnp.zeros(3))
+
+
+@pytest.mark.parametrize("algorithm", [ppo, mdpo, sac_discrete], ids=["ppo", "mdpo", "sac_discrete"])
+def test_no_illegal_action_is_ever_taken(algorithm):
+    env = rlx.envs.make("probe/Legal")
+    sizes = {"num_envs": 32, "num_steps": 8, "hidden_sizes": (16,), "total_steps": 8192, "learning_rate": 1e-2}
+    sizes |= {"warmup_steps": 1024, "utd_ratio": 1 / 32, "batch_size": 32, "capacity": 4096}
+    has = {field.name for field in fields(algorithm.Config)}
+    config = algorithm.Config(**{name: x for name, x in sizes.items() if name in has})
+    state, metrics = rlx.train(algorithm, config, env, jax.random.key(0))
+    assert metrics["num_episodes"].sum() >= 7168
+    assert (metrics["episode_illegal"] == 0).all()
+    assert (metrics["num_unmasked"] == 0).all()
+    for deterministic in (True, False):
+        found = rlx.evaluate(algorithm, config, env, state, jax.random.key(1), 256, deterministic)
+        assert (found.reported["illegal"] == 0).all()
+    first, last = metrics["episode_return"][0], metrics["episode_return"][-1]
+    assert last > first + 0.05  # -0.3 at random, 0 at best
