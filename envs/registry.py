@@ -77,7 +77,7 @@ def make(
     max_steps: int | None = None,
     num_starts: int | None = None,
     randomize: dict[str, tuple[float, float]] | None = None,
-    hide: int | tuple[int, ...] = (),
+    hide: int | str | tuple[int | str, ...] = (),
     remember: int = 0,
     stack: int = 1,
     chunk: int | tuple[int, int] | None = None,

@@ -16,7 +16,7 @@ import numpy as np
 
 from rlx.env import Env
 from rlx.pytree import pytree
-from rlx.spaces import Box, Discrete
+from rlx.spaces import Box, Dict, Discrete
 
 
 def _of_inner(outer: Any, name: str) -> Any:
@@ -48,25 +48,59 @@ class Hidden:
         return Box(low, high, (len(self.seen),), inner.dtype)
 
 
-def hidden(env: Env, indices: int | Sequence[int]) -> Env:
+class HiddenEntries:
+    """Another environment of whose dictionary of observations only some entries are seen; see `hidden`."""
+
+    __getattr__ = _of_inner
+
+    def __init__(self, environment: Any, names: tuple[str, ...]):
+        self.environment, self.names = environment, names
+
+    def reset(self, key, params):
+        obs, state = self.environment.reset(key, params)
+        return self._seen(obs), state
+
+    def step(self, key, state, action, params):
+        obs, *rest = self.environment.step(key, state, action, params)
+        return self._seen(obs), *rest
+
+    def observation_space(self, params):
+        inner = self.environment.observation_space(params)
+        privileged = [name for name in inner.privileged if name not in self.names]
+        return Dict(self._seen(inner.spaces), privileged=privileged)
+
+    def _seen(self, entries):
+        return {name: x for name, x in entries.items() if name not in self.names}
+
+
+def hidden(env: Env, indices: int | str | Sequence[int | str]) -> Env:
     """The environment without some entries of its observation, such as the velocities.
 
         hidden(rlx.envs.make("CartPole-v1"), (1, 3))
 
     Args:
-        env: observes a vector `[O]`.
-        indices: which entries are not seen, from 0, or from the end as -1, -2, ...; with none it is the environment.
+        env: observes a vector `[O]`, or a dictionary.
+        indices: which entries are not seen: of a vector from 0, or from the end as -1, -2, ...; of a dictionary by
+            name. With none it is the environment.
 
     Raises:
-        ValueError: for observations that are no vector, an index that is no entry or that is given twice, or where
+        ValueError: for observations that are neither, an index that is no entry or that is given twice, or where
             nothing would be left to see.
     """
     given: list[Any] = list(indices) if isinstance(indices, list | tuple | np.ndarray | range) else [indices]
     if not given:
         return env
     space: Any = env.observation_space
+    if isinstance(space, Dict):
+        if unknown := [name for name in given if name not in space.spaces]:
+            raise ValueError(f"hidden entry {unknown[0]!r}: the observation has {', '.join(space.spaces)}")
+        if set(given) == set(space.spaces):
+            raise ValueError(f"all entries {', '.join(given)} of the observation would be hidden: leave one to be seen")
+        return replace(env, environment=HiddenEntries(env.environment, tuple(given)))
     if not _is_vector(space):
-        raise ValueError(f"entries are hidden of an observation that is one vector; the environment has {space}")
+        raise ValueError(
+            f"entries are hidden of an observation that is one vector or a dictionary; the environment has {space}"
+        )
     num = space.shape[0]
     for i in given:
         if not (isinstance(i, int | np.integer) and not isinstance(i, bool) and -num <= i < num):

@@ -15,7 +15,7 @@ from rlx.envs.contract.clauses import CLAUSES
 from rlx.partial import hidden, remembering, stacked
 from rlx.pytree import pytree
 from rlx.rollout import check_horizon, rollout
-from rlx.spaces import Box, Discrete
+from rlx.spaces import Box, Dict, Discrete
 from rlx.wrappers import carried_out, chunked, randomized
 
 
@@ -362,6 +362,38 @@ def test_a_space_of_another_kind_is_refused():
     for wrap in WRAPPED.values():
         with pytest.raises(ValueError, match=r"the environment has \{'camera'"):
             wrap(env)
+
+
+class Senses(Ramp):
+    """The same, seen in entries."""
+
+    def reset(self, key, params):
+        obs, state = super().reset(key, params)
+        return {"number": obs[:1], "rest": obs[1:]}, state
+
+    def step(self, key, state, action, params):
+        obs, *rest = super().step(key, state, action, params)
+        return {"number": obs[:1], "rest": obs[1:]}, *rest
+
+    def observation_space(self, params):
+        box = super().observation_space(params)
+        parts = {"number": Box(box.low[:1], box.high[:1], (1,)), "rest": Box(box.low[1:], box.high[1:], (2,))}
+        return Dict(parts, privileged=("rest",))
+
+
+def test_entries_of_a_dictionary_are_hidden_by_name():
+    env = hidden(rlx.Env(Senses(), Params()), "number")
+    assert list(env.observation_space.spaces) == ["rest"]
+    assert env.observation_space.privileged == ("rest",)
+    start = env.reset(jax.random.key(0))
+    assert list(start.obs) == ["rest"]
+    _, transition = env.advance(jax.random.key(1), start, jnp.array([0.5, 1.0]))
+    np.testing.assert_allclose(transition.next_obs["rest"], [1.0, 1.5])
+    assert hidden(rlx.Env(Senses(), Params()), ["rest"]).observation_space.privileged == ()
+    with pytest.raises(ValueError, match="hidden entry 'speed': the observation has number, rest"):
+        hidden(rlx.Env(Senses(), Params()), ("speed",))
+    with pytest.raises(ValueError, match="all entries number, rest of the observation would be hidden"):
+        hidden(rlx.Env(Senses(), Params()), ("number", "rest"))
 
 
 def test_they_are_options_of_make_one_around_the_other():
