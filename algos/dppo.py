@@ -238,7 +238,7 @@ def imitation_chain(config, env, state, obs, key):
     """Chains `[T, N, K' + 1, A]` of the policy that training began with, at normalised obs, for the loss to imitate."""
     actor, flat = state.pretrained, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), obs)
     chain, _ = sample(config, env, actor, actor, flat, key, jnp.full(config.denoising_steps, config.least_std))
-    return chain.swapaxes(0, 1).reshape(config.num_steps, config.num_envs, *chain.shape[::2])
+    return chain.swapaxes(0, 1).reshape(*jax.tree.leaves(obs)[0].shape[:2], *chain.shape[::2])
 
 
 def advantages(config, env, state, traj):

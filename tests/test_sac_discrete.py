@@ -137,7 +137,7 @@ def test_the_losses_are_their_equations(sac, small, problem):
     total, (entropy, parts) = sac.loss(state.params, state.params, state.target_params, config, env, batch)
     # Means of 64 float32 numbers of order 1 to 10.
     np.testing.assert_allclose(total, expected["critic_loss"] + expected["actor_loss"], rtol=1e-4)
-    alpha_loss = sac.alpha_loss(state.params["log_alpha"], config, env, entropy)
+    alpha_loss = sac.alpha_loss(state.params["log_alpha"], config, env, batch.obs, entropy)
     np.testing.assert_allclose(alpha_loss, expected["alpha_loss"], rtol=1e-4, atol=1e-5)
     for name, part in parts.items():
         np.testing.assert_allclose(part, expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
