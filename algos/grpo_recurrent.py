@@ -135,8 +135,8 @@ def memory(config, env, num):
 def played(config, env, params, obs):
     """The distributions over actions in whole episodes `[B, T]`."""
     core, actor = networks(config, env)
-    begin, num_steps = memory(config, env, num_rows(obs)), config.num_steps
-    h, _ = core.apply(params["memory"], obs, begin, jnp.zeros((num_rows(obs), num_steps), bool))
+    one_episode = jnp.zeros((num_rows(obs), config.num_steps), bool)  # nothing begins anew within it
+    h, _ = core.apply(params["memory"], obs, memory(config, env, num_rows(obs)), one_episode)
     return actor.apply(params["actor"], obs, h)
 
 
@@ -158,8 +158,7 @@ def init(config, env, key):
     key, params_key, _ = jax.random.split(key, 3)
     core, actor = networks(config, env)
     obs, one = zeros(env.observation_space), jax.tree.map(lambda x: x[0], memory(config, env, 1))
-    heads = {"actor": (actor, 0.01, jnp.zeros(config.memory_size))}
-    params = initialize(params_key, obs, memory=(core, 1.0, one), **heads)
+    params = initialize(params_key, obs, memory=(core, 1.0, one), actor=(actor, 0.01, jnp.zeros(config.memory_size)))
     return State(
         params=params,
         reference=params,

@@ -246,3 +246,16 @@ def test_a_recurrent_group_policy_gives_its_own_log_probs_back(env):
         found = pi.log_prob(jnp.broadcast_to(recorded.action[:, None], (3, 24)))[:, t]
         np.testing.assert_allclose(found, recorded.log_prob, atol=1e-5)
     assert rlx.evaluate(grpo_recurrent, config, env, state, jax.random.key(0), 2).finished.all()
+
+
+@pytest.mark.parametrize(("algorithm", "sizes"), [
+    (ppo_recurrent, {"num_envs": 32, "num_steps": 16, "sequence_length": 16}),
+    (grpo_recurrent, {"num_groups": 16, "group_size": 8, "num_steps": 4}),
+], ids=["ppo", "grpo"])  # fmt: skip
+def test_a_cue_of_three_steps_ago_is_recalled(algorithm, sizes):
+    """The best return without a memory is 0, and with one 1."""
+    env = rlx.envs.make("rlx/Recall-8", delay=3)
+    config = algorithm.Config(total_steps=60_000, learning_rate=3e-3, hidden_sizes=(), memory_size=16, **sizes)
+    states, _ = jax.vmap(partial(rlx.train, algorithm, config, env))(jax.random.split(jax.random.key(0), 3))
+    returns = jax.vmap(lambda s: rlx.evaluate(algorithm, config, env, s, jax.random.key(1), 64).returns.mean())(states)
+    assert (returns > 0.9).all()

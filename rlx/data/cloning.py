@@ -87,12 +87,12 @@ def clone(
         stats = update_statistics(statistics(env.observation_space), _taken(obs, ~held_out))
         state = replace(state, obs_stats=stats)
         obs = jax.tree.map(np.asarray, normalize(stats, jax.tree.map(jnp.asarray, obs)))
-    most = min(held_out.sum(), (~held_out).sum())
-    length = min(getattr(config, "sequence_length", 32), most) if remembers(algorithm) else 0
+    fewest = int(min(held_out.sum(), (~held_out).sum()))
+    length = min(getattr(config, "sequence_length", 32), fewest) if remembers(algorithm) else 0
     begins = np.concatenate([[True], (demonstrations.terminated | demonstrations.truncated)[:-1]])
     data = (obs, action, begins) if length else (obs, action)
     shown, held = (_taken(data, rows) for rows in (~held_out, held_out))
-    every = -(-held_out.sum() // (VALIDATION // max(length, 1)))
+    every = -(-held_out.sum() // max(1, VALIDATION // max(length, 1)))
     looked_at = _sequences(held, np.arange(0, held_out.sum() - max(length, 1) + 1, every), length)
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps, FINAL_RATE))
 
