@@ -12,6 +12,7 @@ from rlx.train import Episodes, evaluate, resume, state_bytes, steps_taken, tota
 
 if TYPE_CHECKING:
     from rlx import algos, envs, meta
+    from rlx.agent import Agent, load
     from rlx.algorithm_check import check_algorithm
     from rlx.devices.sharding import use_devices
     from rlx.devices.spread import spread
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Agent",
     "Env",
     "EnvState",
     "Episodes",
@@ -28,6 +30,7 @@ __all__ = [
     "check_algorithm",
     "envs",
     "evaluate",
+    "load",
     "meta",
     "per_env",
     "pytree",
@@ -46,17 +49,21 @@ __all__ = [
     "use_devices",
 ]
 
+# Imported when they are asked for: the verbs do not wait for what runs, sweeps and devices need.
+LATER = {
+    "Agent": "rlx.agent",
+    "check_algorithm": "rlx.algorithm_check",
+    "load": "rlx.agent",
+    "spread": "rlx.devices.spread",
+    "sweep": "rlx.sweeps",
+    "use_devices": "rlx.devices.sharding",
+}
+
 if not TYPE_CHECKING:  # a checker would take every name for one of these
 
     def __getattr__(name):
         if name in ("envs", "algos", "meta"):
             return import_module(f"rlx.{name}")
-        if name == "check_algorithm":
-            return import_module("rlx.algorithm_check").check_algorithm
-        if name == "sweep":
-            return import_module("rlx.sweeps").sweep
-        if name == "use_devices":
-            return import_module("rlx.devices.sharding").use_devices
-        if name == "spread":
-            return import_module("rlx.devices.spread").spread
+        if name in LATER:
+            return getattr(import_module(LATER[name]), name)
         raise AttributeError(f"module 'rlx' has no attribute {name!r}")

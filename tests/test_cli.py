@@ -21,12 +21,13 @@ import rlx as library
 from rlx import cli
 from rlx.algorithm import OBJECTIVES, short_name
 from rlx.algos import ppo
-from rlx.cli.options import make_env, tuned_elsewhere
+from rlx.cli.options import tuned_elsewhere
 from rlx.files import evaluation_points, read_rows
 from rlx.objectives import SPO
 from rlx.run import Logger, best, evaluate_run, keys
 from rlx.run.checkpoint import numbers, restore
 from rlx.run.progress import Display
+from rlx.run.saved import environment
 from rlx.run.sinks import SINKS, opened
 
 EXACT = True  # bits are compared
@@ -68,7 +69,7 @@ def content(directory):
 
 def state_of(run, total_steps=2048, num_updates=None):
     config = ppo.Config(total_steps=total_steps, num_envs=4, num_steps=32, hidden_sizes=(8,))
-    like = jax.eval_shape(ppo.init, config, make_env("gymnax/CartPole-v1", {}, {}), jax.random.key(0))
+    like = jax.eval_shape(ppo.init, config, environment("gymnax/CartPole-v1", {}, {}), jax.random.key(0))
     return restore(run / "checkpoints", like, num_updates)
 
 

@@ -15,10 +15,10 @@ import rlx
 from rlx import cli
 from rlx.algorithm import saved_config
 from rlx.algos import dppo, fpo, mdpo, ppo, sac
-from rlx.cli.options import make_env
 from rlx.data import COLUMNS, Demonstrations, clone, collect, disturbed, examples, load, mixture, save, started_from
 from rlx.diffusion import cosine_betas
 from rlx.run.checkpoint import restore
+from rlx.run.saved import environment
 from rlx.spaces import Box, Discrete, rescale, unit
 from rlx.train import state_shapes
 
@@ -457,7 +457,7 @@ def test_a_run_that_starts_from_a_clone_has_its_networks_and_environment(runs):
     states = []
     for name in ("clone", "fine"):
         saved = json.loads((runs / name / "config.json").read_text())
-        env = make_env(saved["env"], saved["env_options"], saved["env_params"])
+        env = environment(saved["env"], saved["env_options"], saved["env_params"])
         like = state_shapes(dppo, saved_config(dppo, saved), env)
         states.append(restore(runs / name / "checkpoints", like))
     clone, fine = states

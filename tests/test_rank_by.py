@@ -117,7 +117,7 @@ def test_the_command_line_ranks_by_what_an_environment_reports(tmp_path, capsys)
 def test_a_sweep_of_before_is_one_by_return(swept, tmp_path):
     saved = json.loads((swept.job.directory / "sweep.json").read_text())
     assert saved["rank_by"] == "success"
-    from rlx.cli.sweep import saved_job
+    from rlx.sweeps.saved import saved_job
 
     del saved["rank_by"]
     saved |= {"env": "rlx/GridWorld", "points": [{}], "env_params": {}, "env_options": {}, "algorithm": "rlx.algos.ppo"}

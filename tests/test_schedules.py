@@ -14,7 +14,6 @@ import rlx
 from rlx import cli, pytree, replace, stack, static, traced
 from rlx.algorithm_check import check_algorithm
 from rlx.algos import dppo
-from rlx.cli.sweep import load_sweep
 from rlx.data import clone, collect
 from rlx.files import read_rows
 from rlx.meta.gradients import meta_train, outcome, unrolled
@@ -35,6 +34,7 @@ from rlx.schedules import (
     piecewise_linear,
 )
 from rlx.sweeps.lanes import groups
+from rlx.sweeps.saved import load_sweep
 from rlx.train import advance, now
 
 EXACT = True  # bits are compared

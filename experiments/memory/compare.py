@@ -61,17 +61,17 @@ class Task:
     methods: tuple[str, ...] = tuple(METHODS)
 
 
-def recall(delay: int, total_steps: int, sequence_length: int) -> Task:
+def recall(delay: int, total_steps: int, sequence_length: int, num_steps: int) -> Task:
     """A cue, shown once, is asked for after so many steps."""
-    settings = {"num_envs": 32, "num_steps": 2 * sequence_length, "learning_rate": 1e-3, "num_minibatches": 4}
+    settings = {"num_envs": 32, "num_steps": num_steps, "learning_rate": 1e-3, "num_minibatches": 4}
     methods = ("gru", "mingru", "window", "none")
     return Task(f"rlx/Recall-{delay}", total_steps, settings, {"sequence_length": sequence_length}, methods=methods)
 
 
 TASKS = {
-    "Recall-8": recall(8, 200_000, 32),
-    "Recall-32": recall(32, 600_000, 64),
-    "Recall-128": recall(128, 2_000_000, 256),
+    "Recall-8": recall(8, 200_000, 32, 64),
+    "Recall-32": recall(32, 600_000, 64, 128),
+    "Recall-128": recall(128, 2_000_000, 256, 256),
     "CartPole, velocities hidden": Task(
         "rlx/HiddenCartPole",
         500_000,

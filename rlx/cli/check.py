@@ -10,11 +10,12 @@ import tyro
 import rlx.envs
 from rlx.algorithm import algorithms, load_algorithm, split_name
 from rlx.algorithm_check import check_algorithm
-from rlx.cli.options import configure_jax, make_env, parse_options
+from rlx.cli.options import configure_jax, parse_options
 from rlx.cli.play import Checkpoint, load_checkpoint
 from rlx.envs.registry import full_name
 from rlx.files import read_config
 from rlx.run import storage
+from rlx.run.saved import environment
 from rlx.train import state_shapes
 
 
@@ -75,11 +76,11 @@ def check(arguments: list[str]) -> None:
             raise ValueError(f"{error}; an algorithm is one of {', '.join(algorithms())}, or a file.py") from error
         if options.env:
             raise ValueError(f"{name} is an environment: leave --env out, or give an algorithm in its place")
-        print("\n".join(_proven(name, lambda: rlx.envs.check(make_env(name, {}, {})))))
+        print("\n".join(_proven(name, lambda: rlx.envs.check(environment(name, {}, {})))))
         return
     algorithm = load_algorithm(options.target)
     for name in [options.env] if options.env else ["gymnax/CartPole-v1", "gymnax/Pendulum-v1"]:
-        env, refused = make_env(full_name(name), {}, {}), ""
+        env, refused = environment(full_name(name), {}, {}), ""
         try:
             state_shapes(algorithm, algorithm.Config(), env)
             break

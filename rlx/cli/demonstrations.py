@@ -19,7 +19,6 @@ from rlx.cli.options import (
     assignments,
     check_seed,
     configure_jax,
-    make_env,
     new_directory,
     parse_options,
     tuned_settings,
@@ -35,6 +34,7 @@ from rlx.presets import configure
 from rlx.run import checkpoint
 from rlx.run.evaluations import evaluate_run
 from rlx.run.job import OPTIONS, Job, describe, identity, keys
+from rlx.run.saved import environment
 from rlx.run.storage import check_empty, naming, owned, reserved
 from rlx.run.timings import announced, announcement, program_name, remember
 from rlx.spaces import Discrete
@@ -221,7 +221,7 @@ def _clone_job(algorithm: ModuleType, name: str, options: Any, tuned: dict[str, 
         algorithm,
         name,
         options.config,
-        make_env(about["env"], env_options, env_params),
+        environment(about["env"], env_options, env_params),
         env_name=about["env"],
         env_options=env_options,
         env_params=env_params,

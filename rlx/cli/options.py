@@ -19,7 +19,6 @@ import jax
 import tyro
 from rich.console import Console
 
-import rlx.envs
 from rlx import schedules, source
 from rlx.algorithm import (
     LEARNED,
@@ -33,8 +32,7 @@ from rlx.algorithm import (
     split_name,
     with_named,
 )
-from rlx.devices import hosts
-from rlx.env import Env, with_params
+from rlx.env import Env
 from rlx.files import read_config
 from rlx.messages import unknown_name
 from rlx.presets import defaults as defaults_of
@@ -171,25 +169,6 @@ def tell_settings(
         console.print(
             f"how many steps an episode of {env_name} takes is not known: one has to fit in {' and '.join(fields)}"
         )
-
-
-def make_env(env_name: str, env_options: dict[str, Any], env_params: dict[str, Any]) -> Env:
-    """The environment, with bad options reported as ValueError."""
-    try:
-        with hosts.local_devices():
-            env = rlx.envs.make(env_name, **env_options)
-            if env_options:  # a suite may keep what it is given until it is stepped
-                jax.eval_shape(
-                    lambda key: env.advance(key, env.reset(key), env.action_space.sample(key)), jax.random.key(0)
-                )
-    except ValueError:
-        raise
-    except Exception as error:  # whatever a suite raises for an option of another kind
-        given = ", ".join(f"{name}={value!r}" for name, value in env_options.items())
-        raise ValueError(
-            f"{env_name} does not take these options: {error or type(error).__name__} ({given})"
-        ) from error
-    return with_params(env, env_params)
 
 
 def _origin(algorithm: ModuleType, env_name: str, env: Any) -> str:

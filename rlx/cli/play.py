@@ -10,16 +10,16 @@ import jax
 import tyro
 from rich.console import Console
 
-from rlx.algorithm import saved_algorithm, saved_config, short_name
-from rlx.cli.options import check_seed, configure_jax, make_env, parse_options
+from rlx.algorithm import short_name
+from rlx.cli.options import check_seed, configure_jax, parse_options
 from rlx.env import Env
-from rlx.files import read_config, read_rows, write_json
-from rlx.replay import without_replay
+from rlx.files import write_json
 from rlx.run import storage
-from rlx.run.evaluations import best, evaluate_run
-from rlx.run.job import Job, identity, keys
+from rlx.run.evaluations import evaluate_run
+from rlx.run.job import Job, keys
+from rlx.run.saved import saved_run, saved_state
 from rlx.run.timings import announced, program_name
-from rlx.train import state_shapes, steps_taken
+from rlx.train import steps_taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,24 +110,11 @@ def render(arguments: list[str]) -> None:
 
 def load_checkpoint(options: Checkpoint, check: Callable[[Env], None] = lambda env: None) -> tuple[Job, Any, jax.Array]:
     """The job of a run, the state that is asked for, and a key; `check` is given the environment before."""
-    from rlx.run.checkpoint import restore
-
     configure_jax(options.compile_cache)
     check_seed(options.seed)
-    saved, update = read_config(options.run), options.from_update
-    if options.best:
-        if update is not None:
-            raise ValueError("--best and --from-update are two checkpoints: give one of them")
-        top = best(read_rows(options.run / "evaluations.jsonl"))
-        if top is None:
-            raise ValueError(f"{options.run} has no evaluation yet to tell which weights are best")
-        update = top["update"]
-    algorithm = saved_algorithm(options.run, saved)
-    config, env = saved_config(algorithm, saved), make_env(saved["env"], saved["env_options"], saved["env_params"])
-    check(env)
-    asked = {name: saved[name] for name in ("env_options", "env_params", "seed")}
-    job = Job(algorithm, saved["algorithm"], config, env, env_name=saved["env"], directory=options.run, **asked)
-    like = state_shapes(algorithm, config, env)
-    like = like if saved.get("checkpoint_replay", True) else without_replay(like)
-    state = restore(options.run / "checkpoints", like, update, {"run": identity(job)})
-    return job, state, jax.random.fold_in(keys(saved["seed"])[1], options.seed + 1)
+    if options.best and options.from_update is not None:
+        raise ValueError("--best and --from-update are two checkpoints: give one of them")
+    job = saved_run(options.run)
+    check(job.env)
+    state = saved_state(job, options.best, options.from_update)
+    return job, state, jax.random.fold_in(keys(job.seed)[1], options.seed + 1)

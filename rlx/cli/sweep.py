@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import tyro
 
-from rlx.algorithm import learned, saved_algorithm, saved_config, short_name
+from rlx.algorithm import short_name
 from rlx.cli.options import (
     Sources,
     algorithm_of,
@@ -19,7 +19,6 @@ from rlx.cli.options import (
     check_fields,
     check_seed,
     configure_jax,
-    make_env,
     new_directory,
     parse_options,
     tell_settings,
@@ -28,16 +27,17 @@ from rlx.cli.options import (
 from rlx.cli.report import ReportOptions, plain_console, print_report
 from rlx.devices.sharding import use_devices
 from rlx.envs.registry import full_name
-from rlx.files import loose, read_config, read_rows
+from rlx.files import loose, read_rows
 from rlx.messages import unknown_name
 from rlx.presets import configure
 from rlx.pytree import replace
 from rlx.run.evaluations import in_words
 from rlx.run.job import CHECKPOINT_SECONDS
+from rlx.run.saved import environment
 from rlx.run.storage import check_empty, owned
 from rlx.schedules import changed_besides
 from rlx.sweeps.job import SweepJob, apply, check_sizes, plan
-from rlx.sweeps.results import Sweep
+from rlx.sweeps.saved import load_sweep, saved_job
 from rlx.sweeps.search import Choice, LogUniform, Uniform, parse, points, split
 from rlx.sweeps.strategies import STRATEGIES, strategy_of
 from rlx.sweeps.train import execute
@@ -174,38 +174,6 @@ def _help(algorithm: ModuleType, sources: Sources, prog: str) -> None:
     parse_options(both, ["--help"], prog)
 
 
-def saved_job(directory: Path, algorithm: ModuleType | None = None) -> SweepJob:
-    """The sweep that a directory was made by, of its own algorithm unless one is given.
-
-    Raises:
-        ValueError: when it is none, or was made in Python with an environment that has no name.
-    """
-    saved = read_config(directory, "sweep.json")
-    if saved["env"] is None:
-        raise ValueError(f"{directory} was made in Python: call rlx.sweep again, as it was called, to resume it")
-    algorithm = algorithm or saved_algorithm(directory, saved)
-    if learned(algorithm) != {name: saved[name] for name in ("objective",) if name in saved}:
-        raise ValueError(
-            f"the objective in {saved['algorithm'].rpartition('+')[2]} is another than that of {directory}"
-        )
-    strategy = strategy_of({name: saved.get(name) for name in STRATEGIES})
-    if saved.get("strategy", repr(strategy)) != repr(strategy):
-        raise ValueError(f"{directory} has a strategy of its own, {saved['strategy']}: call rlx.sweep again, as it was")
-    names = ("env_options", "env_params", "num_seeds", "seed", "eval_episodes", "memory", "preset")
-    return SweepJob(
-        algorithm=algorithm,
-        algorithm_name=saved["algorithm"],
-        config=saved_config(algorithm, saved),
-        env=make_env(saved["env"], saved["env_options"], saved["env_params"]),
-        env_name=saved["env"],
-        points=[{name: loose(value) for name, value in point.items()} for point in saved["points"]],
-        directory=directory,
-        strategy=strategy,
-        rank_by=saved.get("rank_by", "return"),
-        **{name: saved[name] for name in names},
-    )
-
-
 def _new_job(
     algorithm: ModuleType, algorithm_name: str, options: SweepOptions, given: list[str], prog: str
 ) -> SweepJob:
@@ -221,14 +189,14 @@ def _new_job(
     check_seed(options.seed)
     env_name = full_name(options.env)
     env_options = assignments("--env-options", options.env_options)
-    env = make_env(env_name, env_options, {}) if options.preset else None
+    env = environment(env_name, env_options, {}) if options.preset else None
     tuned = tuned_settings(algorithm, env_name, options, env)
     config = configure(algorithm.Config, tuned)
     space = _space(config, options, given, prog)
     single = {key: values[0] for key, values in space.items() if isinstance(values, list) and len(values) == 1}
     space = {key: values for key, values in space.items() if key not in single}
     own, env_params = split(single)
-    config, env = replace(config, **own), make_env(env_name, env_options, env_params)
+    config, env = replace(config, **own), environment(env_name, env_options, env_params)
     if options.configs is None:
         found = points(space, options.num_samples, options.seed)
     elif space:
@@ -291,19 +259,6 @@ def _listed(file: Path) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"{file} lists no configuration")
     return [{name: loose(value) for name, value in row.items()} for row in rows]
-
-
-def load_sweep(directory: Path) -> Sweep:
-    """A sweep that has come to its end, from its directory.
-
-    Raises:
-        ValueError: when it is none, or has not ended.
-    """
-    job = saved_job(directory)
-    rows = read_rows(directory / "lanes.jsonl")
-    if len(rows) < len(job.points) * job.num_seeds:
-        raise ValueError(f"{directory} has not ended: resume it by rlx sweep --resume {directory}")
-    return Sweep(job, rows)
 
 
 def _bytes(text: str) -> int | None:

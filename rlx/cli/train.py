@@ -24,7 +24,6 @@ from rlx.cli.options import (
     check_fields,
     check_seed,
     configure_jax,
-    make_env,
     new_directory,
     parse_options,
     parse_sources,
@@ -42,6 +41,7 @@ from rlx.presets import configure
 from rlx.run import storage
 from rlx.run.job import CHECKPOINT_SECONDS, OPTIONS, Job, identity, plan
 from rlx.run.loop import execute
+from rlx.run.saved import environment
 from rlx.run.sinks import check_names
 from rlx.schedules import changed_besides
 from rlx.train import total_updates
@@ -138,7 +138,7 @@ def train_algorithm(
     console.quiet = not hosts.first()
     env_options = beginning.env_options | assignments("--env-options", options.env_options)
     env_params = beginning.env_params | assignments("--env-params", options.env_params)
-    env = make_env(beginning.env_name, env_options, env_params)
+    env = environment(beginning.env_name, env_options, env_params)
     if beginning.saved is None:
         tuned = tuned_settings(algorithm, beginning.env_name, sources, env)
         if tuned != beginning.preset:  # those of the kind of environment, known only now
