@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rlx.algorithm_check import check_algorithm
     from rlx.devices.sharding import use_devices
     from rlx.devices.spread import spread
+    from rlx.run.fit import fit
     from rlx.sweeps.train import sweep
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "check_algorithm",
     "envs",
     "evaluate",
+    "fit",
     "load",
     "meta",
     "per_env",
@@ -53,6 +55,7 @@ __all__ = [
 LATER = {
     "Agent": "rlx.agent",
     "check_algorithm": "rlx.algorithm_check",
+    "fit": "rlx.run.fit",
     "load": "rlx.agent",
     "spread": "rlx.devices.spread",
     "sweep": "rlx.sweeps",

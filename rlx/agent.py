@@ -20,8 +20,10 @@ import numpy as np
 
 from rlx.devices.hosts import fetch
 from rlx.env import Env
+from rlx.files import read_config
 from rlx.policy import acting, remembers
 from rlx.run.job import keys
+from rlx.run.pause import given
 from rlx.run.saved import saved_run, saved_state
 from rlx.spaces import Dict, Tuple, parts
 from rlx.train import Episodes, evaluate, now, steps_taken
@@ -203,7 +205,8 @@ def load(
         raise ValueError(f"{path} is not a sweep: it has no lane {lane}")
     job = saved_run(path, env, algorithm)
     state = saved_state(job, best, from_update)
-    return Agent(job.algorithm, job.config, job.env, state, job.env_name, job.seed, path, seed)
+    config = given(job.config, read_config(path).get("changes", []), int(state.num_updates))
+    return Agent(job.algorithm, config, job.env, state, job.env_name, job.seed, path, seed)
 
 
 def _lane(path: Path, lane: int | None, env: Env | None, algorithm: ModuleType | None, seed: int) -> Agent:

@@ -26,6 +26,7 @@ from rlx.replay import is_replay, rewind
 from rlx.rollout import reset
 from rlx.schedules import at, is_scheduled
 from rlx.spaces import check_spaces
+from rlx.stopping import Stopping, seen
 
 EVALUATION = 0x65766C  # names the random stream of `evaluate`
 MAX_STEPS = 100_000  # of an episode that it plays
@@ -225,6 +226,21 @@ def advance(
     which runs died and after how many updates. Metrics are 0 from there on. What environments hold as their own state
     may be anything. A `Replay` is rewound, which takes back as many elements as it has `spare` rows.
     """
+    return _advanced(algorithm, config, env, state, None, done, num, length)[:2]
+
+
+@ordinary
+def advance_until(
+    algorithm: Any, config: Any, env: Env, state: Any, rule: Stopping, done: jax.Array, num: jax.Array, length: int
+) -> tuple[Any, Any, Stopping]:
+    """`advance` that stops by a rule: the State, the metrics, and the rule with what it has seen.
+
+    A run that the rule has stopped is frozen after the update that it was stopped by, which counts.
+    """
+    return _advanced(algorithm, config, env, state, rule, done, num, length)
+
+
+def _advanced(algorithm, config, env, state, rule, done, num, length):
     # Is traced once for its two uses, and again for every trace of this function: what `update` calls may be replaced.
     updated = wraps(algorithm.update)(lambda *args: algorithm.update(now(args[0], args[2]), *args[1:]))
     update = partial(jax.jit(updated, inline=True), config, env)
@@ -232,15 +248,22 @@ def advance(
     metrics = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
 
     def body(i, carry):
-        state, alive, metrics = carry
+        state, rule, alive, metrics = carry
         new, new_metrics = update(state)
         alive &= _sound(state, new)
         state = jax.tree.map(partial(_keep, alive), new, state, is_leaf=is_replay)
         metrics = jax.tree.map(lambda all_, x: all_.at[i].set(jnp.where(alive, x, 0)), metrics, new_metrics)
-        return state, alive, metrics
+        if rule is not None:
+            after = seen(rule, new_metrics["episode_return"], new_metrics["num_episodes"])
+            rule = jax.tree.map(partial(jnp.where, alive), after, rule)
+            alive &= ~rule.stopped
+        return state, rule, alive, metrics
 
-    state, _, metrics = jax.lax.fori_loop(0, num, body, (state, state.num_updates == done, metrics))
-    return state, metrics
+    alive = state.num_updates == done
+    if rule is not None:
+        alive &= ~rule.stopped
+    state, rule, _, metrics = jax.lax.fori_loop(0, num, body, (state, rule, alive, metrics))
+    return state, metrics, rule
 
 
 def _sound(old: Any, new: Any) -> jax.Array:

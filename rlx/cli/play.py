@@ -13,10 +13,11 @@ from rich.console import Console
 from rlx.algorithm import short_name
 from rlx.cli.options import check_seed, configure_jax, parse_options
 from rlx.env import Env
-from rlx.files import write_json
+from rlx.files import read_config, write_json
 from rlx.run import storage
 from rlx.run.evaluations import evaluate_run
 from rlx.run.job import Job, keys
+from rlx.run.pause import given
 from rlx.run.saved import saved_run, saved_state
 from rlx.run.timings import announced, program_name
 from rlx.train import steps_taken
@@ -117,4 +118,6 @@ def load_checkpoint(options: Checkpoint, check: Callable[[Env], None] = lambda e
     job = saved_run(options.run)
     check(job.env)
     state = saved_state(job, options.best, options.from_update)
+    config = given(job.config, read_config(options.run).get("changes", []), int(state.num_updates))
+    job = dataclasses.replace(job, config=config)
     return job, state, jax.random.fold_in(keys(job.seed)[1], options.seed + 1)

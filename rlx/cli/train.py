@@ -44,12 +44,14 @@ from rlx.run.loop import execute
 from rlx.run.saved import environment
 from rlx.run.sinks import check_names
 from rlx.schedules import changed_besides
+from rlx.stopping import stopping
 from rlx.train import total_updates
 
 # Fields of Configs that shape the networks, or say what these are told.
 NETWORKS = {"hidden_sizes", "conv_features", "activation", "normalize_obs", "num_components", "num_features"}
 NETWORKS |= {"denoising_steps", "action_bound", "flow_steps", "predict_noise"}
 SAME = ("num_evaluations", "eval_episodes", "checkpoint_seconds", "checkpoint_replay", "render_every")  # in a Job
+SAME += ("stop_at_return", "patience", "max_seconds")
 MANY = 1024  # environments that are faster on several cores than on one, see benchmarks/scaling.py
 
 
@@ -83,6 +85,12 @@ class TrainOptions(TrainSources):
     checkpoint_replay: bool = True
     """Keep the replay buffer in checkpoints. Without it they are small, and a resumed run starts with a new buffer of
     random actions, so that it is not the run that was never stopped."""
+    stop_at_return: float | None = None
+    """Stop when training episodes return this much on average over a hundredth of the run, and at least 10 of them."""
+    patience: int | None = None
+    """Stop after so many hundredths of the run in a row without a better average return of training episodes."""
+    max_seconds: float | None = None
+    """Stop after so many seconds of training; the run is evaluated and can be resumed."""
     log: tuple[str, ...] = ()
     """Logs to write beside metrics.jsonl and evaluations.jsonl, such as csv."""
     devices: int | None = None
@@ -336,6 +344,9 @@ def _check_numbers(options: Any) -> None:
         raise ValueError(f"--render-every {options.render_every}: give 0 for never, or a number of evaluations")
     if not options.checkpoint_seconds >= 0:
         raise ValueError(f"--checkpoint-seconds {options.checkpoint_seconds}: give 0 or more")
+    if options.max_seconds is not None and not options.max_seconds > 0:
+        raise ValueError(f"--max-seconds {options.max_seconds}: give more than 0")
+    stopping(options.stop_at_return, options.patience, 1)
 
 
 def _check_new(directory: Path, options: Any) -> None:

@@ -6,8 +6,11 @@ HOMES = {
     "job": "CHECKPOINT_SECONDS OPTIONS PACKAGES Job keys plan identity describe provenance",
     "log": "ROWS NO_LOG Logger",
     "evaluations": "evaluate_run evaluation best draw",
-    "saved": "environment saved_run saved_state",
-    "loop": "CHUNK_SECONDS CHUNK_UPDATES jitted chunk execute",
+    "fit": "Run fit",
+    "saved": "environment named saved_run saved_state",
+    "loop": "jitted chunk execute",
+    "pause": "Hook Pause",
+    "training": "CHUNK_SECONDS CHUNK_UPDATES",
     "sinks": "KINDS SINKS Csv Jsonl Sink",
     "stop": "Stop",
 }

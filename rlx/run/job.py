@@ -20,10 +20,11 @@ from rlx.devices.sharding import mesh
 from rlx.env import Env
 from rlx.files import strict
 from rlx.pytree import is_static
+from rlx.run.pause import Hook
 from rlx.train import state_bytes, steps_taken, total_updates
 
 CHECKPOINT_SECONDS = 60.0
-OPTIONS = ("num_evaluations", "eval_episodes", "checkpoint_replay", "devices")
+OPTIONS = ("num_evaluations", "eval_episodes", "checkpoint_replay", "devices", "stop_at_return", "patience")
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "gymnax", "brax", "mujoco", "mujoco-mjx")
 
 
@@ -50,6 +51,11 @@ class Job:
     start_from: Path | None = None  # the run whose last state is `learned`
     learned: Any = None  # a State to begin with the networks of
     sinks: tuple[str, ...] = ()  # of rlx.run.sinks, that get the rows of the log as well
+    stop_at_return: float | None = None  # of the episodes of a look at training, see rlx.stopping
+    patience: int | None = None  # looks without a better one
+    max_seconds: float | None = None  # of this start, after which it stops
+    after: Hook | None = None  # is called between chunks
+    every: int = 1  # updates between two of its calls
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:

@@ -9,11 +9,10 @@ that keeps every prefix consistent, and resuming drops rows after the newest che
 """
 
 import contextlib
-import math
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -21,38 +20,35 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
 from rlx import source
-from rlx.algorithm import short_name
+from rlx.algorithm import checksum, short_name
 from rlx.algorithm_check import check_counters, check_metrics
 from rlx.data.cloning import started_from
-from rlx.devices.hosts import agree, barrier, first, most
+from rlx.devices.hosts import agree, barrier, first
 from rlx.devices.sharding import num_blocks
 from rlx.devices.spread import placed
-from rlx.files import evaluation_points, read_config, read_rows, write_json
+from rlx.files import loose, read_config, read_rows, write_json
 from rlx.pytree import uncommitted
 from rlx.replay import arranged, is_replay, with_replay, without_replay
-from rlx.run.evaluations import best, draw, evaluate_run, render_episode
+from rlx.run.evaluations import best, draw
 from rlx.run.job import OPTIONS, Job, describe, devices_of, identity, keys
-from rlx.run.log import NO_LOG, ROWS, Logger
-from rlx.run.progress import Display
+from rlx.run.log import NO_LOG
 from rlx.run.render import check_output
 from rlx.run.sinks import KINDS, Sink, opened
-from rlx.run.stop import Stop
 from rlx.run.storage import naming
 from rlx.run.streams import importing_matplotlib
 from rlx.run.timings import announcement, program_name, remember
-from rlx.train import MAX_STEPS, Current, advance, now, play, state_shapes, steps_taken, total_updates
+from rlx.run.training import CHUNK_UPDATES, End, Start, trained
+from rlx.stopping import Stopping, arrays, stopping
+from rlx.train import MAX_STEPS, Current, advance, advance_until, now, play, state_shapes, steps_taken, total_updates
 
 T = TypeVar("T")
-CHUNK_SECONDS = 0.5
-CHUNK_UPDATES = 256
 jitted = partial(jax.jit, static_argnames=("algorithm", "length"), donate_argnames="state")
-chunk = jitted(advance)
+chunk, chunk_until = jitted(advance), jitted(advance_until)
 
 
 def execute(job: Job, console: Console, resume: bool = False, from_update: int | None = None) -> int:
@@ -68,6 +64,8 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
             anything on disk has changed.
         Full: where the disk is full, or cannot be written for another reason.
     """
+    if jax.process_count() > 1 and job.after is not None:
+        raise ValueError("a hook is for runs of one process")
     if jax.process_count() > 1 and job.render_every:
         raise ValueError("--render-every is for runs of one process: rlx render draws episodes afterwards")
     with devices_of(job), naming(job.directory, lambda: _safe(job.directory)):
@@ -95,7 +93,7 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
     check_counters(job.config, like)
     console.print(announcement(name))
     programs = _traced(job, like)
-    start = _restored(job, programs, console, from_update) if resume else Start()
+    start = _restored(job, programs, console, from_update) if resume else Start(rule=programs.rule)
     if not job.render_every:  # which draws at once, and parts of a library are not to be imported by two at a time
         # Compiling and training leave the interpreter to others: they do not wait for this second.
         threading.Thread(target=_import_early, args=("rlx.plot",), daemon=True).start()
@@ -114,7 +112,7 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
     with contextlib.ExitStack() as stack:
         for sink in sinks:
             stack.callback(sink.close)
-        end = _trained(job, step, programs.length, start, sinks, console)
+        end = trained(job, step, programs.length, start, sinks, console)
     return _ended(job, end, console)
 
 
@@ -127,27 +125,7 @@ class Programs:
     step: Any  # of a chunk of at most `length` updates
     init: Any
     length: int
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins: at its first update, or where its directory stops."""
-
-    state: Any = None
-    done: int = 0  # updates
-    logged: dict[str, Any] = field(default_factory=lambda: NO_LOG)  # the row of the log under way
-    rows: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
-    origin: dict[str, Any] = field(default_factory=dict)  # of its networks
-
-
-@dataclass(frozen=True)
-class End:
-    """Where training stopped."""
-
-    done: int  # updates
-    alive: bool  # or died of NaN
-    signal: int  # that stopped it, or 0
-    evaluations: list[dict[str, Any]]
+    rule: Stopping | None  # that stops it, with nothing seen
 
 
 def _traced(job: Job, like: Any) -> Programs:
@@ -155,16 +133,23 @@ def _traced(job: Job, like: Any) -> Programs:
     algorithm, config, env = Current(job.algorithm), job.config, job.env
     train_key, evaluate_key = keys(job.seed)
     length = min(total_updates(config), CHUNK_UPDATES)
+    rule = stopping(job.stop_at_return, job.patience, total_updates(config))
     shardings = None if num_blocks() == 1 else jax.tree.map(lambda x: x.sharding, like)
     everywhere = None if shardings is None else NamedSharding(jax.sharding.get_mesh(), P())
-    step = chunk if shardings is None else jitted(advance, out_shardings=(shardings, everywhere))
-    lowered = step.lower(algorithm, config, env, like, jnp.int32(0), jnp.int32(1), length)
+    if rule is None:
+        step = chunk if shardings is None else jitted(advance, out_shardings=(shardings, everywhere))
+    else:
+        step = chunk_until
+        if shardings is not None:
+            step = jitted(advance_until, out_shardings=(shardings, everywhere, everywhere))
+    states = (like,) if rule is None else (like, rule)
+    lowered = step.lower(algorithm, config, env, *states, jnp.int32(0), jnp.int32(1), length)
     check_metrics(lowered.out_info[1], 1)
     init = jax.jit(lambda *args: algorithm.init(*args), out_shardings=shardings).lower(now(config), env, train_key)
     play.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True, MAX_STEPS)
     if job.render_every:
         check_output(env, job.directory / "episodes.gif")
-    return Programs(like, shardings, lowered, init, length)
+    return Programs(like, shardings, lowered, init, length, rule)
 
 
 def _restored(job: Job, programs: Programs, console: Console, from_update: int | None) -> Start:
@@ -172,7 +157,7 @@ def _restored(job: Job, programs: Programs, console: Console, from_update: int |
     from rlx.run import checkpoint
 
     checkpoints, updates = job.directory / "checkpoints", total_updates(job.config)
-    state, done, logged = None, 0, NO_LOG
+    state, done, about = None, 0, {}
     rows: dict[str, Any] = dict(
         zip(KINDS, agree([read_rows(job.directory / f"{kind}.jsonl") for kind in KINDS]), strict=True)
     )
@@ -181,23 +166,42 @@ def _restored(job: Job, programs: Programs, console: Console, from_update: int |
         wanted = newest if from_update is None else from_update
         state = checkpoint.restore(checkpoints, _stored(job, programs.like), wanted, {"run": identity(job)})
         done = int(state.num_updates)
-        about: Any = agree(checkpoint.read(checkpoints, done) if first() else None)
-        logged, num_before = about["log"], about.get("devices", 1)
+        about = agree(checkpoint.read(checkpoints, done) if first() else {})
+        num_before = about.get("devices", 1)
         if num_before != job.devices:
             console.print(
                 f"{job.devices} devices instead of {num_before}: minibatches are of other elements than they were"
             )
             state = _regrouped(state, num_before, job.devices)
-        rows["metrics"] = [row for row in rows["metrics"] if row["update"] <= done - logged["count"]]
+        rows["metrics"] = [row for row in rows["metrics"] if row["update"] <= done - about["log"]["count"]]
         rows["evaluations"] = [row for row in rows["evaluations"] if row["update"] <= done]
         if first():
             _check_unfinished(job.directory, done, updates, rows["evaluations"])
     console.print(f"resuming after {done} of {updates} updates")
     _warn_of_schedules(job.directory, steps_taken(job.config, done), steps_taken(job.config, updates), console)
-    origin = {name: value for name, value in read_config(job.directory).items() if name in ("start_from", "cloned")}
+    saved = read_config(job.directory)
+    origin = {name: value for name, value in saved.items() if name in ("start_from", "cloned")}
     if state is None and origin:
         raise ValueError(f"{job.directory} was stopped before its first checkpoint: remove it, and begin again")
-    return Start(state, done, logged, rows, origin)
+    hooked = about.get("hook", Start().hooked)
+    again = job.after is not None and hooked["pending"] is not None  # the hook is called once more
+    changes = [change for change in saved.get("changes", []) if change["update"] <= done - again]
+    rule = _ruled(job, programs.rule, about)
+    return Start(state, done, about.get("log", NO_LOG), rows, origin, rule, changes, hooked)
+
+
+def _ruled(job: Job, rule: Stopping | None, about: dict[str, Any]) -> Stopping | None:
+    """The rule that stops a resumed run, with what it had seen where it is the same one."""
+    if rule is None or (saved := about.get("rule")) is None:
+        return rule
+    before = arrays(Stopping(**{name: loose(value) for name, value in saved.items()}))
+    if (before.at_return, before.patience) != (rule.at_return, rule.patience):
+        return rule
+    if before.stopped:
+        raise ValueError(
+            f"{job.directory} has stopped by its rule: give another --stop-at-return or --patience, or None for none"
+        )
+    return replace(before, every=rule.every)
 
 
 def _regrouped(state: T, num_before: int, num_devices: int) -> T:
@@ -237,64 +241,19 @@ def _written(job: Job, start: Start, resume: bool, console: Console) -> list[Sin
                 (job.directory / stale).unlink(missing_ok=True)
     sinks = opened(job.sinks, job.directory, start.rows, console.print)
     source.keep(job.directory, source.read(job.algorithm_name, job.algorithm))
-    write_json(job.directory / "config.json", describe(job, *OPTIONS) | {"log": list(job.sinks)} | start.origin)
+    changes = {"changes": start.changes} if start.changes else {}
+    content = describe(job, *OPTIONS) | {"env_checksum": checksum(job.env), "log": list(job.sinks)}
+    content |= start.origin | changes
+    write_json(job.directory / "config.json", content)
     return sinks
-
-
-def _trained(job: Job, step: Any, length: int, start: Start, sinks: list[Sink], console: Console) -> End:
-    """Trains from `start` in chunks of at most `length` updates, and evaluates, saves and logs between them."""
-    from rlx.run import checkpoint
-
-    config, env, evaluate_key = job.config, job.env, keys(job.seed)[1]
-    updates, evaluations = total_updates(config), start.rows["evaluations"]
-    points = evaluation_points(updates, job.num_evaluations)
-    logger = Logger(sinks, math.ceil(updates / ROWS), config, start.logged)
-    state, done, alive, size = start.state, start.done, True, 1
-
-    def save():
-        about = {"run": identity(job), "log": logger.saved(), "devices": job.devices}
-        keep = [] if (top := best(evaluations)) is None else [top["update"]]
-        checkpoint.save(job.directory / "checkpoints", done, _stored(job, state), about, keep)
-
-    def look():
-        save()  # the best checkpoint holds exactly what was evaluated
-        evaluations.append(evaluate_run(job, state, evaluate_key, job.eval_episodes, console))
-        for sink in sinks:
-            sink.write("evaluations", evaluations[-1])
-        if job.render_every and len(evaluations) % job.render_every == 0:
-            render_episode(job, state, evaluate_key, evaluations[-1]["step"], console)
-
-    with Stop() as stop:
-        save()  # a state that cannot be stored is known before it is trained
-        asked, last_checkpoint = 0, time.perf_counter()
-        with Display(console, steps_taken(config, updates), steps_taken(config, done)) as display:
-            while not asked:
-                if (done in points or not alive) and all(row["update"] != done for row in evaluations):
-                    look()
-                if done >= updates or not alive:
-                    break
-                before = time.perf_counter()
-                num = min(size, next(point for point in points if point > done) - done)
-                state, metrics = step(config, env, state, jnp.int32(done), jnp.int32(num))
-                survived = int(state.num_updates) - done
-                logger.add(done, {name: np.asarray(x)[:survived] for name, x in metrics.items()})
-                done, alive = done + survived, survived == num
-                display.show(steps_taken(config, done), logger.episode_return)
-                now = time.perf_counter()
-                size = max(1, min(length, int(num * CHUNK_SECONDS / max(now - before, 1e-9)), 8 * num))
-                size, due, asked = most(size, now - last_checkpoint > job.checkpoint_seconds, stop.asked)
-                if due:
-                    save()
-                    last_checkpoint = time.perf_counter()
-        save()
-        logger.flush(done)
-    return End(done, alive, asked, evaluations)
 
 
 def _ended(job: Job, end: End, console: Console) -> int:
     """Writes the last evaluation and the curve, says how it went, and returns the exit status."""
     updates, directory = total_updates(job.config), job.directory
-    complete = (end.done >= updates or not end.alive) and any(row["update"] == end.done for row in end.evaluations)
+    complete = (end.done >= updates or not end.alive or end.reason) and any(
+        row["update"] == end.done for row in end.evaluations
+    )
     if first():
         if complete:
             write_json(directory / "evaluation.json", end.evaluations[-1])
@@ -305,6 +264,11 @@ def _ended(job: Job, end: End, console: Console) -> int:
             f"everything is in {directory}, resume with --resume {directory}"
         )
         return 128 + end.signal
+    if end.reason and end.done < updates:
+        console.print(
+            f"stopped after {steps_taken(job.config, end.done):,} of {steps_taken(job.config, updates):,} steps: "
+            f"{end.reason}; resume with --resume {directory}"
+        )
     if not end.alive:
         console.print(
             f"update {end.done + 1} turned the training state into NaN or infinity: it ends with the last finite one; "

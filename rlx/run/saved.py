@@ -40,6 +40,16 @@ def environment(name: str, options: dict[str, Any], params: dict[str, Any]) -> E
     return with_params(env, params)
 
 
+def named(name: str) -> tuple[str, Env]:
+    """The full name of an environment, and the environment as the registry makes it.
+
+    Raises:
+        ValueError: for an unknown name, naming the closest.
+    """
+    full = import_module(REGISTRY).full_name(name)
+    return full, environment(full, {}, {})
+
+
 def saved_run(directory: Path, env: Env | None = None, algorithm: ModuleType | None = None) -> Job:
     """The job of a run directory, as far as acting, evaluating and resuming need it.
 

@@ -30,12 +30,12 @@ from rlx.run.evaluations import evaluation as evaluation_of
 from rlx.run.job import CHECKPOINT_SECONDS
 from rlx.run.job import keys as keys_of
 from rlx.run.log import NO_LOG, Logger
-from rlx.run.loop import CHUNK_SECONDS, CHUNK_UPDATES
 from rlx.run.progress import Display
 from rlx.run.sinks import Jsonl
 from rlx.run.stop import Stop
 from rlx.run.storage import naming, owned
 from rlx.run.timings import announcement, program_name, remember
+from rlx.run.training import CHUNK_SECONDS, CHUNK_UPDATES
 from rlx.sweeps.job import Lane, SweepJob, check_rank_by, check_sizes, describe, label, listed_points, plan
 from rlx.sweeps.lanes import MIB, Group, Program, carry, fit, groups, memory_bound, shapes
 from rlx.sweeps.results import Sweep, members_of, returns_of, states_of, write_results

@@ -1,0 +1,189 @@
+"""`rlx.fit`: what `rlx train` does, from Python."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+
+from rlx import source
+from rlx.agent import Agent, load
+from rlx.algorithm import checksum, load_algorithm
+from rlx.env import Env
+from rlx.files import read_config, read_rows, strict
+from rlx.run.job import CHECKPOINT_SECONDS, Job, identity
+from rlx.run.loop import execute
+from rlx.run.pause import Hook
+from rlx.run.saved import named
+from rlx.run.sinks import check_names
+from rlx.run.storage import owned
+from rlx.train import check, check_arguments, total_updates
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has come to its end, or was stopped by a rule or a hook.
+
+    Attributes:
+        agent: its policy, and the State that it ended with.
+        metrics: rows of `metrics.jsonl`.
+        evaluations: rows of `evaluations.jsonl`.
+        complete: whether it made all its updates.
+        died: whether an update turned its State into NaN or infinity: the agent is of the one before.
+        directory: that it left behind.
+    """
+
+    agent: Agent
+    metrics: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    complete: bool
+    died: bool
+    directory: Path
+
+
+def fit(
+    algorithm: ModuleType | str,
+    config: Any,
+    env: Env | str,
+    *,
+    directory: str | Path,
+    seed: int = 0,
+    after: Hook | None = None,
+    every: int = 1,
+    env_name: str | None = None,
+    num_evaluations: int = 1,
+    eval_episodes: int = 32,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpoint_replay: bool = True,
+    render_every: int = 0,
+    stop_at_return: float | None = None,
+    patience: int | None = None,
+    max_seconds: float | None = None,
+    log: Sequence[str] = (),
+    devices: int = 1,
+    console: Console | None = None,
+) -> Run:
+    """Trains in a run directory as `rlx train` does: with logs, evaluations and checkpoints; resumes what it holds.
+
+        def halve(pause):
+            if pause.metrics["episode_return"] is not None and pause.metrics["episode_return"] > 400:
+                pause.change(learning_rate=pause.config.learning_rate / 2)
+
+        run = rlx.fit(ppo, ppo.Config(total_steps=500_000), "CartPole-v1", directory="runs/a", after=halve, every=50)
+        run.agent.act(obs)
+
+    A run of the same settings in `directory` is resumed, bitwise: also after Ctrl-C, and after a hook has raised. So is
+    one with a larger `total_steps`.
+
+    Args:
+        algorithm: the module, or its name.
+        config: its Config, as it is: tuned settings are not looked up.
+        env: an environment, or a name that `rlx.envs.make` takes.
+        directory: of the run; new, empty, or of the same run.
+        seed: of the whole run.
+        after: a hook: is called with a `rlx.run.Pause` after every `every` updates and may stop the run or change its
+            traced settings. What it does has to follow from what it is given, if a resumed run is to be the same one.
+        every: updates between two calls of the hook.
+        env_name: by which `rlx.envs.make` makes the environment that is given as an object; without a name the command
+            line cannot use the run.
+        num_evaluations: evenly spread over the run, the last one at its end.
+        eval_episodes: of each evaluation.
+        checkpoint_seconds: between two checkpoints.
+        checkpoint_replay: whether they hold the replay buffer.
+        render_every: draw an episode at every so many evaluations; 0 for never.
+        stop_at_return: stop where training episodes return this much, see `rlx.stopping`.
+        patience: stop after so many hundredths of the run without a better return, see there.
+        max_seconds: of this call, after which the run stops.
+        log: sinks beside the log of record, such as csv.
+        devices: that the environments are spread over.
+        console: where progress is shown; by default nowhere.
+
+    Raises:
+        ValueError: for settings that do not fit; for a directory that holds something else.
+        KeyboardInterrupt: after Ctrl-C, when everything is saved: the same call resumes the run.
+    """
+    algorithm = load_algorithm(algorithm) if isinstance(algorithm, str) else algorithm
+    if isinstance(env, str):
+        env_name, env = named(env)
+    elif env_name is not None:
+        env_name, same = named(env_name)
+        if checksum(same) != checksum(env):
+            raise ValueError(f"env is not as rlx.envs.make makes {env_name}: leave env_name out")
+    check_arguments("init update act", algorithm, config, env)
+    check(algorithm, config, env)
+    _check_numbers(every=every, num_evaluations=num_evaluations, eval_episodes=eval_episodes, devices=devices)
+    check_names(log)
+    own = algorithm.__name__.startswith("rlx.algos.")
+    file = "".join([str(Path(algorithm.__file__ or "").resolve()), *algorithm.__name__.partition("+")[1:]])
+    job = Job(
+        algorithm=algorithm,
+        algorithm_name=algorithm.__name__ if own else file,
+        config=config,
+        env=env,
+        env_name=env_name,
+        env_options={},
+        env_params={},
+        seed=seed,
+        directory=Path(directory),
+        num_evaluations=num_evaluations,
+        eval_episodes=eval_episodes,
+        checkpoint_seconds=checkpoint_seconds,
+        checkpoint_replay=checkpoint_replay,
+        devices=devices,
+        render_every=render_every,
+        sinks=tuple(log),
+        stop_at_return=stop_at_return,
+        patience=patience,
+        max_seconds=max_seconds,
+        after=after,
+        every=every,
+    )
+    return _ran(job, console or Console(quiet=True))
+
+
+def _check_numbers(**numbers: Any) -> None:
+    for name, number in numbers.items():
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{name} = {number!r}: give an integer of at least 1")
+
+
+def _ran(job: Job, console: Console) -> Run:
+    """Runs the job, or what is left of it."""
+    resume = _resumes(job)
+    with owned(job.directory, resume=resume):
+        status = 0 if resume and _finished(job) else execute(job, console, resume)
+    if status > 1:
+        raise KeyboardInterrupt(f"status {status}: {job.directory} holds everything; the same call resumes it")
+    rows, evaluations = (read_rows(job.directory / f"{kind}.jsonl") for kind in ("metrics", "evaluations"))
+    agent = load(job.directory, env=job.env, algorithm=job.algorithm)
+    complete = agent.num_updates >= total_updates(job.config)
+    return Run(agent, rows, evaluations, complete, status == 1, job.directory)
+
+
+def _resumes(job: Job) -> bool:
+    """Whether the directory holds a run, which has to be the same one."""
+    path = job.directory / "config.json"
+    if not job.directory.exists() or not any(job.directory.iterdir()):
+        return False
+    if not path.exists():
+        raise ValueError(f"{job.directory} is not empty and not a run: give another directory")
+    saved = read_config(job.directory)
+    now = identity(job) | {"algorithm": job.algorithm_name, "env_checksum": checksum(job.env)}
+    before = saved | {"config": {name: value for name, value in saved["config"].items() if name != "total_steps"}}
+    now = json.loads(json.dumps(strict(now)))
+    changed = [f"{name} = {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+    changed += [f"{file} {what}" for file, what in source.changes(job.algorithm_name, saved, job.algorithm).items()]
+    if changed:
+        raise ValueError(f"{job.directory} holds another run: {'; '.join(changed)}")
+    return True
+
+
+def _finished(job: Job) -> bool:
+    """Whether nothing is left to do in the directory of a run."""
+    from rlx.run.checkpoint import numbers
+
+    made = all((job.directory / name).exists() for name in ("evaluation.json", "curve.png"))
+    return made and max(numbers(job.directory / "checkpoints"), default=0) >= total_updates(job.config)
