@@ -79,6 +79,11 @@ class SweepOptions(Sources):
     rank_by: str = "return"
     """What says which lanes are best and which continue: return, or a name that the environment reports, such as
     success."""
+    stop_at_return: float | None = None
+    """Stop a lane when its training episodes return this much on average over a hundredth of the run, and at least 10
+    of them."""
+    patience: int | None = None
+    """Stop a lane after so many hundredths of the run in a row without a better average return of its episodes."""
     memory: str = ""
     """Memory, such as 4GB, above which lanes run in batches; by default half of the machine's, and 80 % of an
     accelerator's."""
@@ -229,6 +234,8 @@ def _new_job(
         checkpoint_seconds=options.checkpoint_seconds,
         preset=tuned,
         rank_by=options.rank_by,
+        stop_at_return=options.stop_at_return,
+        patience=options.patience,
     )
 
 

@@ -70,7 +70,8 @@ def _run(path, result):
     file = path / "evaluation.json"
     evaluation = read_json(file) if file.exists() else {"mean": None, "step": 0, "update": 0}
     update = evaluation["update"]
-    early = evaluation["mean"] is not None and evaluation["step"] < saved["steps"]
+    # A run that a rule or a hook has stopped is whole: it says so.
+    early = evaluation["mean"] is not None and evaluation["step"] < saved["steps"] and "stopped" not in evaluation
     died = early and _died(path, update, saved)
     return {
         "name": path.name,

@@ -256,7 +256,8 @@ def _ended(job: Job, end: End, console: Console) -> int:
     )
     if first():
         if complete:
-            write_json(directory / "evaluation.json", end.evaluations[-1])
+            stopped = {"stopped": end.reason} if end.reason and end.done < updates else {}
+            write_json(directory / "evaluation.json", end.evaluations[-1] | stopped)
         drawn = draw(directory, console)
     if not complete:
         console.print(

@@ -16,6 +16,7 @@ from rlx.pytree import is_static
 from rlx.run.job import CHECKPOINT_SECONDS
 from rlx.run.job import describe as describe_run
 from rlx.schedules import Schedule, alike
+from rlx.stopping import Stopping, stopping
 from rlx.sweeps.lanes import MIB, Group, groups, shapes
 from rlx.sweeps.search import python, split
 from rlx.sweeps.strategies import Grid, numbers_of
@@ -43,11 +44,17 @@ class SweepJob:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     preset: dict[str, Any] = field(default_factory=dict)
     rank_by: str = "return"  # or what the environment reports: which lanes are best, higher is better
+    stop_at_return: float | None = None  # by which each lane stops by itself, see rlx.stopping
+    patience: int | None = None
 
     @cached_property
     def settings(self) -> list[tuple[Any, Env]]:
         """Config and environment of every configuration."""
         return [apply(self.config, self.env, point) for point in self.points]
+
+    def rule(self, group: Group) -> Stopping | None:
+        """By what each lane of a group stops by itself."""
+        return stopping(self.stop_at_return, self.patience, group.updates)
 
     @property
     def lanes(self) -> "list[Lane]":
@@ -95,6 +102,12 @@ def check_sizes(num_points: int, num_seeds: int, seed: int, eval_episodes: int, 
     strategy.check(num_points)
 
 
+def check_rule(job: SweepJob) -> None:
+    """Raises ValueError where lanes are to stop by themselves and act on each other."""
+    if stopping(job.stop_at_return, job.patience, 1) is not None and job.strategy.interacts:
+        raise ValueError(f"lanes of {job.strategy.words} act on each other: stop_at_return and patience are for others")
+
+
 def check_rank_by(rank_by: Any, env: Env, metrics: Mapping[str, Any]) -> None:
     """Raises ValueError where lanes cannot be ranked by this name, naming those that there are.
 
@@ -121,7 +134,7 @@ def _part(field: Field, config: Any) -> Any:
 
 def describe(job: SweepJob) -> dict[str, Any]:
     """What `sweep.json` says."""
-    names = ("points", "num_seeds", "eval_episodes", "memory", "rank_by")
+    names = ("points", "num_seeds", "eval_episodes", "memory", "rank_by", "stop_at_return", "patience")
     varied = list(dict.fromkeys(name for point in job.points for name in point))
     own = numbers_of(job.strategy) | {"strategy": repr(job.strategy), "interacts": job.strategy.interacts}
     return describe_run(job, *names) | own | {"varied": varied, "env_checksum": checksum(job.env)}

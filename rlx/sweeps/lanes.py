@@ -22,8 +22,9 @@ from jax.sharding import Mesh, NamedSharding
 from rlx.devices.spread import LANES, WHOLE, mapped_over
 from rlx.env import Env
 from rlx.schedules import Schedule, alike
+from rlx.stopping import Stopping
 from rlx.sweeps.strategies import Grid
-from rlx.train import advance, evaluate, now, total_updates
+from rlx.train import advance, advance_until, evaluate, now, total_updates
 
 MIB = 2**20
 
@@ -99,6 +100,7 @@ class Program:
         strategy: what lanes do to each other; nothing by default.
         num_members: how many lanes, from the first, it is about; by default all.
         rank_by: what lanes that interact are compared by, the mean of `episode_NAME` of their metrics.
+        rule: by which each lane stops by itself; None for lanes that train to the end.
     """
 
     def __init__(
@@ -112,11 +114,12 @@ class Program:
         strategy: Grid = Grid(),  # noqa: B008 (it cannot change)
         num_members: int | None = None,
         rank_by: str = "return",
+        rule: Stopping | None = None,
     ):
         started = time.perf_counter()
         self.group, self.num_lanes, self.length = group, num_lanes, min(length, group.updates)
         self.strategy, self.num_members, self.rank_by = strategy, num_members or num_lanes, rank_by
-        self.interval = strategy.interval(group.updates)
+        self.interval, self.rule = strategy.interval(group.updates), rule
         self.mesh = Mesh(np.array(jax.devices()), ("lane",))
         self.shared = jax.device_put(group.shared, NamedSharding(self.mesh, WHOLE))
 
@@ -124,8 +127,10 @@ class Program:
             config, env = group.join(values, shared)
             return algorithm.init(now(config), env, key)
 
-        def train(values, shared, state, done, num):
-            return advance(algorithm, *group.join(values, shared), state, done, num, self.length)
+        def train(values, shared, state, rule, done, num):
+            if rule is None:
+                return (*advance(algorithm, *group.join(values, shared), state, done, num, self.length), None)
+            return advance_until(algorithm, *group.join(values, shared), state, rule, done, num, self.length)
 
         def test(values, shared, state, key):
             return evaluate(algorithm, *group.join(values, shared), state, key, num_eval_episodes)
@@ -133,10 +138,10 @@ class Program:
         # Said once more for arrays without elements, which physics states have: jax takes them for copies otherwise.
         placed = partial(jax.jit, out_shardings=NamedSharding(self.mesh, LANES))
         start = placed(self._spread(init, LANES, WHOLE, LANES))
-        step = placed(self._step(self._spread(train, LANES, WHOLE, LANES, WHOLE, WHOLE)), donate_argnums=0)
+        step = placed(self._step(self._spread(train, LANES, WHOLE, LANES, LANES, WHOLE, WHOLE)), donate_argnums=0)
         end = placed(self._spread(test, LANES, WHOLE, LANES, LANES))
 
-        self.like = self._like(shapes(algorithm, group, num_lanes, strategy.interacts))
+        self.like = self._like(shapes(algorithm, group, num_lanes, strategy.interacts, rule))
         keys = self._like(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_lanes)))
         count = jnp.int32(0)
         lowered = [
@@ -170,8 +175,8 @@ class Program:
 
     def _step(self, train):
         def step(carry, shared, done, num):
-            state, metrics = train(carry["values"], shared, carry["state"], done, num)
-            carry = carry | {"state": state}
+            state, metrics, rule = train(carry["values"], shared, carry["state"], carry.get("rule"), done, num)
+            carry = carry | {"state": state} | ({} if rule is None else {"rule": rule})
             if self.interval:
                 carry = self._generation(carry, metrics, done + num)
             return carry, metrics
@@ -192,23 +197,29 @@ class Program:
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), carry)
 
 
-def carry(values: list[jax.Array], state: Any, keys: jax.Array, interacts: bool) -> dict[str, Any]:
+def carry(
+    values: list[jax.Array], state: Any, keys: jax.Array, interacts: bool, rule: Stopping | None = None
+) -> dict[str, Any]:
     """What `Program.step` takes before the first one, leaves `[L, ...]`; `keys` are for lanes that interact."""
     start = {"values": values, "state": state}
+    if rule is not None:
+        start["rule"] = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(keys), *jnp.shape(x))), rule)
     if interacts:
         num = len(keys)
         start |= {"tally": jnp.zeros((num, 2)), "parent": jnp.arange(num), "key": keys}
     return start
 
 
-def shapes(algorithm: ModuleType, group: Group, num_lanes: int, interacts: bool) -> dict[str, Any]:
+def shapes(
+    algorithm: ModuleType, group: Group, num_lanes: int, interacts: bool, rule: Stopping | None = None
+) -> dict[str, Any]:
     """Shapes and dtypes of a carry of `num_lanes` lanes, without computing anything."""
 
     def start():
         keys = jax.random.split(jax.random.key(0), num_lanes)
         values = [jnp.asarray(np.broadcast_to(c[:1], (num_lanes, *c.shape[1:]))) for c in group.columns]
         state = jax.vmap(lambda values, key: init(*group.join(values, group.shared), key))(values, keys)
-        return carry(values, state, keys, interacts)
+        return carry(values, state, keys, interacts, rule)
 
     def init(config, env, key):
         return algorithm.init(now(config), env, key)

@@ -129,22 +129,29 @@ def members_of(program: Program, state: dict[str, Any], num: int) -> dict[str, l
 
 def states_of(job: SweepJob, group: Group, rows: Sequence[dict[str, Any]]) -> Any:
     """The states that these lanes ended with, leaves `[L, ...]`; rows of a batch come one after another."""
+    return carried(job, group, rows)["state"]
+
+
+def carried(job: SweepJob, group: Group, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What these lanes ended with: `state`, and `rule` where they stop by one; see `rlx.sweeps.lanes.carry`."""
     from rlx.run.checkpoint import Damaged, restore
 
-    parts = []
+    found = []
     for name in dict.fromkeys(row["batch"] for row in rows):
         batch = job.directory / "batches" / name
         numbers = [row["lane"] for row in json.loads((batch / "result.json").read_text())]
+        like = shapes(job.algorithm, group, len(numbers), job.strategy.interacts, job.rule(group))
         try:
-            saved = restore(batch / "checkpoints", shapes(job.algorithm, group, len(numbers), job.strategy.interacts))
+            saved = restore(batch / "checkpoints", like)
         except Damaged as error:
             again = (
                 f"delete {batch} and {job.directory / 'summary.json'}, and --resume trains it again, to the same bits"
             )
             raise ValueError(f"{str(error).partition(';')[0]}; {again}") from error
         picked = np.array([numbers.index(row["lane"]) for row in rows if row["batch"] == name])
-        parts.append(jax.tree.map(lambda x, picked=picked: x[picked], saved["state"]))
-    return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
+        own = {name: saved[name] for name in ("state", "rule") if name in saved}
+        found.append(jax.tree.map(lambda x, picked=picked: x[picked], own))
+    return jax.tree.map(lambda *xs: jnp.concatenate(xs), *found)
 
 
 def returns_of(rows: Iterable[dict[str, Any]], rank_by: str = "return") -> dict[int, list[float]]:

@@ -36,9 +36,9 @@ from rlx.run.stop import Stop
 from rlx.run.storage import naming, owned
 from rlx.run.timings import announcement, program_name, remember
 from rlx.run.training import CHUNK_SECONDS, CHUNK_UPDATES
-from rlx.sweeps.job import Lane, SweepJob, check_rank_by, check_sizes, describe, label, listed_points, plan
+from rlx.sweeps.job import Lane, SweepJob, check_rank_by, check_rule, check_sizes, describe, label, listed_points, plan
 from rlx.sweeps.lanes import MIB, Group, Program, carry, fit, groups, memory_bound, shapes
-from rlx.sweeps.results import Sweep, members_of, returns_of, states_of, write_results
+from rlx.sweeps.results import Sweep, carried, members_of, returns_of, write_results
 from rlx.sweeps.search import points
 from rlx.sweeps.strategies import STRATEGIES, Grid, strategy_of
 from rlx.train import now, state_shapes, steps_taken
@@ -65,6 +65,8 @@ def sweep(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     console: Console | None = None,
     rank_by: str = "return",
+    stop_at_return: float | None = None,
+    patience: int | None = None,
 ) -> Sweep:
     """Trains and evaluates every configuration of `space` with `num_seeds` seeds; resumes what `directory` holds.
 
@@ -91,6 +93,8 @@ def sweep(
         console: where progress is shown; by default nowhere.
         rank_by: what says which lanes are best and which continue: `return`, or the name of something that the
             environment reports (`rlx.env.reports`), of which more is better.
+        stop_at_return: a lane stops by itself where its training episodes return this much, see `rlx.stopping`.
+        patience: a lane stops by itself after so many hundredths of the run without a better return, see there.
 
     Raises:
         ValueError: for settings that do not fit; for a directory that holds something else.
@@ -122,6 +126,8 @@ def sweep(
         memory=memory,
         checkpoint_seconds=checkpoint_seconds,
         rank_by=rank_by,
+        stop_at_return=stop_at_return,
+        patience=patience,
     )
     with owned(job.directory, resume=_resumes(job)):
         status, result = execute(job, console or Console(quiet=True), resume=_resumes(job))
@@ -140,8 +146,8 @@ def _resumes(job: SweepJob) -> bool:
     saved, now = read_config(job.directory, "sweep.json"), json.loads(json.dumps(strict(describe(job))))
     names = ("algorithm", "env", "env_checksum", "config", "points", "num_seeds", "seed", "eval_episodes")
     names += ("strategy",) if "strategy" in saved else tuple(STRATEGIES)
-    names += ("rank_by",)
-    saved = {"rank_by": "return"} | saved  # as it was before there was a choice
+    names += ("rank_by", "stop_at_return", "patience")
+    saved = {"rank_by": "return", "stop_at_return": None, "patience": None} | saved  # as it was without a choice
     changed = [f"{name} = {saved[name]} -> {now[name]}" for name in names if saved[name] != now[name]]
     changed += [f"{file} {what}" for file, what in source.changes(job.algorithm_name, saved, job.algorithm).items()]
     if changed:
@@ -214,6 +220,7 @@ def _execute(job: SweepJob, console: Console, resume: bool) -> tuple[int, Sweep 
 def _check_programs(job: SweepJob, programs: list[Group]) -> None:
     """Traces an update of every program: every error of settings comes here, before anything is written."""
     job.strategy.check_programs(programs)
+    check_rule(job)
     for group in programs:
         state = state_shapes(job.algorithm, group.config, group.env)
         check_counters(group.config, state)
@@ -234,7 +241,7 @@ def _train_group(job, group, name, lanes, start, end, found, display, stop):
 
     def build(num_lanes):
         args = job.algorithm, group, num_lanes, job.eval_episodes, CHUNK_UPDATES, start == 0
-        return Program(*args, job.strategy, len(lanes), job.rank_by)
+        return Program(*args, job.strategy, len(lanes), job.rank_by, job.rule(group))
 
     if not cut.exists():
         program = _compiled(job, group, build, len(lanes), start, cut, display)
@@ -281,7 +288,7 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
     group, num = program.group, len(lanes)
     steps = num * group.config.steps_per_update  # of an update of all lanes
     checkpoints, done, logged = batch / "checkpoints", start, NO_LOG
-    like = shapes(job.algorithm, group, num, job.strategy.interacts)
+    like = shapes(job.algorithm, group, num, job.strategy.interacts, job.rule(group))
     saved, intact = checkpoint.newest_intact(checkpoints, like, display.console.print)
     if saved is not None:
         state, done, logged = program.place(saved), intact, checkpoint.read(checkpoints, intact)["log"]
@@ -308,6 +315,9 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
             ran = np.asarray(state["state"].num_updates)[:num] - done
             logger.add(done, {name: _until(np.asarray(x)[:num, :taken], ran) for name, x in metrics.items()}, members)
             done, members = done + taken, members_of(program, state, num)
+            if (ran < taken).all() and not job.strategy.interacts:  # every lane has died or stopped by itself
+                display.skip((end - done) * steps)
+                done = end
             known = [x for x in logger.episode_return or [] if x is not None]
             display.show(display.done + taken * steps, max(known, default=None))
             now = time.perf_counter()
@@ -327,10 +337,9 @@ def _first_carry(job, program, lanes, rows):
     keys = jnp.stack([keys_of(lane.seed)[0] for lane in lanes])
     values, keys = program.place((program.group.values([lane.configuration for lane in lanes]), keys))
     if rows is None:
-        state = program.init(values, program.shared, keys)
-    else:
-        state = program.place(states_of(job, program.group, rows))
-    return carry(values, state, keys, job.strategy.interacts)
+        return carry(values, program.init(values, program.shared, keys), keys, job.strategy.interacts, program.rule)
+    before = program.place(carried(job, program.group, rows))
+    return carry(values, before["state"], keys, job.strategy.interacts) | before
 
 
 def _rows(job, program, batch, lanes, state, done, training_returns):
@@ -339,6 +348,7 @@ def _rows(job, program, batch, lanes, state, done, training_returns):
     episodes = program.evaluate(state["values"], program.shared, state["state"], program.place(keys))
     episodes = jax.tree.map(np.asarray, episodes)
     updates = np.asarray(state["state"].num_updates)
+    stopped = np.asarray(state["rule"].stopped) if "rule" in state else np.zeros(len(updates), bool)
     values = [np.asarray(column) for column in state["values"]]
     rows = []
     for i, lane in enumerate(lanes):
@@ -358,7 +368,8 @@ def _rows(job, program, batch, lanes, state, done, training_returns):
                 "return_mean": evaluation["mean"],
                 "return_std": evaluation["std"],
                 "training_return": training_returns[i],
-                "died_at": evaluation["update"] + 1 if updates[i] < done else None,
+                "died_at": evaluation["update"] + 1 if updates[i] < done and not stopped[i] else None,
+                "stopped_at": evaluation["update"] if stopped[i] else None,
                 "dropped_at": None,
                 "evaluation": evaluation,
                 "batch": batch.name,
