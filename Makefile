@@ -19,7 +19,7 @@ setup: .venv/ready
 # Every environment suite that is an extra, in an environment of its own.
 .venvs/more/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venvs/more
-	.venvs/more/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,playground]'
+	.venvs/more/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,playground,onnx]'
 	@touch $@
 
 # The tools that build the site, in an environment of their own.

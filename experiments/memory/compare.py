@@ -87,7 +87,7 @@ TASKS = {
             **{"gamma": 0.95, "entropy_coef": 0.0, "normalize_obs": True, "normalize_reward": True},
             "max_grad_norm": 10.0,
         },
-        {"sequence_length": 32, "hidden_sizes": (64, 64)},
+        {"sequence_length": 64, "num_minibatches": 16, "learning_rate": 3e-4, "hidden_sizes": (64, 64)},
         "gymnax/Pendulum-v1",
     ),
 }

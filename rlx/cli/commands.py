@@ -28,6 +28,10 @@ COMMANDS = {
     ),
     "clone": ("demonstrations.clone", "imitate demonstrations:  rlx clone dppo demonstrations.npz"),
     "discover": ("discover.discover", "learn an objective:  rlx discover lpo --train CartPole-v1 --holdout Acrobot-v1"),
+    "deploy": (
+        "deploy.deploy",
+        "the policy of a run for another program:  rlx deploy runs/NAME --to onnx --output DIR",
+    ),
     "render": ("play.render", "watch a policy:  rlx render runs/NAME --output episode.gif"),
     "plot": ("report.plot", "draw runs and sweeps:  rlx plot runs/A runs/B --output curves.png"),
     "why": ("check.why", "what made a run end in NaN:  rlx why runs/NAME"),

@@ -1,13 +1,14 @@
 """Programs of JAX without calls, without what no result depends on, and with noise as an input.
 
-    flat = Flat(function, inputs)       # abstract: nothing is computed
-    flat(*arrays, *noise)               # what the function gives, for these numbers in place of those it would draw
+flat = Flat(function, inputs)       # abstract: nothing is computed
+flat(*arrays, *noise)               # what the function gives, for these numbers in place of those it would draw
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
@@ -38,7 +39,8 @@ class Flat:
 
     def __init__(self, function: Callable, inputs: Sequence[jax.ShapeDtypeStruct]):
         called = jax.make_jaxpr(function)(*inputs)
-        closed = jax.make_jaxpr(lambda *args: _inlined(called, args))(*inputs)
+        whole = jax.make_jaxpr(lambda *args: _inlined(called, args))(*inputs)
+        closed = jax.make_jaxpr(lambda *args: _without_factors_of_0(whole, args))(*inputs)
         self.inputs, self.outputs = closed.jaxpr.invars, closed.jaxpr.outvars
         self.constants = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
         drawn = _uniform(closed.jaxpr.eqns)
@@ -92,6 +94,23 @@ def _inlined(closed: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
                 found = _bound(equation, given)
         values |= zip(equation.outvars, found, strict=True)
     return [read(x) for x in closed.jaxpr.outvars]
+
+
+def _without_factors_of_0(closed: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    """The outputs of a program without calls, in which 0 times what is drawn is 0: it is not to be drawn then."""
+    equations, drawn = closed.jaxpr.eqns, _uniform(closed.jaxpr.eqns)
+    values = dict(zip([*closed.jaxpr.constvars, *closed.jaxpr.invars], [*closed.consts, *args], strict=True))
+    fixed = {*closed.jaxpr.constvars}  # what depends on nothing that is given
+    for equation in equations:
+        given = [x.val if isinstance(x, Literal) else values[x] for x in equation.invars]
+        own = {x for x in equation.invars if isinstance(x, Var)}
+        if own <= drawn | fixed:
+            fixed |= {*equation.outvars}
+        zero = equation.primitive.name == "mul" and any(isinstance(x, Literal) and x.val == 0 for x in equation.invars)
+        aval = equation.outvars[0].aval
+        found = [jnp.zeros(aval.shape, aval.dtype)] if zero and own <= drawn | fixed else _bound(equation, given)
+        values |= zip(equation.outvars, found, strict=True)
+    return [x.val if isinstance(x, Literal) else values[x] for x in closed.jaxpr.outvars]
 
 
 def _bound(equation: JaxprEqn, given: Sequence[Any]) -> list[Any]:

@@ -75,7 +75,9 @@ def _at(first, sizes, dropped):
         shape = [1] * len(kept)
         if i in kept:
             shape[kept.index(i)] = sizes[i]
-        found.append(start.reshape(*start.shape, *[1] * len(kept)) + np.arange(sizes[i] if i in kept else 1).reshape(shape))
+        found.append(
+            start.reshape(*start.shape, *[1] * len(kept)) + np.arange(sizes[i] if i in kept else 1).reshape(shape)
+        )
     return tuple(found)
 
 
@@ -132,7 +134,9 @@ def _windows(x, sizes, strides, padding, dilation, blank):
 def _convolution(x, kernel, strides, padding, dilation):
     """Sums of products over windows: `x` `[B, C, ...]`, `kernel` `[O, C, ...]`, gives `[B, O, ...]`."""
     n, one = kernel.ndim - 2, (1, 1)
-    view = _windows(x, (1, x.shape[1], *kernel.shape[2:]), (*one, *strides), ((0, 0), (0, 0), *padding), (*one, *dilation), 0)
+    view = _windows(
+        x, (1, x.shape[1], *kernel.shape[2:]), (*one, *strides), ((0, 0), (0, 0), *padding), (*one, *dilation), 0
+    )
     view = view[:, 0, ...].reshape(x.shape[0], *view.shape[2 : 2 + n], -1)
     out = view @ kernel.reshape(kernel.shape[0], -1).T
     return np.moveaxis(out, -1, 1)

@@ -4,7 +4,8 @@ Random numbers are drawn outside: what a policy draws by a key is an input, unif
 generator of its own and gives the same actions for the same numbers.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -90,17 +91,35 @@ class Program:
     @property
     def outputs(self) -> list[Port]:
         """Actions, memory."""
-        return [*self.actions, *self.memory]
+        return [*self.actions, *(replace(port, name=f"next_{port.name}") for port in self.memory)]
+
+    @property
+    def table(self) -> dict[str, dict[str, Any]]:
+        """The inputs and outputs as plain values, as `rlx.deploy.runner.Policy` takes them."""
+        kinds = {"observations": self.observations, "memory": self.memory, "noise": self.noise, "actions": self.actions}
+        found: dict[str, dict[str, Any]] = {
+            kind: {port.name: (tuple(map(int, port.shape)), np.dtype(port.dtype).name, port.axis) for port in ports}
+            for kind, ports in kinds.items()
+        }
+        return found | {"starts": {p.name: x.tolist() for p, x in zip(self.memory, self.starts, strict=True)}}
 
     def __call__(self, *arrays: Any) -> list[Any]:
         """The outputs for inputs `[B, ...]`."""
-        num_seen, num_memory = len(self.observations), len(self.memory)
-        batch, given = arrays[0].shape[0], iter(arrays[:num_seen])
-        blank = lambda port: jnp.broadcast_to(jnp.zeros((), port.dtype), port.of(batch))
-        seen = [next(given) if kept else blank(p) for p, kept in zip(self.seen, self.kept, strict=True)]
-        memory, noise = arrays[num_seen : num_seen + num_memory], arrays[num_seen + num_memory :]
-        key = np.zeros(2, np.uint32)  # of no use: what would be drawn by it is given
-        return self.flat(batch)(*seen, *memory, key, *noise)
+        return self.function(arrays[0].shape[self.inputs[0].axis])(*arrays)
+
+    def function(self, batch: Any) -> Callable[..., list[Any]]:
+        """The outputs as a function of the inputs in batches of this size, which may be symbolic; traced already."""
+        flat, num = self.flat(batch), len(self.observations)
+
+        def function(*arrays: Any) -> list[Any]:
+            given = iter(arrays[:num])
+            blank = lambda port: jnp.zeros(port.of(batch), port.dtype)
+            seen = [next(given) if kept else blank(p) for p, kept in zip(self.seen, self.kept, strict=True)]
+            memory, noise = arrays[num : num + len(self.memory)], arrays[num + len(self.memory) :]
+            key = np.zeros(2, np.uint32)  # of no use: what would be drawn by it is given
+            return flat(*seen, *memory, key, *noise)
+
+        return function
 
     def flat(self, batch: Any) -> Flat:
         """The operations for batches of this size, which may be symbolic; the inputs are all of an observation, memory,

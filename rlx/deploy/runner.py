@@ -54,7 +54,9 @@ class Policy:
         return self._action([x[0] if single else x for x in out[:count]])
 
     def _start(self, num):
-        return [np.repeat(np.asarray(x)[None], num, 0) for x in self.ports["starts"].values()]
+        kinds = [dtype for _, dtype, _ in self.ports["memory"].values()]
+        starts = zip(self.ports["starts"].values(), kinds)  # noqa: B905
+        return [np.repeat(np.asarray(x, dtype)[None], num, 0) for x, dtype in starts]
 
     def _drawn(self, shape, dtype, axis, num):
         return self.random.random((*shape[:axis], num, *shape[axis:]), np.float32).astype(dtype)

@@ -14,17 +14,19 @@ import jax.export
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
-from rlx.deploy import operations
+from rlx.deploy import operations, runner
 from rlx.deploy.flat import CALLS, Flat
 from rlx.deploy.program import Program
 
 UNARY = {"neg": "-{0}", "not": "~{0}", "sin": "np.sin({0})", "cos": "np.cos({0})", "tan": "np.tan({0})"}
-UNARY |= {name: f"np.{name}({{0}})" for name in ("tanh", "exp", "exp2", "log", "log1p", "expm1", "sqrt", "sign", "floor")}
+UNARY |= {
+    name: f"np.{name}({{0}})" for name in ("tanh", "exp", "exp2", "log", "log1p", "expm1", "sqrt", "sign", "floor")
+}
 UNARY |= {name: f"np.{name}({{0}})" for name in ("ceil", "sinh", "cosh", "abs", "square")}
 UNARY |= {"is_finite": "np.isfinite({0})", "rsqrt": "1 / np.sqrt({0})", "stop_gradient": "{0}", "copy": "{0}"}
 UNARY |= {"erf": "_erf({0})", "erf_inv": "_erf_inv({0})", "logistic": "_logistic({0})", "round": "np.rint({0})"}
 UNARY |= {"asin": "np.arcsin({0})", "acos": "np.arccos({0})", "atan": "np.arctan({0})", "copy_p": "{0}"}
-BINARY = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^", "pow": "**", "add_any": "+"}
+BINARY = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^", "add_any": "+"}
 BINARY |= {"gt": ">", "lt": "<", "ge": ">=", "le": "<=", "eq": "==", "ne": "!="}
 BINARY |= {"shift_left": "<<", "shift_right_logical": ">>"}
 TWO = {"max": "np.maximum", "min": "np.minimum", "atan2": "np.arctan2", "rem": "np.fmod", "nextafter": "np.nextafter"}
@@ -82,7 +84,8 @@ class Writer:
             lines = self.begin(inside, given)
             lines += self.lines(inside.jaxpr.eqns)
             return lines + [
-                f"{self.name(out)} = {self.name(x)}" for out, x in zip(equation.outvars, inside.jaxpr.outvars, strict=True)
+                f"{self.name(out)} = {self.name(x)}"
+                for out, x in zip(equation.outvars, inside.jaxpr.outvars, strict=True)
             ]
         if name == "scan":
             return self.scan(equation, given)
@@ -215,9 +218,7 @@ def _gathered(writer, params, given, equation, aval):
     n = params["dimension_numbers"]
     batch = (tuple(n.operand_batching_dims), tuple(n.start_indices_batching_dims))
     numbers = f"{writer.shape(params['slice_sizes'])}, {tuple(n.start_index_map)}, {tuple(n.offset_dims)}"
-    return (
-        f"_gather({given[0]}, {given[1]}, {numbers}, {tuple(n.collapsed_slice_dims)}, {batch}, {_modes(params['mode'])})"
-    )
+    return f"_gather({given[0]}, {given[1]}, {numbers}, {tuple(n.collapsed_slice_dims)}, {batch}, {_modes(params['mode'])})"
 
 
 def _scattered(writer, params, given, equation, aval):
@@ -233,7 +234,9 @@ def _convolved(writer, params, given, equation, aval):
         raise Unwritten("the policy has convolutions in groups or with gaps, of which there is no numpy form")
     n = params["dimension_numbers"]
     x, kernel = (f"np.transpose({a}, {tuple(spec)})" for a, spec in zip(given, (n.lhs_spec, n.rhs_spec), strict=True))
-    numbers = f"{tuple(params['window_strides'])}, {tuple(map(tuple, params['padding']))}, {tuple(params['rhs_dilation'])}"
+    numbers = (
+        f"{tuple(params['window_strides'])}, {tuple(map(tuple, params['padding']))}, {tuple(params['rhs_dilation'])}"
+    )
     back = tuple(int(i) for i in np.argsort(n.out_spec))
     return f"np.transpose(_convolution({x}, {kernel}, {numbers}), {back})"
 
@@ -263,6 +266,7 @@ WRITERS: dict[str, Callable] = {
     "select_n": _select,
     "clamp": lambda w, p, g, e, a: f"np.minimum(np.maximum({g[1]}, {g[0]}), {g[2]})",
     "div": _divided,
+    "pow": lambda w, p, g, e, a: f"({g[0]} ** {g[1]}).astype('{np.dtype(a.dtype)}')",
     "integer_pow": lambda w, p, g, e, a: f"{g[0]} ** {p['y']}",
     "argmax": lambda w, p, g, e, a: f"{g[0]}.argmax({p['axes'][0]}).astype('{np.dtype(a.dtype)}')",
     "argmin": lambda w, p, g, e, a: f"{g[0]}.argmin({p['axes'][0]}).astype('{np.dtype(a.dtype)}')",
@@ -301,19 +305,43 @@ def write(program: Program, path: Path, title: str) -> None:
             writer.weight(var, value)
     lines = writer.lines(flat.equations)
     lines.append(f"return [{', '.join(writer.name(x) for x in flat.outputs)}]")
-    helpers = _helpers(writer.used)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **writer.weights)
     text = base64.b64encode(buffer.getvalue()).decode()
     content = [
         f'"""{title}\n\n    policy = Policy()\n    policy.reset()\n    action = policy.act(obs)\n\nNeeds numpy alone.\n"""',
         "import base64\nimport io\nimport math\n\nimport numpy as np",
-        *helpers,
-        f"def compute(inputs):\n    {arguments}\n    b = len(inputs[0])\n" + textwrap.indent("\n".join(lines), "    "),
-        inspect.getsource(_runner()).replace("class Policy:", "class Runner:"),
-        f"PORTS = {_ports(program)}",
+        *_sources(writer.used),
+        f"def compute(inputs):\n    {arguments} = inputs\n    b = inputs[0].shape[0]\n"
+        + textwrap.indent("\n".join(lines), "    "),
+        inspect.getsource(runner.Policy).replace("class Policy:", "class Runner:"),
+        f"PORTS = {program.table!r}",
         "class Policy(Runner):\n    def __init__(self, seed=0):\n        super().__init__(compute, PORTS, seed)",
-        "WEIGHTS = np.load(io.BytesIO(base64.b64decode('''\n" + "\n".join(textwrap.wrap(text, WIDTH)) + "\n''')))",
+        'WEIGHTS = np.load(io.BytesIO(base64.b64decode("""\n' + "\n".join(textwrap.wrap(text, WIDTH)) + '\n""")))',
         "\n".join(f"{name} = WEIGHTS[{name!r}]" for name in writer.weights),
     ]
-    path.write_text("\n\n\n".join(part for part in content if part) + "\n")
+    path.write_text("\n\n\n".join(part.strip() for part in content if part) + "\n")
+
+
+def opened(path: Path) -> runner.Policy:
+    """The policy of a file that `write` has written; it is run, so it has to be one's own."""
+    inside: dict[str, Any] = {"__name__": path.stem}
+    exec(compile(path.read_text(), str(path), "exec"), inside)
+    return inside["Policy"]()
+
+
+def _arguments(program: Program, flat: Flat, writer: Writer) -> str:
+    """The names of what the function is given, on the left of an assignment."""
+    num = len(program.seen)
+    kept = [var for var, used in zip(flat.inputs[:num], program.kept, strict=True) if used]
+    names = [writer.name(var) for var in (*kept, *flat.inputs[num:-1], *flat.noise)]
+    return f"[{', '.join(names)}]"
+
+
+def _sources(used: set[str]) -> list[str]:
+    """The operations that are used, and those that they use."""
+    found = dict.fromkeys(sorted(used))
+    for name in list(found):
+        text = inspect.getsource(getattr(operations, name))
+        found |= dict.fromkeys(other for other in vars(operations) if other.startswith("_") and f"{other}(" in text)
+    return [inspect.getsource(getattr(operations, name)) for name in found if callable(getattr(operations, name, None))]
