@@ -10,9 +10,9 @@ of one kind share their programs.
 give each episode its key, so that the same seed gives the same episodes. Environment i of a vector with seed s is the
 single one with seed s + i.
 
-**Ends.** A time limit, of the suite or `max_steps`, is `truncated`. The observation of `step` is the true successor also
-where an episode ends: the vector environment is of `AutoresetMode.NEXT_STEP`, Gymnasium's default. The step after the
-end of an episode takes no notice of its action and gives the first observation of the next one, with a reward of 0.
+**Ends.** A time limit, of the suite or `max_steps`, is `truncated`. The observation of `step` is the true successor,
+also where an episode ends: the vector environment is of `AutoresetMode.NEXT_STEP`, Gymnasium's default. The step after
+the end of an episode takes no notice of its action and gives the first observation of the next one, with a reward of 0.
 
 **info** has what the environment reports in each step by its dotted names, as `rlx.env.reports` names them. It is empty
 after a reset. `diverged` is True in steps with numbers that are not finite, which end their episode.
@@ -40,6 +40,7 @@ from rlx.pytree import pytree
 from rlx.run.render import STEP_SECONDS
 from rlx.spaces import Box, Discrete, named, parts
 
+
 @pytree
 class Play:
     """An episode under way, and where the next ones come from."""
@@ -66,7 +67,8 @@ def _restart(env: Env, play: Play, words: jax.Array, seeded: jax.Array, chosen: 
 def _step(env: Env, play: Play, action: Any) -> tuple[Play, tuple]:
     key = jax.random.fold_in(play.key, play.env_state.time)
     env_state, transition = env.advance(key, play.env_state, action)
-    info = {keystr(path, simple=True, separator="."): x for path, x in tree_leaves_with_path(transition.info)}
+    leaves = tree_leaves_with_path(transition.info)
+    info = {keystr(path, simple=True, separator=".") or "info": x for path, x in leaves}
     info["diverged"] = transition.diverged
     shown = (transition.next_obs, transition.reward, transition.terminated, transition.truncated, info)
     return Play(play.words, play.number, play.key, env_state, transition.done), shown
@@ -88,20 +90,20 @@ def _where(chosen: jax.Array, new: Any, old: Any) -> Any:
 
 
 class Programs(NamedTuple):
-    """What is compiled for environments of one kind; an episode goes in and comes out as bytes `[B]`, see `packed`."""
+    """What is compiled for environments of one kind; an episode goes in and comes out as one array, see `packed`."""
 
-    restart: Callable  # leaves of the Env, bytes, words, seeded, chosen -> bytes, bytes of the observation
-    step: Callable  # leaves of the Env, bytes, action -> bytes, bytes of what is shown
+    restart: Callable  # leaves of the Env, episode, words, seeded, chosen -> episode, observation
+    step: Callable  # leaves of the Env, episode, action -> episode, what is shown
     play: Layout
     obs: Layout
     shown: Layout
 
 
 @cache
-def programs(structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], num: int | None) -> Programs:
+def programs(structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], num: int | None, x64: bool) -> Programs:
     """For an `Env` of this structure and with leaves of these shapes; `num` of them at once, or one where it is None.
 
-    Its parameters are arguments of the programs: others need no new ones.
+    Its parameters are arguments of the programs: others need no new ones. `x64` is JAX's mode, which decides on dtypes.
     """
     of = lambda leaves: jax.tree.unflatten(structure, leaves)
     words, number = jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.int32)
@@ -182,7 +184,7 @@ class GymnasiumEnv(gymnasium.Env):
         seeded = seed is not None or self._words is None
         if seeded:
             self._words = _words(self.np_random)
-        data = np.zeros(self._programs.play.num_bytes, np.uint8) if self._data is None else self._data
+        data = np.zeros(self._programs.play.num_words, np.uint32) if self._data is None else self._data
         self._data, obs = self._programs.restart(self._leaves, data, self._words, np.bool_(seeded), np.True_)
         self._over = False
         return self._show(self._programs.obs.views(np.array(obs))), {}
@@ -250,7 +252,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
     ):
         if not isinstance(num_envs, int | np.integer) or num_envs < 1:
             raise ValueError(f"num_envs = {num_envs!r}: give a whole number of at least 1")
-        self.rlx_env, self.num_envs = _given(env, options), int(num_envs)
+        self.rlx_env, self.num_envs, self.spec = _given(env, options), int(num_envs), _spec(env, options)
         self.metadata, self.render_mode = _drawing(self.rlx_env, render_mode, camera), render_mode
         self.metadata["autoreset_mode"] = AutoresetMode.NEXT_STEP
         self.single_observation_space = to_gymnasium(self.rlx_env.observation_space)
@@ -285,7 +287,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         if data is None:
             if not mask.all():
                 raise ValueError("reset_mask is for later resets: the first one is of all environments")
-            seeded[:], data = True, np.zeros(self._programs.play.num_bytes, np.uint8)
+            seeded[:], data = True, np.zeros(self._programs.play.num_words, np.uint32)
         words = [_words(self.np_random if s is None else seeding.np_random(s)[0]) for s in seeds]
         self._data, obs = self._programs.restart(self._leaves, data, np.array(words), seeded, mask)
         return self._show(self._programs.obs.views(np.array(obs))), {}
@@ -335,7 +337,9 @@ def _given(env: Any, options: dict[str, Any]) -> Env:
     if isinstance(env, str):
         return make(env, **options)
     if not hasattr(env, "advance"):
-        raise ValueError(f"env = {env!r} is no environment: give a name, rlx.envs.make(NAME), or rlx.Env around your own")
+        raise ValueError(
+            f"env = {env!r} is no environment: give a name, rlx.envs.make(NAME), or rlx.Env around your own"
+        )
     if options:
         raise ValueError(f"{next(iter(options))} is an option of an environment by name: give it to rlx.envs.make")
     return env
@@ -387,7 +391,7 @@ def _compiled(env: Env, num: int | None) -> tuple[list[Any], Programs]:
     leaves, structure = jax.tree.flatten(env)
     leaves = [jax.device_put(x) for x in leaves]  # once, not in each step
     avals = tuple(jax.eval_shape(lambda: leaves))
-    return leaves, programs(structure, avals, num)
+    return leaves, programs(structure, avals, num, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _words(rng: np.random.Generator) -> np.ndarray:

@@ -73,13 +73,17 @@ def taken(space: Box | Discrete, x: Any, batch: tuple[int, ...] = (), name: str 
     array, shape = np.asarray(x), batch + tuple(space.shape)
     if isinstance(space, Discrete) and isinstance(x, int | np.integer) and 0 <= x < space.n and not shape:
         return array.astype(dtype)  # the most frequent one, in half a microsecond
-    if array.shape != shape:
-        raise ValueError(f"{name} of shape {list(array.shape)}: give one of shape {list(shape)}")
+    _check_shape(array, shape, name)
     if isinstance(space, Box):
         return array.astype(dtype)
     if array.dtype.kind not in "iub" or (array < 0).any() or (array >= space.n).any():
         raise ValueError(f"{name} = {x}: give {'integers' if shape else 'an integer'} from 0 to {space.n - 1}")
     return array.astype(dtype)
+
+
+def _check_shape(array: np.ndarray, shape: tuple[int, ...], name: str = "action") -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name} of shape {list(array.shape)}: give one of shape {list(shape)}")
 
 
 def from_gymnasium(space: spaces.Space) -> Space:
@@ -142,11 +146,13 @@ def acted(space: spaces.Space, x: Any) -> Any:
             _check_parts(x, space.nvec.size)
             choices = [taken(Discrete(int(n)), y) for n, y in zip(space.nvec.ravel(), x, strict=True)]
             return np.reshape(choices, space.shape).astype(space.dtype) + space.start
-        case spaces.MultiBinary():
-            return taken(Box(0, 1, tuple(space.shape), np.bool_), x).astype(space.dtype)
-    array = taken(from_gymnasium(space), x)  # pyright: ignore[reportArgumentType] (one leaf)
-    start = 0 if isinstance(space, spaces.Box) else space.start  # pyright: ignore[reportAttributeAccessIssue]
-    return (array + start).astype(space.dtype)[() if isinstance(space, spaces.Discrete) else ...]
+        case spaces.Box() | spaces.MultiBinary():
+            _check_shape(array := np.asarray(x), space.shape)
+            return array.astype(space.dtype)
+        case spaces.Discrete() | spaces.MultiDiscrete():
+            choices = taken(from_gymnasium(space), x)  # pyright: ignore[reportArgumentType] (a Discrete)
+            return (choices + space.start).astype(space.dtype)[() if isinstance(space, spaces.Discrete) else ...]
+    raise AssertionError(space)  # `from_gymnasium` has refused it
 
 
 def _check_parts(x: Any, num: int) -> None:

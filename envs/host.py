@@ -113,16 +113,16 @@ def _episode(policy: Policy, env: gymnasium.Env, seed: int, max_steps: int) -> t
 
 
 def _numbers(info: Mapping[Any, Any], inside: str = "") -> dict[str, bool | float]:
-    """The real numbers and truth values of `info` by their dotted names, as `rlx.env.reports` chooses and names them."""
+    """Real numbers and truth values of `info` by their dotted names, as `rlx.env.reports` chooses and names them."""
     found = {}
     for key, value in info.items():
         name = f"{inside}{key}"
         if isinstance(value, Mapping):
             found |= _numbers(value, f"{name}.")
         elif isinstance(value, bool | np.bool_ | float | np.floating):
-            if name == "diverged":
-                continue
-            found[f"info.{name}" if name in TAKEN else name] = bool(value) if isinstance(value, bool | np.bool_) else float(value)
+            number = bool(value) if isinstance(value, bool | np.bool_) else float(value)
+            found[f"info.{name}" if name in TAKEN else name] = number
+    found.pop("diverged", None)  # is counted by itself
     return found
 
 
