@@ -1,17 +1,22 @@
 """Gymnasium and rlx: what a step costs through the bridge, and whether tasks of one name are the same.
 
-    python benchmarks/bridge.py
+    taskset -c 0 python benchmarks/bridge.py
 
-Steps of CartPole are timed for one environment and for many, through `rlx.envs.bridge` and in Gymnasium's own, in turns
+On one core, since other programs on the machine would else make the threads of JAX wait for each other. Steps of CartPole are timed for one environment and for many, through `rlx.envs.bridge` and in Gymnasium's own, in turns
 in one process; the best of the rounds counts, with fixed actions and with what resets take. Gymnasium's vectors are its
 default, which steps one environment after the other, and the one in NumPy that it has for CartPole.
 
 For the dynamics, CartPole and Pendulum of Gymnasium and of gymnax are put into the same states and given the same
-actions: for one step each, and from the same start for a whole episode without looking back.
+actions: for one step each, and from the same start for a whole episode without looking back. rlx computes in float32
+and, with `JAX_ENABLE_X64=1`, in float64 as Gymnasium does: what is left then is not rounding.
 """
 
 import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -67,13 +72,13 @@ def timings() -> list[dict]:
 
 def cartpole(env: Any, state: Any, values: np.ndarray) -> Any:
     """gymnax's state with the values `[4]`."""
-    x, x_dot, theta, theta_dot = map(jnp.float32, values)
+    x, x_dot, theta, theta_dot = map(jnp.asarray, values)
     return state.replace(x=x, x_dot=x_dot, theta=theta, theta_dot=theta_dot)
 
 
 def pendulum(env: Any, state: Any, values: np.ndarray) -> Any:
     """gymnax's state with the values `[2]`."""
-    return state.replace(theta=jnp.float32(values[0]), theta_dot=jnp.float32(values[1]))
+    return state.replace(theta=jnp.asarray(values[0]), theta_dot=jnp.asarray(values[1]))
 
 
 # name: gymnax's state of values, half-widths of the states that are compared, and of those at a start
@@ -109,10 +114,10 @@ def dynamics(name: str) -> dict:
         ends.append(bool(ours.terminated) == theirs[2])
     drift, lengths, returns = [], [], []
     for _ in range(NUM_EPISODES):
-        env_state, totals, done, num = at(rng.uniform(-np.array(start), start)), np.zeros(2), False, 0
+        env_state, totals, done = at(rng.uniform(-np.array(start), start)), np.zeros(2), False
         while not done:
             env_state, ours, theirs = both(env_state, action())
-            totals, num = totals + [float(ours.reward), float(theirs[1])], num + 1
+            totals = totals + np.array([ours.reward, theirs[1]])
             ended = [bool(ours.terminated), bool(ours.truncated)], list(theirs[2:4])
             done = any(ended[0] + ended[1])
         drift.append(np.abs(ours.next_obs - theirs[0]).max())
@@ -136,6 +141,14 @@ def dynamics(name: str) -> dict:
     }
 
 
+def in_float64() -> list[dict]:
+    """`dynamics` of a process whose JAX computes in float64."""
+    program = "import json, bridge; print(json.dumps([bridge.dynamics(name) for name in bridge.TASKS]))"
+    command = [sys.executable, "-c", program]
+    options = {"env": os.environ | {"JAX_ENABLE_X64": "1"}, "cwd": Path(__file__).parent}
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, **options).stdout)
+
+
 def main() -> None:
     result = {
         "commit": commit(),
@@ -143,6 +156,7 @@ def main() -> None:
         "versions": versions("jax", "gymnasium", "gymnax", "numpy"),
         "timings": timings(),
         "dynamics": [dynamics(name) for name in TASKS],
+        "dynamics_float64": in_float64(),
     }
     (RESULTS / "bridge.json").write_text(json.dumps(result, indent=1) + "\n")
     Console().print(result)

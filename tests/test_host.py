@@ -168,8 +168,10 @@ def test_a_space_and_its_elements_come_over_and_go_back(space, expected):
         assert jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y), back, element))
 
 
-def test_a_space_of_text_is_refused():
-    with pytest.raises(ValueError, match="Text.* is no space that rlx has: choose an environment of Box, Discrete"):
+def test_the_spaces_of_an_environment_are_had_and_text_is_refused():
+    observation, action = spaces_of(gymnasium.make("CartPole-v1"))
+    assert (observation.shape, action) == ((4,), Discrete(2))
+    with pytest.raises(ValueError, match=r"Text.* is no space that rlx has: choose an environment of Box, Discrete"):
         from_gymnasium(spaces.Dict(a=spaces.Text(3)))
 
 
