@@ -2,9 +2,10 @@
 
     taskset -c 0 python benchmarks/bridge.py
 
-On one core, since other programs on the machine would else make the threads of JAX wait for each other. Steps of CartPole are timed for one environment and for many, through `rlx.envs.bridge` and in Gymnasium's own, in turns
-in one process; the best of the rounds counts, with fixed actions and with what resets take. Gymnasium's vectors are its
-default, which steps one environment after the other, and the one in NumPy that it has for CartPole.
+On one core, since the threads of JAX would else wait for what other programs do. Steps of CartPole are timed for one
+environment and for many, through `rlx.envs.bridge` and in Gymnasium's own, in turns in one process; the best of the
+rounds counts, with fixed actions and with what resets take. Gymnasium's vectors are its default, which steps one
+environment after the other, and the one in NumPy that it has for CartPole.
 
 For the dynamics, CartPole and Pendulum of Gymnasium and of gymnax are put into the same states and given the same
 actions: for one step each, and from the same start for a whole episode without looking back. rlx computes in float32

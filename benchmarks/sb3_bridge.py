@@ -3,8 +3,8 @@
     pip install stable-baselines3
     python benchmarks/sb3_bridge.py
 
-Eight environments, 30,000 steps and five seeds, with settings for so few steps. Each agent is evaluated once, with whole
-episodes of other seeds. Gymnasium's own CartPole is beside it, with the same settings and seeds.
+Eight environments, 30,000 steps and ten seeds, with settings for so few steps. Each agent is evaluated once, with
+whole episodes of other seeds. Gymnasium's own CartPole is beside it, with the same settings and seeds.
 """
 
 import json
@@ -18,7 +18,7 @@ from rich.console import Console
 
 from rlx.envs.bridge import GymnasiumEnv
 
-STEPS, NUM_ENVS, NUM_SEEDS, NUM_EPISODES = 30_000, 8, 5, 40
+STEPS, NUM_ENVS, NUM_SEEDS, NUM_EPISODES = 30_000, 8, 10, 40
 SETTINGS = {"n_steps": 128, "batch_size": 256, "learning_rate": 1e-3, "gae_lambda": 0.8, "gamma": 0.98}
 ENVIRONMENTS = {
     "rlx.envs.bridge": lambda: GymnasiumEnv("CartPole-v1"),
