@@ -20,7 +20,7 @@ after a reset. `diverged` is True in steps with numbers that are not finite, whi
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium
 import jax
@@ -149,7 +149,8 @@ class GymnasiumEnv(gymnasium.Env):
             any where the environment cannot be drawn.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": round(1 / STEP_SECONDS)}
+    # Of the class, for gymnasium.make; an environment has its own.
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": round(1 / STEP_SECONDS)}  # noqa: RUF012
 
     def __init__(
         self,
@@ -237,7 +238,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         ValueError: as `GymnasiumEnv`, and for a number below 1.
     """
 
-    metadata: ClassVar[dict[str, Any]] = GymnasiumEnv.metadata | {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata: dict[str, Any] = GymnasiumEnv.metadata | {"autoreset_mode": AutoresetMode.NEXT_STEP}
 
     def __init__(
         self,

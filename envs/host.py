@@ -73,7 +73,7 @@ def play(
     if missing := [name for name in ("reset", "act") if not callable(getattr(policy, name, None))]:
         raise ValueError(f"policy = {policy!r} has no {' and no '.join(missing)}: give an object with both")
     made = not isinstance(env, gymnasium.Env) and callable(env)
-    found: Any = env() if made else env
+    found: Any = env() if made else env  # pyright: ignore[reportCallIssue] (a function)
     try:
         if not isinstance(found, gymnasium.Env):
             raise ValueError(f"env = {found!r} is no gymnasium.Env: give one that is not a vector, or what makes one")
@@ -85,8 +85,8 @@ def play(
             found.close()
     returns, lengths, finished, diverged, reported = zip(*rows, strict=True)
     names = dict.fromkeys(name for row in reported for name in row)
-    column = lambda values, dtype: np.array(values, dtype)
-    return Episodes(  # pyright: ignore[reportArgumentType] (numpy arrays, of the host)
+    column: Any = lambda values, dtype: np.array(values, dtype)  # of numpy, where `Episodes` has arrays of JAX
+    return Episodes(
         returns=column(returns, np.float32),
         lengths=column(lengths, np.int32),
         finished=column(finished, bool),

@@ -24,7 +24,13 @@ CHECKED = ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "Breakout-MinAtar", "Froz
 CHECKED += ["Recall-8", "HiddenPendulum", "Levels", "probe/Legal", "probe/Composite", "mjx/pendulum"]
 CHECKED += [pytest.param("brax/inverted_pendulum", marks=pytest.mark.more)]
 # Episodes that end by themselves and by the time limit, actions and observations of all kinds, and a report.
-TOGETHER = [("CartPole-v1", {"max_steps": 12}), ("probe/Legal", {}), ("probe/Composite", {}), ("Recall-8", {})]
+TOGETHER = [
+    ("CartPole-v1", {"max_steps": 12}),
+    ("probe/Legal", {}),
+    ("probe/Composite", {}),
+    ("Recall-8", {}),
+    ("pair", {}),
+]
 
 
 class Pair:
@@ -194,11 +200,11 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize(("name", "options"), TOGETHER, ids=lambda x: x if isinstance(x, str) else "")
-def test_a_vector_steps_as_single_environments_do(name, options):
+def test_a_vector_steps_as_single_environments_do(name, options, pair):
     """Through several episodes of each, with what they report, and through resets of some."""
-    num = 3
-    envs = GymnasiumVectorEnv(name, num, **options)
-    singles = SyncVectorEnv([lambda: GymnasiumEnv(name, **options)] * num, autoreset_mode=AutoresetMode.NEXT_STEP)
+    num, env = 3, pair if name == "pair" else name
+    envs = GymnasiumVectorEnv(env, num, **options)
+    singles = SyncVectorEnv([lambda: GymnasiumEnv(env, **options)] * num, autoreset_mode=AutoresetMode.NEXT_STEP)
     assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     assert envs.observation_space == singles.observation_space
     assert envs.action_space == singles.action_space
