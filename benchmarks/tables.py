@@ -19,8 +19,9 @@ from rlx.report import fill
 
 NAMES = ("algorithms", "communication", "decoding", "flow", "lifetimes", "physics", "returns", "scaling", "shuffling")
 NAMES += ("speed", "sweeps", "roofline", "shell", "hours", "switches", "annealing", "defaults")
+NAMES += ("bridge", "dynamics", "stable-baselines3")
 PAGES = ("benchmarks", "compiler", "settings")
-PAGES += tuple(f"guides/{name}" for name in ("devices", "discovery", "robots", "sequences", "sweeps"))
+PAGES += tuple(f"guides/{name}" for name in ("devices", "discovery", "gymnasium", "robots", "sequences", "sweeps"))
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in PAGES))
 
 
@@ -252,6 +253,34 @@ def annealing_table(result: dict) -> str:
     return markdown(header, body, num_text=1)
 
 
+def bridge_table(result: dict) -> str:
+    """Microseconds that a step of all environments takes, by their number."""
+    body = [(f"{r['num_envs']:,}", r["library"], f"{r['microseconds']:.0f}") for r in result["timings"]]
+    return markdown(["environments", "library", "a step of all, µs"], body, num_text=2)
+
+
+def dynamics_table(result: dict) -> str:
+    """How far Gymnasium's tasks and gymnax's of the same name are apart, in both number types of gymnax."""
+    body = []
+    for number, found in (("float32", result["dynamics"]), ("float64", result["dynamics_float64"])):
+        for r in found:
+            one, all_ = r["step"], r["episode"]
+            ends = f"{100 * min(one['same_end'], all_['same_end']):.0f} %"
+            largest = (one["obs"], one["reward"], all_["obs"]["max"], all_["return"]["max"])
+            body.append((r["task"], number, *(f"{x:.1g}" for x in largest), f"{all_['return']['median']:.1g}", ends))
+    header = ["task", "gymnax in", "observation", "reward", "last observation", "return", "return, median", "same ends"]
+    return markdown(header, body, num_text=2)
+
+
+def sb3_table(result: dict) -> str:
+    """Mean returns of the agents of Stable-Baselines3, seed by seed, and the time of a training."""
+    body = [
+        (name, ", ".join(f"{x:.0f}" for x in found), f"{sum(found) / len(found):.0f}", f"{result['seconds'][name]:.0f}")
+        for name, found in result["returns"].items()
+    ]
+    return markdown(["CartPole of", "mean return of each seed", "mean", "seconds"], body, num_text=2)
+
+
 def defaults_table(result: dict) -> str:
     """Mean returns of the seeds with the defaults of the Config and with those for the kind of environment."""
     show = lambda returns: ", ".join(f"{x:.0f}" for x in returns)
@@ -290,6 +319,11 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     for name, table in single.items():
         if (path := results / f"{name}.json").exists():
             found[name] = table(json.loads(path.read_text()))
+    if (path := results / "bridge.json").exists():
+        measured = json.loads(path.read_text())
+        found |= {"bridge": bridge_table(measured), "dynamics": dynamics_table(measured)}
+    if (path := results / "sb3_bridge.json").exists():
+        found["stable-baselines3"] = sb3_table(json.loads(path.read_text()))
     if (path := results / "scaling.json").exists():
         scaling = json.loads(path.read_text())
         found |= {"scaling": scaling_table(scaling), "shuffling": shuffling_table(scaling)}

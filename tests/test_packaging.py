@@ -59,7 +59,7 @@ def test_a_folder_imported_under_its_own_name_is_refused(name):
 
 
 def test_importing_rlx_loads_no_environment_suite_and_no_tool(tmp_path):
-    heavy = {"brax", "mujoco", "gymnax", "matplotlib", "orbax", "tyro", "rich"}
+    heavy = {"brax", "mujoco", "gymnax", "gymnasium", "matplotlib", "orbax", "tyro", "rich"}
     check = f"import sys, rlx; print(sorted({heavy} & set(sys.modules)))"
     result = run(check, tmp_path)
     assert result.stdout == "[]\n", result.stderr
