@@ -35,15 +35,15 @@ def frame(height: int, x: str = STEPS, y: str = "", **layout: Any) -> go.Figure:
         margin={"l": 8, "r": 12, "t": 12, "b": 8},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": FONT, "size": 13},
+        font={"family": FONT, "size": 12},
         hovermode="closest",
         hoverlabel={"font": {"family": FONT, "size": 12}, "namelength": -1},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"},
         uirevision="kept",  # zoom and hidden lines outlast a refresh
         dragmode="zoom",
     )
-    figure.update_xaxes(**axis, title={"text": x, "standoff": 8}, tickformat="~s")
-    figure.update_yaxes(**axis, title={"text": y, "standoff": 8}, tickformat="~g")
+    figure.update_xaxes(**axis, title={"text": x, "standoff": 8, "font": {"size": 13}}, tickformat="~s")
+    figure.update_yaxes(**axis, title={"text": y, "standoff": 8, "font": {"size": 13}}, tickformat="~g")
     figure.update_layout(**layout)
     return figure
 
@@ -67,6 +67,16 @@ def band(line: Curve, colour: str, legendgroup: str) -> list[go.Scatter]:
     return [go.Scatter(x=x, y=y, mode="lines", showlegend=False, legendgroup=legendgroup, name="band", **style)]
 
 
+def end_bar(line: Curve, colour: str, legendgroup: str, place: int) -> list[go.Scatter]:
+    """The interval of the end of a curve as a bar beside it, the `place`-th of several."""
+    if line.low is None or line.high is None:
+        return []
+    x = [line.steps[-1] * (1.015 + 0.01 * place)] * 2
+    style: Any = {"line": {"color": colour, "width": 4}, "hoverinfo": "skip"}
+    y = [line.low[-1], line.high[-1]]
+    return [go.Scatter(x=x, y=y, mode="lines", showlegend=False, legendgroup=legendgroup, name="interval", **style)]
+
+
 def shade(colour: str, alpha: float) -> str:
     """A colour, `#rrggbb`, with an opacity."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
@@ -88,9 +98,7 @@ def run_returns(run: Run) -> go.Figure:
     name = "training" if width == 1 else f"training, moving average over {width} rows"
     figure.add_scatter(x=steps, y=averaged, mode="lines", line=line, name=name)
     if evaluated:
-        ends = lambda key, sign: [
-            0.0 if row[key] is None else sign * (row[key] - row["value"]) for row in evaluated
-        ]
+        ends = lambda key, sign: [0.0 if row[key] is None else sign * (row[key] - row["value"]) for row in evaluated]
         bars: Any = {"type": "data", "symmetric": False, "array": ends("high", 1), "arrayminus": ends("low", -1)}
         figure.add_scatter(
             x=[row["step"] for row in evaluated],
@@ -120,9 +128,7 @@ def panels(series: Sequence[tuple[str, Sequence[tuple[Any, Any, str, str]]]], co
     for i, (_, lines) in enumerate(series):
         for x, y, colour, label in lines:
             line = {"color": colour, "width": 1.5}
-            figure.add_scatter(
-                x=x, y=y, mode="lines", line=line, name=label, row=i // columns + 1, col=i % columns + 1
-            )
+            figure.add_scatter(x=x, y=y, mode="lines", line=line, name=label, row=i // columns + 1, col=i % columns + 1)
     figure.update_xaxes(zeroline=False, tickformat="~s", nticks=5, automargin=True)
     figure.update_yaxes(zeroline=False, tickformat="~g", nticks=5, automargin=True)
     figure.update_annotations(font={"size": 13}, xanchor="center")
@@ -139,11 +145,11 @@ def rates(view: Run | Lanes) -> go.Figure:
     seconds, rate = view.rate()
     if not len(rate):
         return message("It has no two chunks yet.", 190)
-    figure = frame(190, "minutes of training", "steps/s", showlegend=False)
+    figure = frame(190, "minutes of training and evaluation", "steps/s", showlegend=False)
     line = {"color": COLOURS[0], "width": 1.5}
-    figure.add_scatter(x=seconds / 60, y=rate, mode="lines", line=line, name="steps/s")
+    figure.add_scatter(x=seconds / 60, y=rate, mode="lines+markers", line=line, marker={"size": 4}, name="steps/s")
     figure.update_yaxes(rangemode="tozero", tickformat="~s")
-    figure.update_xaxes(tickformat="~g")
+    figure.update_xaxes(rangemode="tozero", tickformat="~g")
     return figure
 
 
@@ -180,10 +186,10 @@ def sweep_curves(sweep: Lanes, groups: Sequence[Group]) -> go.Figure:
                 figure.add_scatter(x=steps, y=y, mode="lines", line=line, name=f"lane {lane}", showlegend=False)
     bands = len(groups) <= MAX_BANDS
     for place, group in enumerate(groups):
-        if (curve := sweep.curve(group, bands=bands)) is None:
+        if (curve := sweep.curve(group, bands=True)) is None:
             continue
         colour = COLOURS[place % len(COLOURS)]
-        figure.add_traces(band(curve, colour, group.id))
+        figure.add_traces(band(curve, colour, group.id) if bands else end_bar(curve, colour, group.id, place))
         line = {"color": colour, "width": 2.2}
         figure.add_scatter(
             x=curve.steps, y=curve.value, mode="lines", line=line, name=group.label, legendgroup=group.id,

@@ -30,8 +30,8 @@ class Folder:
         self.directory, self.problem = directory, ""
         self.entries: dict[str, Run | Lanes] = {}  # by name, the newest first
 
-    def refresh(self) -> None:
-        """Reads on in all of them. What cannot be read is said in `problem`, and the rest stays as it was."""
+    def look(self) -> None:
+        """Reads which runs and sweeps there are, and nothing of them. What fails is said in `problem`."""
         self.problem, found = "", {}
         try:
             for path in sorted(self.directory.iterdir()):
@@ -39,13 +39,18 @@ class Folder:
                     known = self.entries.get(path.name)
                     wanted = "sweep" if kind == "sweep" else "run"
                     found[path.name] = known if known and known.kind == wanted else view_of(path)
+            self.entries = found
         except OSError as error:
             self.problem = str(error)
-            return
-        for entry in found.values():
+
+    def refresh(self) -> None:
+        """Reads on in all of them. What cannot be read is said in `problem`, and the rest stays as it was."""
+        self.look()
+        for entry in self.entries.values():
             entry.refresh()
-        started = lambda name: str((found[name].config or {}).get("started", "9"))  # what compiles is the newest
-        self.entries = {name: found[name] for name in sorted(found, key=started, reverse=True)}
+        # What compiles has no time yet, and is the newest.
+        started = lambda name: str((self.entries[name].config or {}).get("started", "9"))
+        self.entries = {name: self.entries[name] for name in sorted(self.entries, key=started, reverse=True)}
 
     @property
     def version(self) -> str:
@@ -65,7 +70,9 @@ def opened(path: Path) -> Run | Lanes | Folder:
         ValueError: where there is nothing.
     """
     if not path.is_dir():
-        raise ValueError(f"{path} is {'a file' if path.exists() else 'not there'}: give a run, a sweep, or their folder")
+        raise ValueError(
+            f"{path} is {'a file' if path.exists() else 'not there'}: give a run, a sweep, or their folder"
+        )
     if kind_of(path):
         return view_of(path)
     if not any(child.is_dir() and kind_of(child) for child in path.iterdir()):

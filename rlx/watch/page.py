@@ -31,8 +31,11 @@ class Watched:
         """What an address shows, read anew; None where there is nothing. An address is looked up, and opens no file."""
         root, name = self.root, unquote((pathname or "/").strip("/"))
         if isinstance(root, Folder):
-            root.refresh()
-            return root.entries.get(name) if name else root
+            root.look()
+            view = root.entries.get(name) if name else root
+            if view is not None:
+                view.refresh()
+            return view
         if isinstance(root, Run) and root.config is None and kind_of(root.directory) == "sweep":
             root = self.root = view_of(root.directory)  # it was only begun before
         root.refresh()
@@ -95,15 +98,16 @@ def body(kind: str) -> list[Any]:
     unit: Any = dcc.RadioItems(
         id="sweep-unit", options=["configurations", "lanes"], value="configurations", inline=True, className="unit"
     )
-    note = "Choose rows, or lines below, to see their curves. Without a choice the best are in colour."
+    note = "Choose rows, or lines below, to see their curves, eight at most. Without a choice the best are in colour."
     return [
         seen,
         parts.section("Training", parts.graph("sweep-curves", 420)),
         parts.section("Ranking", unit, parts.table("sweep-table"), note=note),
         parts.section(
-            "Settings against the result", parts.graph("sweep-parallel", 380),
+            "Settings against the result",
+            parts.graph("sweep-parallel", 380),
             note="A line is a row of the ranking. Click it, or drag a box over an axis.",
-        ),  # fmt: skip
+        ),
         metrics,
         rate,
         settings,
@@ -215,6 +219,7 @@ def _add_sweep(app: Dash, watched: Watched) -> None:
         Output("sweep-parallel", "figure"),
         Output("sweep-table", "columnDefs"),
         Output("sweep-table", "rowData"),
+        Output("sweep-table", "style"),
         Output("sweep-choice", "options"),
         Output("sweep-choice", "value"),
         Output("sweep-seen", "data"),
@@ -247,6 +252,7 @@ def _add_sweep(app: Dash, watched: Watched) -> None:
                 parallel(view, ranked, picked),
                 no_update if columns == columns_before else columns,  # a table that gets columns loses its order
                 data,
+                parts.table_size(len(ranked)),
                 names,
                 chosen,
                 token,
@@ -274,5 +280,3 @@ def points_of(event: dict[str, Any] | None) -> list[str]:
     """The groups that an event of the parallel coordinates is about."""
     points = (event or {}).get("points", [])
     return list(dict.fromkeys(point["customdata"] for point in points if point.get("customdata")))
-
-

@@ -23,8 +23,11 @@ class Axis(NamedTuple):
     ticks: list[tuple[float, str]]
 
 
-def axis_of(name: str, values: Sequence[Any]) -> Axis:
-    """The axis of values `[C]`: of numbers linear, or logarithmic over a decade and more; else a place a value."""
+def axis_of(name: str, values: Sequence[Any], decades: bool = True) -> Axis:
+    """The axis of values `[C]`: linear for numbers, logarithmic from a decade on where `decades`; else a place a value.
+
+    A value that is None or not finite has no place.
+    """
     numbers = [isinstance(x, int | float) and not isinstance(x, bool) for x in values if x is not None]
     if not all(numbers) or not numbers:
         texts = sorted({_text(x) for x in values if x is not None})
@@ -36,7 +39,7 @@ def axis_of(name: str, values: Sequence[Any]) -> Axis:
     if np.isnan(read).all():
         return Axis(name, read, [])
     low, high = float(np.nanmin(read)), float(np.nanmax(read))
-    log = low > 0 and high >= 10 * low
+    log = decades and low > 0 and high >= 10 * low
     scale = np.log10 if log else np.asarray
     span = float(scale(high) - scale(low)) or 1.0
     place = lambda x: (scale(x) - scale(low)) / span if high > low else np.where(np.isnan(x), math.nan, 0.5)
@@ -61,7 +64,7 @@ def parallel(sweep: Lanes, ranked: Sequence[dict[str, Any]], chosen: Sequence[st
     whole = all(row["value"] is not None for row in ranked if not row["note"])
     results = [row["value"] if whole else row["training"] for row in ranked]
     axes = [axis_of(name, [row["group"].varied.get(name) for row in ranked]) for name in names]
-    axes.append(axis_of(f"{'evaluation' if whole else 'training'}: {sweep.result}", results))
+    axes.append(axis_of(f"{'evaluation' if whole else 'training'}: {sweep.result}", results, False))
     figure = frame(380, "", showlegend=False, dragmode="select", margin={"l": 30, "r": 30, "t": 48, "b": 12})
     figure.update_xaxes(visible=False, range=[-0.25, len(axes) - 0.6], fixedrange=True)
     figure.update_yaxes(visible=False, range=[-0.06, 1.06], fixedrange=True)
@@ -75,7 +78,14 @@ def parallel(sweep: Lanes, ranked: Sequence[dict[str, Any]], chosen: Sequence[st
     shades = np.nan_to_num(places[:, -1] * (SHADES - 1)).round().astype(int)
     for shade in range(SHADES):
         _add_lines(figure, places, ranked, shades == shade, shade / (SHADES - 1), 1.2)
-    _add_lines(figure, places, ranked, np.array([row["group"].id in chosen for row in ranked]), None, 3.0)
+    _add_lines(
+        figure,
+        places,
+        ranked,
+        np.array([row["group"].id in chosen for row in ranked]),
+        None,
+        2.6 if len(chosen) < 9 else 1.6,
+    )
     return figure
 
 

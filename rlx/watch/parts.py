@@ -16,6 +16,7 @@ from rlx.watch.runs import Run
 from rlx.watch.sweeps import Lanes
 
 GRAPH: Any = {"displaylogo": False, "displayModeBar": False, "responsive": True}
+MOST_ROWS = 10  # of a table, before it scrolls
 WIDTH, HEIGHT = 180, 36  # of a small curve, in pixels
 
 
@@ -32,7 +33,7 @@ def section(title: str, *children: Any, note: str = "") -> html.Section:
 def number(value: float | None, digits: int = 4) -> str:
     """A number in words: 12,345, 0.0123, or a dash where there is none."""
     if value is None or not np.isfinite(value):
-        return "–"
+        return "-"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}"
@@ -135,9 +136,11 @@ def settings_table(rows: Sequence[dict[str, Any]], compared: bool) -> html.Table
 
 
 def text_of(value: Any) -> str:
-    """A setting as the command line writes it."""
+    """A setting in words."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
     return setting_text(tuple(value) if isinstance(value, list) else value, 6)
 
 
@@ -162,24 +165,39 @@ def table(id: str) -> grid.AgGrid:
         dashGridOptions=options,
         getRowId="params.data.id",
         columnSize="responsiveSizeToFit",
-        style={"height": "380px"},
+        style=table_size(MOST_ROWS),
     )
+
+
+def table_size(num_rows: int) -> dict[str, str]:
+    """The height of a table, which scrolls where it has many rows."""
+    return {"height": f"{44 + 34 * min(max(1, num_rows), MOST_ROWS)}px"}
 
 
 def table_of(sweep: Lanes, ranked: Sequence[dict[str, Any]], by_lane: bool) -> tuple[list[Any], list[Any]]:
     """The columns and the rows of a ranking."""
-    short: Any = {"valueFormatter": {"function": "params.value == null ? '–' : d3.format(',.4~g')(params.value)"}}
-    right: Any = {"type": "rightAligned", "minWidth": 90}
-    columns: list[Any] = [{"field": "rank", "headerName": "", "maxWidth": 64, "type": "rightAligned"}]
-    columns += [{"field": "lane", "maxWidth": 80, **right}, {"field": "seed", "maxWidth": 80, **right}] * by_lane
+    written = lambda form: {
+        "valueFormatter": {"function": f"params.value == null ? '-' : d3.format('{form}')(params.value)"}
+    }
+    short: Any = written(",.4~g")
+    right: Any = {"type": "rightAligned", "minWidth": 104}
+    columns: list[Any] = [{"field": "rank", "headerName": "", "width": 72, "maxWidth": 72, "type": "rightAligned"}]
+    columns += [{"field": "lane", "maxWidth": 90, **right}, {"field": "seed", "maxWidth": 90, **right}] * by_lane
     for i, name in enumerate(sweep.varied):
-        columns.append({"field": f"s{i}", "headerName": name, **({} if _is_text(ranked, name) else right)})
-    columns.append({"field": "value", "headerName": f"evaluation{'' if by_lane else ', IQM'}", **right, **short})
+        columns.append(
+            {"field": f"s{i}", "headerName": name, **({} if _is_text(ranked, name) else right | written(".3~g"))}
+        )
+    columns.append(
+        {"field": "value", "headerName": f"evaluation{'' if by_lane else ', IQM'}", **short, **right, "minWidth": 142}
+    )
     if not by_lane:
-        columns.append({"field": "interval", "headerName": "95 % interval", "sortable": False, **right})
+        columns.append(
+            {"field": "interval", "headerName": "95 % interval", "sortable": False, **right, "minWidth": 146}
+        )
     columns.append({"field": "training", "headerName": "training", **right, **short})
-    columns += [{"field": "evaluated", "headerName": "lanes", "maxWidth": 84, **right}] * (not by_lane)
-    columns.append({"field": "note", "headerName": "", "minWidth": 80})
+    columns += [{"field": "evaluated", "headerName": "lanes", **right, "minWidth": 84, "maxWidth": 84}] * (not by_lane)
+    if any(row["note"] for row in ranked):
+        columns.append({"field": "note", "headerName": "", "minWidth": 110})
     rows = []
     for rank, row in enumerate(ranked, start=1):
         group = row["group"]
@@ -206,7 +224,7 @@ def entries(folder: Folder) -> list[Any]:
     """The runs and sweeps of a folder: a line each, with a small curve."""
     lines = []
     for name, entry in folder.entries.items():
-        steps, values = small_curve(entry)
+        values = small_curve(entry)[1]
         kind = "sweep" if entry.kind == "sweep" else ""
         if isinstance(entry, Lanes) and entry.members:
             kind = f"sweep of {len(entry.members)} lanes"
@@ -223,7 +241,7 @@ def entries(folder: Folder) -> list[Any]:
                 ]
             )
         )
-    names = ("name", "", "state", "steps", "return", "")
+    names = ("name", "what", "state", "steps", "return", "")
     classes = ("", "", "", "right", "right", "")
     headings = [html.Th(text, className=kind) for text, kind in zip(names, classes, strict=True)]
     return [html.Table([html.Thead(html.Tr(headings)), html.Tbody(lines)], className="list")]

@@ -140,11 +140,11 @@ def metric_order(name: str) -> tuple[int, str]:
 def rate_of(seconds: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The seconds `[P]` at the ends of stretches of R rows, and the steps a second `[P]` of each stretch.
 
-    A stretch is a second or a hundredth of the time, whatever is more. The rows of a chunk are written at one moment,
-    so a stretch ends between two chunks.
+    A stretch is half a second or a hundredth of the time, whatever is more. The rows of a chunk are written at one
+    moment, so a stretch ends between two chunks.
     """
     ends = np.flatnonzero(np.append(np.diff(seconds) > PAUSE, True))
-    span, kept = max(1.0, float(seconds[-1]) / 100), [ends[0]]
+    span, kept = max(0.5, float(seconds[-1]) / 100), [ends[0]]
     for end in ends[1:]:
         if seconds[end] - seconds[kept[-1]] >= span:
             kept.append(end)
@@ -213,5 +213,5 @@ def newest_picture(directory: Path) -> tuple[Path, int] | None:
             continue
         written = path.stat().st_mtime_ns
         if newest is None or written > newest[1]:
-            newest = path, written
+            newest = path.resolve(), written
     return newest

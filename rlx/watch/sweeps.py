@@ -16,6 +16,7 @@ from rlx.watch.runs import PLACES, metric_order, rate_of, recent_rate, settings_
 from rlx.watch.state import State, state_of_sweep
 
 RESAMPLES = 1999
+POINTS = 50  # of a curve, as `rlx.report.curve` has them
 BATCH = re.compile(r"r(\d+)g(\d+)b(\d+)")  # rung, group and number
 
 
@@ -54,6 +55,17 @@ class Group(NamedTuple):
     lanes: list[int]
 
 
+class Table(NamedTuple):
+    """A metric of the lanes L that went through the same batches, in R rows, and on a grid of P steps."""
+
+    lanes: dict[int, int]  # the column of each
+    steps: np.ndarray  # [R]
+    values: np.ndarray  # [R, L]
+    weights: np.ndarray  # [R, L], episodes that a value is over; 0 where it is not known
+    grid: np.ndarray  # [P]
+    on_grid: np.ndarray  # [P, L], as `rlx.report.on_grid` has it
+
+
 class Lanes:
     """A sweep directory. `refresh` reads what has changed since it was called last; the other methods read no files.
 
@@ -73,7 +85,9 @@ class Lanes:
         self.groups: list[Group] = []
         self.members: list[Group] = []  # every lane
         self.results: dict[int, dict[str, Any]] = {}  # of lanes, those of their last rung
-        self.series: dict[int, list[tuple[Columns, int]]] = {}  # logs of each lane, and its place in their rows
+        self.series: dict[int, list[tuple[str, int]]] = {}  # batches of each lane, and its place in their rows
+        self.tables: dict[Any, Table | None] = {}  # by metric and batches
+        self.varied: list[str] = []  # the names of the settings that differ between configurations
         self.curves: dict[Any, Curve | None] = {}
         self.rungs: dict[int, int] = {}  # of successive halving, the last one of each lane
         self.intervals: dict[Any, dict[str, Any]] = {}  # by the scores that they are of
@@ -99,11 +113,11 @@ class Lanes:
             self.problem = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
 
     def _arrange(self) -> None:
-        self.curves, self.results, self.series, self.rungs = {}, {}, {}, {}
+        self.curves, self.tables, self.results, self.series, self.rungs = {}, {}, {}, {}, {}
         for name, batch in self.batches.items():  # in the order of their rungs
             for place, lane in enumerate(batch.lanes):
                 self.rungs[lane] = batch_numbers(name)[0]
-                self.series.setdefault(lane, []).append((batch.metrics, place))
+                self.series.setdefault(lane, []).append((name, place))
             self.results |= {row["lane"]: row for row in batch.rows or []}
         if self.config is None:
             return
@@ -119,10 +133,15 @@ class Lanes:
         ]
         if self.config.get("interacts", self.config.get("pbt")):
             self.groups = [group._replace(label=f"member {i}") for i, group in enumerate(self.members)]
+        names = dict.fromkeys(name for point in points for name in point)
+        self.varied = [name for name in names if len({repr(group.varied.get(name)) for group in self.groups}) > 1]
 
     def _now(self, lane: int, point: dict[str, Any]) -> dict[str, Any]:
         """What a lane trains with: of a population's member, what it has come to."""
-        metrics, place = self.series.get(lane, [(Columns(), 0)])[-1]
+        if lane not in self.series:
+            return point
+        name, place = self.series[lane][-1]
+        metrics = self.batches[name].metrics
         return {n: float(metrics[c][-1, place]) if (c := f"varied.{n}") in metrics else x for n, x in point.items()}
 
     @property
@@ -142,18 +161,10 @@ class Lanes:
         return (self.config or {}).get("rank_by", "return")
 
     @property
-    def varied(self) -> list[str]:
-        """The names of the settings that differ between configurations."""
-        texts: dict[str, set[str]] = {}
-        for group in self.groups:
-            for name, value in group.varied.items():
-                texts.setdefault(name, set()).add(repr(value))
-        return [name for name, own in texts.items() if len(own) > 1]
-
-    @property
     def step(self) -> int:
         """Environment steps of all lanes together."""
-        return int(sum(logs[-1][0]["step"][-1] for logs in self.series.values() if logs[-1][0].num_rows))
+        ends = {name: batch.metrics["step"][-1] for name, batch in self.batches.items() if batch.metrics.num_rows}
+        return int(sum(max(ends.get(name, 0) for name, _ in own) for own in self.series.values()))
 
     @property
     def share(self) -> float | None:
@@ -191,20 +202,24 @@ class Lanes:
         return [row for row in settings_of(self.config) if row["name"] not in self.varied]
 
     def lane_curve(self, lane: int, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Steps `[R]`, a metric `[R]` and its episodes `[R]` of a lane, of the rows of its log that have the metric."""
-        parts = []
-        for metrics, place in self.series.get(lane, ()):
-            if name not in metrics or metrics[name].ndim < 2:
-                continue
-            values = metrics[name][:, place]
-            of_episodes = name.startswith("episode_") and "num_episodes" in metrics
-            weights = metrics["num_episodes"][:, place] if of_episodes else np.ones(len(values))
-            known = np.isfinite(values) & (weights > 0)
-            parts.append((metrics["step"][known], values[known], weights[known]))
-        if not parts:
+        """Steps `[R]`, a metric `[R]` and its episodes `[R]` of a lane; a row in which the metric is unknown has none.
+
+        They are empty where no row of it has the metric.
+        """
+        if (table := self.table(name, tuple(batch for batch, _ in self.series.get(lane, ())))) is None:
             return np.zeros(0), np.zeros(0), np.zeros(0)
-        steps, values, weights = (np.concatenate(x) for x in zip(*parts, strict=True))
-        return steps, values, weights
+        place = table.lanes[lane]
+        return table.steps, table.values[:, place], table.weights[:, place]
+
+    def table(self, name: str, batches: tuple[str, ...]) -> "Table | None":
+        """A metric of all lanes that were in these batches, one after another; None where none of them has it."""
+        key = name, batches
+        if key not in self.tables:
+            parts = [self.batches[batch] for batch in batches if name in self.batches[batch].metrics]
+            lanes = [x for x, own in self.series.items() if tuple(batch for batch, _ in own) == batches]
+            found = [_columns(batch, name, lanes) for batch in parts if batch.metrics[name].ndim == 2]
+            self.tables[key] = _table(lanes, *zip(*found, strict=True)) if found and lanes else None
+        return self.tables[key]
 
     def curve(self, group: Group, name: str = "", bands: bool = False) -> Curve | None:
         """The interquartile mean of a metric over the lanes of a group, as `rlx.report.curve` has it.
@@ -215,17 +230,29 @@ class Lanes:
         name = name or f"episode_{self.result}"
         key = group.id, name, bands
         if key not in self.curves:
-            series = [x for lane in group.lanes if len((x := self.lane_curve(lane, name))[0])]
-            try:
-                args: Any = zip(*series, strict=True) if series else ((), (), ())
-                if bands:
-                    self.curves[key] = curve_of(*args, num_resamples=RESAMPLES)
-                else:
-                    grid, values = along(*args)
-                    self.curves[key] = Curve(grid, iqm(values, axis=-1), None, None)
-            except ValueError:  # nothing to draw yet
-                self.curves[key] = None
+            self.curves[key] = self._curve(group, name, bands)
         return self.curves[key]
+
+    def _curve(self, group: Group, name: str, bands: bool) -> Curve | None:
+        paths = {tuple(batch for batch, _ in self.series.get(lane, ())) for lane in group.lanes}
+        if not bands and len(paths) == 1 and (table := self.table(name, paths.pop())) is not None:
+            values = table.on_grid[:, [table.lanes[lane] for lane in group.lanes]]
+            values = values[:, ~np.isnan(values).all(0)]  # lanes in which no episode ended are left out
+            known = ~np.isnan(values).any(1)
+            if not values.size or not known.any():
+                return None
+            return Curve(table.grid[known], iqm(values[known]) if values.shape[1] > 1 else values[known, 0], None, None)
+        series = [x for lane in group.lanes if (x := self.lane_curve(lane, name))[2].any()]
+        if not series:
+            return None
+        args: Any = zip(*series, strict=True)
+        try:
+            if bands:
+                return curve_of(*args, num_resamples=RESAMPLES)
+            grid, values = along(*args)
+        except ValueError:  # there is no step yet by which an episode had ended in every lane
+            return None
+        return Curve(grid, iqm(values), None, None)
 
     def ranking(self, by_lane: bool = False) -> list[dict[str, Any]]:
         """Configurations, or lanes: those with the highest evaluation first, then those that train best.
@@ -240,8 +267,10 @@ class Lanes:
     def _ranked(self, group: Group) -> dict[str, Any]:
         found = [self.results[lane] for lane in group.lanes if lane in self.results]
         scores = np.array([x for row in found if math.isfinite(x := score_of(row, self.result))])
-        estimate = {"value": None, "low": None, "high": None}
-        if len(scores):
+        estimate: dict[str, Any] = {"value": None, "low": None, "high": None}
+        if len(group.lanes) == 1 and len(scores):
+            estimate["value"] = float(scores[0])
+        elif len(scores):
             key = ("score", *scores)
             if key not in self.intervals:
                 self.intervals[key] = interval([scores], iqm, num_resamples=RESAMPLES)
@@ -259,6 +288,31 @@ class Lanes:
             "dropped": dropped,
             "note": ", ".join(notes),
         }
+
+
+def _columns(batch: Batch, name: str, lanes: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps `[R]`, a metric `[R, L]` and its episodes `[R, L]` of lanes of a batch."""
+    at = {lane: place for place, lane in enumerate(batch.lanes)}
+    places = [at[lane] for lane in lanes]
+    values = batch.metrics[name][:, places]
+    of_episodes = name.startswith("episode_") and "num_episodes" in batch.metrics
+    weights = batch.metrics["num_episodes"][:, places] if of_episodes else np.ones(values.shape)
+    return batch.metrics["step"], values, np.where(np.isfinite(values), weights, 0.0)
+
+
+def _table(lanes: list[int], steps: Any, values: Any, weights: Any) -> Table:
+    """The parts of several batches, one after another, and all lanes at once on the grid of `rlx.report.curve`."""
+    steps, values, weights = np.concatenate(steps), np.concatenate(values), np.concatenate(weights)
+    grid = np.rint(np.linspace(0, steps[-1], min(POINTS, len(steps)) + 1)[1:])
+    ends = np.searchsorted(steps, grid, side="right")
+    until = lambda x: np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(x, axis=0)])[ends]
+    sums = lambda x: np.diff(until(x), axis=0, prepend=0.0)
+    counts = sums(weights)
+    totals = sums(np.where(weights > 0, np.nan_to_num(values) * weights, 0.0))
+    last = np.maximum.accumulate(np.where(counts > 0, np.arange(len(grid))[:, None], -1), axis=0)
+    held = np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
+    found = np.where(last < 0, np.nan, np.take_along_axis(held, np.maximum(last, 0), axis=0))
+    return Table({lane: i for i, lane in enumerate(lanes)}, steps, values, weights, grid, found)
 
 
 def batch_numbers(name: str) -> tuple[int, ...]:
