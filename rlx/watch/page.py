@@ -153,7 +153,7 @@ def _changed(watched: Watched, pathname: str, kind: type, seen: Any, *choices: A
     Raises:
         PreventUpdate: where it is of another kind, or looks as the page has it already.
     """
-    view = watched.at(pathname)
+    view: Any = watched.at(pathname)
     if not isinstance(view, kind):
         raise PreventUpdate
     token = f"{watched.name} {pathname} {view.version} {choices}"

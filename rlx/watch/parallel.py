@@ -45,7 +45,7 @@ def axis_of(name: str, values: Sequence[Any], decades: bool = True) -> Axis:
     place = lambda x: (scale(x) - scale(low)) / span if high > low else np.where(np.isnan(x), math.nan, 0.5)
     distinct = np.unique(read[~np.isnan(read)])
     if len(distinct) > FEW:
-        distinct = np.logspace(*scale([low, high]), 5) if log else np.linspace(low, high, 5)
+        distinct = np.geomspace(low, high, 5) if log else np.linspace(low, high, 5)
     return Axis(name, place(read), [(float(place(x)), setting_text(float(x))) for x in distinct])
 
 

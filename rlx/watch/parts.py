@@ -64,10 +64,10 @@ def head(view: Run | Lanes | Folder, home: bool) -> list[Any]:
     started = f"begun {view.config['started'].replace('T', ' ')[:16]} UTC" if view.config else ""
     device = view.config.get("device", "") if view.config else ""
     about = " · ".join(text for text in (name, lanes or seed, started, device) if text)
-    parts = [html.Div([*back, html.Span(about, className="dim")], className="about"), title]
+    above: list[Any] = [html.Div([*back, html.Span(about, className="dim")], className="about"), title]
     if view.state.text:
-        parts.append(html.P(view.state.text, className="dim"))
-    return [*parts, *problem(view.problem), bar(view), html.Dl(numbers(view), className="numbers")]
+        above.append(html.P(view.state.text, className="dim"))
+    return [*above, *problem(view.problem), bar(view), html.Dl(numbers(view), className="numbers")]
 
 
 def problem(text: str) -> list[Any]:
@@ -181,8 +181,11 @@ def table_of(sweep: Lanes, ranked: Sequence[dict[str, Any]], by_lane: bool) -> t
     }
     short: Any = written(",.4~g")
     right: Any = {"type": "rightAligned", "minWidth": 104}
-    columns: list[Any] = [{"field": "rank", "headerName": "", "width": 72, "maxWidth": 72, "type": "rightAligned"}]
-    columns += [{"field": "lane", "maxWidth": 90, **right}, {"field": "seed", "maxWidth": 90, **right}] * by_lane
+    columns: list[Any] = [{"field": "rank", "headerName": "", "width": 88, "maxWidth": 88, "type": "rightAligned"}]
+    columns += [
+        {"field": "lane", "headerName": "lane", "maxWidth": 90, **right},
+        {"field": "seed", "headerName": "seed", "maxWidth": 90, **right},
+    ] * by_lane
     for i, name in enumerate(sweep.varied):
         columns.append(
             {"field": f"s{i}", "headerName": name, **({} if _is_text(ranked, name) else right | written(".3~g"))}
