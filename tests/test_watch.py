@@ -7,11 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
+from werkzeug.serving import make_server
 
 import rlx.watch
 from rlx import report
@@ -470,3 +472,91 @@ def test_the_command_serves_until_ctrl_c_and_ends_quietly(tmp_path):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "", "")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A browser without a window: one that is installed, driven by playwright."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright, which make test-more installs")
+    if (path := shutil.which("chromium") or shutil.which("google-chrome")) is None:
+        pytest.skip("there is no chromium and no google-chrome on this machine")
+    with api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens what is watched on a page, and holds at the end that no request left this machine and nothing failed."""
+    opened_pages, complaints, requests = [], [], []
+
+    def to(path, address="/"):
+        listening = serve.bound(38100, lambda text: None)
+        web = serve.server(path, seconds=0.5)
+        running = make_server("127.0.0.1", 1, web, threaded=True, fd=listening.fileno())
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        page = browser.new_page()
+        opened_pages.append((page, running, thread, listening))
+        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(f"http://127.0.0.1:{listening.getsockname()[1]}{address}")
+        return page
+
+    yield to
+    for page, running, thread, listening in opened_pages:
+        page.close()
+        running.shutdown()
+        thread.join()
+        listening.close()
+    assert complaints == []
+    assert len(requests) > 10
+    assert [url for url in requests if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))] == []
+
+
+def until(page, graph, condition):
+    """Waits until a condition of `traces`, the lines that a graph has drawn, is true."""
+    traces = f"(document.querySelector('#{graph} .js-plotly-plot')?._fullData ?? [])"
+    page.wait_for_function(f"() => {{ const traces = {traces}; return {condition}; }}", timeout=30_000)
+
+
+@pytest.mark.more
+def test_a_page_draws_every_row_and_those_that_come_and_no_stale_ones(visit, tmp_path):
+    run = make_run(tmp_path / "run")
+    page = visit(run)
+    until(page, "run-returns", "traces.length == 3 && traces[0].x.length == 4 && traces[2].x.length == 1")
+    until(page, "run-metrics", "traces.length == 1 && traces[0].x.length == 4")  # no counts
+    assert "PPO on gymnax/CartPole-v1" in page.inner_text("#head")
+    assert "killed" in page.inner_text("#head")
+    append(run / "metrics.jsonl", row(5, 50.0), row(6, 60.0))
+    until(page, "run-returns", "traces[0].x.length == 6 && Math.max(...traces[0].y) == 60")
+    write(tmp_path / "new", *(row(i + 1, float(i)) for i in range(3)))
+    (tmp_path / "new").replace(run / "metrics.jsonl")
+    until(page, "run-returns", "traces[0].x.length == 3 && Math.max(...traces[0].y) == 2")
+
+
+@pytest.mark.more
+def test_a_lane_that_is_chosen_is_drawn(visit, tmp_path):
+    page = visit(make_sweep(tmp_path / "sweep"))
+    names = "traces.map(trace => trace.name)"
+    until(page, "sweep-curves", f"{names}.filter(name => name.includes('learning_rate')).length == 2")
+    page.locator("#sweep-table .ag-center-cols-container .ag-row").first.click()
+    until(page, "sweep-curves", f"{names}.includes('lane 2') && {names}.includes('lane 3')")
+    page.get_by_text("lanes", exact=True).first.click()
+    rows = "document.querySelectorAll('#sweep-table .ag-center-cols-container .ag-row')"
+    page.wait_for_function(f"() => {rows}.length == 4")
+    until(page, "sweep-parallel", "traces.length > 0")
+
+
+@pytest.mark.more
+def test_a_folder_leads_to_its_runs_and_back(visit, tmp_path):
+    make_run(tmp_path / "runs" / "a b")
+    make_sweep(tmp_path / "runs" / "sweep")
+    page = visit(tmp_path / "runs")
+    page.get_by_text("a b", exact=True).click()
+    until(page, "run-returns", "traces.length == 3")
+    page.get_by_text("all runs").click()
+    page.get_by_text("sweep", exact=True).click()
+    until(page, "sweep-curves", "traces.length > 1")
