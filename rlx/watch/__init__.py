@@ -11,6 +11,6 @@ HOMES = {
     "runs": "Run",
     "sweeps": "Lanes",
     "folders": "Folder opened",
-    "serve": "server serve",
+    "serve": "server bound",
 }
 __all__, __getattr__, __dir__ = face(__name__, HOMES)

@@ -17,6 +17,10 @@ from rlx.watch.runs import Run
 from rlx.watch.sweeps import Lanes
 
 SECONDS = 3.0  # between two looks at the files
+INTERVALS = (
+    "Interquartile means over lanes with 95 % bootstrap intervals: bands around up to four lines, else bars beside "
+    "their ends."
+)
 FIRST = 6  # metrics that are drawn where none was chosen
 
 
@@ -79,6 +83,7 @@ def app_of(path: Path, seconds: float = SECONDS) -> tuple[Dash, Watched]:
     _add_frame(app, watched)
     _add_run(app, watched)
     _add_sweep(app, watched)
+    _add_choice(app)
     return app, watched
 
 
@@ -101,7 +106,7 @@ def body(kind: str) -> list[Any]:
     note = "Choose rows, or lines below, to see their curves, eight at most. Without a choice the best are in colour."
     return [
         seen,
-        parts.section("Training", parts.graph("sweep-curves", 420)),
+        parts.section("Training", parts.graph("sweep-curves", 420), note=INTERVALS),
         parts.section("Ranking", unit, parts.table("sweep-table"), note=note),
         parts.section(
             "Settings against the result",
@@ -233,7 +238,7 @@ def _add_sweep(app: Dash, watched: Watched) -> None:
     )
     def sweep(_, choice, unit, rows, pathname, seen, columns_before):
         with watched.lock:
-            picked = [row["id"] for row in rows] if isinstance(rows, list) else (rows or {}).get("ids", [])
+            picked = chosen_of(rows)
             view, token = _changed(watched, pathname, Lanes, seen, choice, unit, picked)
             names, by_lane = view.metric_names(), unit == "lanes"
             chosen = first_of(names) if choice is None and names else choice
@@ -258,6 +263,10 @@ def _add_sweep(app: Dash, watched: Watched) -> None:
                 token,
             )
 
+
+def _add_choice(app: Dash) -> None:
+    """Lines of the parallel coordinates choose rows of the table, which says what is chosen."""
+
     @app.callback(
         Output("sweep-table", "selectedRows"),
         Input("sweep-parallel", "clickData"),
@@ -268,12 +277,17 @@ def _add_sweep(app: Dash, watched: Watched) -> None:
     def pick(clicked, boxed, rows):
         if ctx.triggered_prop_ids.get("sweep-parallel.clickData"):
             own = points_of(clicked)
-            before = [row["id"] for row in rows] if isinstance(rows, list) else (rows or {}).get("ids", [])
+            before = chosen_of(rows)
             return {"ids": [x for x in before if x not in own] + [x for x in own if x not in before]}
         found = points_of(boxed)
         if not found:
             raise PreventUpdate
         return {"ids": found}
+
+
+def chosen_of(rows: Any) -> list[str]:
+    """The groups of chosen rows, as the table tells them and as it is told."""
+    return [row["id"] for row in rows] if isinstance(rows, list) else (rows or {}).get("ids", [])
 
 
 def points_of(event: dict[str, Any] | None) -> list[str]:
