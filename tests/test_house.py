@@ -157,7 +157,7 @@ def test_what_has_moved_is_found_and_says_so(old, new, name):
     assert found is getattr(import_module(new), name)
 
 
-@pytest.mark.parametrize("package", ["rlx.run", "rlx.sweeps", "rlx.report", "rlx.plot", "rlx.data"])
+@pytest.mark.parametrize("package", ["rlx.run", "rlx.sweeps", "rlx.report", "rlx.plot", "rlx.data", "rlx.watch"])
 def test_the_face_of_a_package_has_its_names(package):
     face = import_module(package)
     for name in face.__all__:

@@ -28,6 +28,15 @@ def test_one_of_two_owners_is_refused_while_the_other_is_there(tmp_path):
         pass
 
 
+def test_who_wants_to_own_a_directory_waits_for_one_that_only_looks(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    looking = os.open(tmp_path / "run", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)  # as is_owned does for a moment
+    monkeypatch.setattr("rlx.run.storage.time.sleep", lambda seconds: os.close(looking))
+    with owned(tmp_path / "run"):
+        pass
+
+
 def test_a_name_that_is_taken_gets_a_number(tmp_path):
     with (
         owned(tmp_path / "runs" / "a", numbered=True) as first,

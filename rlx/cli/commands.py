@@ -34,6 +34,7 @@ COMMANDS = {
     ),
     "render": ("play.render", "watch a policy:  rlx render runs/NAME --output episode.gif"),
     "plot": ("report.plot", "draw runs and sweeps:  rlx plot runs/A runs/B --output curves.png"),
+    "watch": ("watch.watch", "see runs and sweeps in a browser:  rlx watch runs"),
     "why": ("check.why", "what made a run end in NaN:  rlx why runs/NAME"),
     "envs": ("envs.envs", "list environments:  rlx envs [brax]"),
     "check": ("check.check", "test an algorithm or an environment:  rlx check my_ppo.py --env CartPole-v1"),

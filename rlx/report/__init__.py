@@ -3,7 +3,7 @@
 from rlx.faces import face
 
 HOMES = {
-    "statistics": "BATCH iqm optimality_gap interval probability_of_improvement Curve curve on_grid",
+    "statistics": "BATCH iqm optimality_gap interval probability_of_improvement Curve along curve on_grid",
     "read": "runs setting_text",
     "compare": "FEW report",
     "text": "tables fill markdown decimals",

@@ -137,6 +137,14 @@ def curve(
     Raises:
         ValueError: no runs, a run in which no episode ended, or no step by which one had ended in every run.
     """
+    grid, values = along(steps, returns, weights, num_points)
+    return Curve(grid, statistic(values, axis=-1), *_ends([values], statistic, confidence, num_resamples, seed))
+
+
+def along(
+    steps: Sequence[np.ndarray], returns: Sequence[np.ndarray], weights: Sequence[np.ndarray], num_points: int = 50
+) -> tuple[np.ndarray, np.ndarray]:
+    """The grid `[P]` of `curve` and the values `[P, R]` of its R runs there, with the same arguments and errors."""
     if not len(steps):
         raise ValueError("a curve needs at least one run, got none")
     if not all(len(s) == len(r) == len(w) for s, r, w in zip(steps, returns, weights, strict=True)):
@@ -150,8 +158,7 @@ def curve(
     known = ~np.isnan(values).any(-1)
     if not known.any():
         raise ValueError(f"no step up to {end:,} of the shortest run at which every run has ended an episode")
-    grid, values = grid[known], values[known]
-    return Curve(grid, statistic(values, axis=-1), *_ends([values], statistic, confidence, num_resamples, seed))
+    return grid[known], values[known]
 
 
 def on_grid(steps: np.ndarray, returns: np.ndarray, weights: np.ndarray, grid: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ STORAGE = {
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM}
 CLAIM = "claimed.tmp"  # marks an owned directory where the file system has no locks
 TRIES = 100
+LOOKS = 5  # at a lock that another process may hold for a moment only, as `is_owned` does
 
 
 class Full(OSError):
@@ -71,6 +73,27 @@ def owned(
         yield Path(str(name))
     finally:
         _release(lock, path, made)
+
+
+def is_owned(directory: Path) -> bool | None:
+    """Whether a process owns the directory; None where its file system has no locks and a claim may be an old one.
+
+    It writes nothing. The lock of whoever wants to own the directory waits for the moment that this one takes.
+    """
+    try:
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    finally:
+        os.close(lock)
+    return None if (directory / CLAIM).exists() else False
 
 
 @contextlib.contextmanager
@@ -204,15 +227,17 @@ def _lock(path: Path, resume: bool, say: Callable[[str], object]) -> int | None:
 
 
 def _flock(lock: int, path: Path, flag: str) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(
-            f"{path} is being written by another process: wait until it has ended, or give another {flag}"
-        ) from None
-    except OSError as error:
-        if stat.S_ISDIR(os.fstat(lock).st_mode) or error.errno not in NO_LOCKS:
-            raise
+    for look in range(LOOKS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.01 * (look + 1))
+        except OSError as error:
+            if stat.S_ISDIR(os.fstat(lock).st_mode) or error.errno not in NO_LOCKS:
+                raise
+            return
+    raise ValueError(f"{path} is being written by another process: wait until it has ended, or give another {flag}")
 
 
 def _release(lock: int | None, path: Path, made: list[Path]) -> None:

@@ -295,6 +295,7 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
     else:
         state = _first_carry(job, program, lanes, [found[lane.number] for lane in lanes] if start else None)
     batch.mkdir(exist_ok=True)
+    write_json(batch / "lanes.json", [lane.number for lane in lanes])
     checkpoint.set_aside(checkpoints, done)
     known = [row for row in read_rows(batch / "metrics.jsonl") if row["update"] <= done - logged["count"]]
     display.skip((done - start) * steps)
