@@ -35,6 +35,7 @@ REDUCED |= {"reduce_and": "all", "reduce_or": "any"}
 RUNNING = {"cumsum": "np.cumsum", "cumprod": "np.cumprod", "cummax": "np.maximum.accumulate"}
 RUNNING |= {"cummin": "np.minimum.accumulate"}
 WIDTH = 100  # of a line of weights
+USE = "    policy = Policy()\n    policy.reset()\n    action = policy.act(obs)\n\nNeeds numpy alone."
 
 
 class Unwritten(ValueError):
@@ -217,8 +218,9 @@ def _modes(mode) -> bool:
 def _gathered(writer, params, given, equation, aval):
     n = params["dimension_numbers"]
     batch = (tuple(n.operand_batching_dims), tuple(n.start_indices_batching_dims))
-    numbers = f"{writer.shape(params['slice_sizes'])}, {tuple(n.start_index_map)}, {tuple(n.offset_dims)}"
-    return f"_gather({given[0]}, {given[1]}, {numbers}, {tuple(n.collapsed_slice_dims)}, {batch}, {_modes(params['mode'])})"
+    axes = f"{writer.shape(params['slice_sizes'])}, {tuple(n.start_index_map)}, {tuple(n.offset_dims)}"
+    axes = f"{axes}, {tuple(n.collapsed_slice_dims)}, {batch}"
+    return f"_gather({given[0]}, {given[1]}, {axes}, {_modes(params['mode'])})"
 
 
 def _scattered(writer, params, given, equation, aval):
@@ -299,21 +301,22 @@ def write(program: Program, path: Path, title: str) -> None:
     """
     (batch,) = jax.export.symbolic_shape("b")
     flat, writer = program.flat(batch), Writer("b")
-    arguments = _arguments(program, flat, writer)
+    lines = [f"{_arguments(program, flat, writer)} = inputs", "b = inputs[0].shape[0]"]
+    used = {x for equation in flat.equations for x in equation.invars if isinstance(x, Var)} | {
+        x for x in flat.outputs if isinstance(x, Var)
+    }
     for var, value in flat.constants.items():
-        if var in {x for equation in flat.equations for x in equation.invars if isinstance(x, Var)}:
+        if var in used:
             writer.weight(var, value)
-    lines = writer.lines(flat.equations)
-    lines.append(f"return [{', '.join(writer.name(x) for x in flat.outputs)}]")
+    lines += [*writer.lines(flat.equations), f"return [{', '.join(map(writer.name, flat.outputs))}]"]
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **writer.weights)
     text = base64.b64encode(buffer.getvalue()).decode()
     content = [
-        f'"""{title}\n\n    policy = Policy()\n    policy.reset()\n    action = policy.act(obs)\n\nNeeds numpy alone.\n"""',
+        f'"""{title}\n\n{USE}\n"""',
         "import base64\nimport io\nimport math\n\nimport numpy as np",
         *_sources(writer.used),
-        f"def compute(inputs):\n    {arguments} = inputs\n    b = inputs[0].shape[0]\n"
-        + textwrap.indent("\n".join(lines), "    "),
+        "def compute(inputs):\n" + textwrap.indent("\n".join(lines), "    "),
         inspect.getsource(runner.Policy).replace("class Policy:", "class Runner:"),
         f"PORTS = {program.table!r}",
         "class Policy(Runner):\n    def __init__(self, seed=0):\n        super().__init__(compute, PORTS, seed)",

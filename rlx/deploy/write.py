@@ -46,7 +46,7 @@ class Deployed:
 
 
 def deploy(agent: Agent, directory: str | Path, to: Sequence[str] = ("numpy",), sample: bool = False) -> list[Deployed]:
-    """Writes the policy of an agent for each target, with the normaliser of observations and the scale of actions in it.
+    """Writes the policy of an agent for each target; normaliser of observations and scale of actions are inside.
 
     A file is written under its name only when its actions are those of the agent on at least 1,000 observations of
     episodes that the agent plays, memory and episode ends included: the same categories, and real numbers to 1e-4 of
@@ -147,12 +147,16 @@ def compared(program: Program, policy: Policy, seed: int = 0) -> tuple[int, floa
         starts = reset(keys(start_key))
         state, transition = step(keys(step_key), state, action, starts)
         done = np.asarray(transition.done)
-        memory = jax.tree.map(
-            lambda new, old: jnp.where(done.reshape(-1, *[1] * (new.ndim - 1)), new, old), blank, memory
-        )
+        memory = _begun(done, blank, memory)
         policy.reset(done)
         num += EPISODES
     return num, largest, other
+
+
+def _begun(done: np.ndarray, starts: Any, memory: Any) -> Any:
+    """The memory of a batch of which some episodes have ended."""
+    where = lambda new, old: jnp.where(done.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+    return jax.tree.map(where, starts, memory)
 
 
 def _unit(space: Any) -> np.ndarray:
