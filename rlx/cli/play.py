@@ -10,12 +10,13 @@ import jax
 import tyro
 from rich.console import Console
 
+from rlx.agent import Agent
 from rlx.algorithm import short_name
 from rlx.cli.options import check_seed, configure_jax, parse_options
 from rlx.env import Env
 from rlx.files import read_config, write_json
 from rlx.run import storage
-from rlx.run.evaluations import evaluate_run
+from rlx.run.evaluations import evaluate_run, evaluation
 from rlx.run.job import Job, keys
 from rlx.run.pause import given
 from rlx.run.saved import saved_run, saved_state
@@ -45,6 +46,8 @@ class Checkpoint:
 class EvalOptions(Checkpoint):
     """Evaluate a checkpoint of a run, the newest one where no other is asked for."""
 
+    env: str = ""
+    """Play in an environment of Gymnasium, such as gymnasium/CartPole-v1, in place of the run's own."""
     num_episodes: int = 32
     """Number of whole episodes to play."""
     output: Path | None = None
@@ -75,13 +78,54 @@ def evaluate(arguments: list[str]) -> None:
         raise ValueError(f"--num-episodes {options.num_episodes}: give at least 1")
     job, state, key = load_checkpoint(options)
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    if options.env:
+        result = _played(options, job, state, console)
+        _kept(options, result, int(state.num_updates), f"-{options.env.replace('/', '-')}", console)
+        return
     name = program_name(
         f"evaluation of {short_name(job.algorithm_name)}", job.env_name, job.config, options.num_episodes
     )
     with announced(name, console.print):
         result = evaluate_run(job, state, key, options.num_episodes, console, deterministic=not options.stochastic)
-    how = "-stochastic" * options.stochastic
-    name = f"evaluations/update-{int(state.num_updates)}-seed-{options.seed}-episodes-{options.num_episodes}{how}.json"
+    _kept(options, result, int(state.num_updates), "", console)
+
+
+def _played(options: EvalOptions, job: Job, state: Any, console: Console) -> dict[str, Any]:
+    """The evaluation of a policy in an environment of Gymnasium, as strict JSON."""
+    from rlx.envs import host
+
+    agent = Agent(job.algorithm, job.config, job.env, state, job.env_name, job.seed, options.run, options.seed)
+    spaces = agent.observation_space, agent.action_space
+    policy = Chosen(agent, not options.stochastic)
+    episodes = host.evaluate(policy, *spaces, options.env, options.num_episodes, options.seed)
+    result = evaluation(episodes, agent.num_updates, job.config, policy.deterministic) | {"env": options.env}
+    console.print(
+        f"{options.env}, after {agent.steps:,} steps of training in {job.env_name}: mean return "
+        f"{float(result['mean']):.1f}, standard deviation {float(result['std']):.1f}, {options.num_episodes} episodes"
+    )
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """An agent that takes its most likely actions, or draws them."""
+
+    agent: Agent
+    deterministic: bool
+
+    def reset(self) -> None:
+        """That of the agent."""
+        self.agent.reset()
+
+    def act(self, obs: Any) -> Any:
+        """That of the agent."""
+        return self.agent.act(obs, self.deterministic)
+
+
+def _kept(options: EvalOptions, result: dict[str, Any], update: int, where: str, console: Console) -> None:
+    """Writes an evaluation and says where."""
+    how = where + "-stochastic" * options.stochastic
+    name = f"evaluations/update-{update}-seed-{options.seed}-episodes-{options.num_episodes}{how}.json"
     output = options.output or storage.beside(options.run, name, console.print)
     with storage.naming(output, lambda: f"{options.run} is as it was; --output says where else"):
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,10 @@ import numpy as np
 
 def _erf_inv(x):
     """The inverse error function in float32: Giles 2010, Approximating the erfinv function, table 5."""
-    w = -np.log1p(-x * x)
+    with np.errstate(divide="ignore"):  # at -1 and 1
+        w = -np.log1p(-x * x)
     near = w < 5
-    w = np.where(near, w - np.float32(2.5), np.sqrt(np.maximum(w, 0)) - np.float32(3))
+    w = np.where(near, w - np.float32(2.5), np.sqrt(np.where(near, 0, np.minimum(w, 1e4))) - np.float32(3))
     small = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087)
     small += (-0.00125372503, -0.00417768164, 0.246640727, 1.50140941)
     large = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773)
@@ -76,7 +77,7 @@ def _at(first, sizes, dropped):
         if i in kept:
             shape[kept.index(i)] = sizes[i]
         found.append(
-            start.reshape(*start.shape, *[1] * len(kept)) + np.arange(sizes[i] if i in kept else 1).reshape(shape)
+            start.reshape((*start.shape, *[1] * len(kept))) + np.arange(sizes[i] if i in kept else 1).reshape(shape)
         )
     return tuple(found)
 
@@ -87,7 +88,7 @@ def _gather(x, indices, sizes, axes, offset, dropped, batch_axes, clip):
     out = x[_at(first, sizes, {*dropped, *batch_axes[0]})]
     if not inside.all():
         blank = np.nan if x.dtype.kind == "f" else np.iinfo(x.dtype).min if x.dtype.kind == "i" else 0
-        out = np.where(inside.reshape(*inside.shape, *[1] * (out.ndim - inside.ndim)), out, blank).astype(x.dtype)
+        out = np.where(inside.reshape((*inside.shape, *[1] * (out.ndim - inside.ndim))), out, blank).astype(x.dtype)
     count = indices.ndim - 1
     return np.moveaxis(out, range(count, out.ndim), offset)
 
