@@ -7,7 +7,8 @@ HOMES = {
     "log": "ROWS NO_LOG Logger",
     "evaluations": "evaluate_run evaluation best draw",
     "loop": "CHUNK_SECONDS CHUNK_UPDATES jitted chunk execute",
-    "sinks": "KINDS SINKS Csv Jsonl Sink",
+    "sinks": "KINDS SINKS Asked Csv Jsonl LoggedRun RunSink Sink",
+    "background": "Background",
     "stop": "Stop",
 }
 __all__, __getattr__, __dir__ = face(__name__, HOMES)
