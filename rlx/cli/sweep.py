@@ -34,6 +34,7 @@ from rlx.presets import configure
 from rlx.pytree import replace
 from rlx.run.evaluations import in_words
 from rlx.run.job import CHECKPOINT_SECONDS
+from rlx.run.sinks import check_names
 from rlx.run.storage import check_empty, owned
 from rlx.schedules import changed_besides
 from rlx.sweeps.job import SweepJob, apply, check_sizes, plan
@@ -88,6 +89,8 @@ class SweepOptions(Sources):
     """Number of episodes of each lane's evaluation."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     """Seconds between checkpoints."""
+    log: tuple[str, ...] = ()
+    """Logs to write of every lane, as a run of its own: csv, tensorboard, wandb."""
     devices: int | None = None
     """Number of GPUs, or cores of a CPU, that the lanes are spread over; by default all."""
     dry_run: bool = False
@@ -119,6 +122,7 @@ def sweep(arguments: list[str]) -> None:
     options, given = parse_options(SweepOptions, rest, prog, default=default, return_unknown_args=True)
     if not options.checkpoint_seconds >= 0:
         raise ValueError(f"--checkpoint-seconds {options.checkpoint_seconds}: give 0 or more")
+    check_names(options.log)
     configure_jax(options.compile_cache)
     if options.devices is not None and options.devices < 1:
         raise ValueError(f"--devices {options.devices}: give at least 1")
@@ -127,14 +131,14 @@ def sweep(arguments: list[str]) -> None:
     if sources.resume is None:
         job = _new_job(algorithm, name, options, given, prog)
     else:
-        free = ("checkpoint_seconds", "memory", "devices", "dry_run", "compile_cache", "source")
+        free = ("checkpoint_seconds", "memory", "devices", "dry_run", "compile_cache", "source", "log")
         changed = [n for n, value in vars(options).items() if n not in free and value != getattr(default, n)]
         if changed or given:
             flags = [f"--{name.replace('_', '-')}" for name in changed]
             raise ValueError(f"a resumed sweep keeps its settings: remove {' '.join([*flags, *given])}")
         job = saved_job(sources.resume, algorithm)
         job = dataclasses.replace(job, algorithm_name=name, checkpoint_seconds=options.checkpoint_seconds)
-        job = dataclasses.replace(job, memory=_bytes(options.memory) or job.memory)
+        job = dataclasses.replace(job, memory=_bytes(options.memory) or job.memory, sinks=options.log or job.sinks)
     if not resume:
         tell_settings(console, algorithm, str(job.env_name), job.env, job.preset, told=sources.preset)
     usual = vars(configure(algorithm.Config, job.preset))
@@ -202,6 +206,7 @@ def saved_job(directory: Path, algorithm: ModuleType | None = None) -> SweepJob:
         directory=directory,
         strategy=strategy,
         rank_by=saved.get("rank_by", "return"),
+        sinks=tuple(saved.get("log", ())),
         **{name: saved[name] for name in names},
     )
 
@@ -261,6 +266,7 @@ def _new_job(
         checkpoint_seconds=options.checkpoint_seconds,
         preset=tuned,
         rank_by=options.rank_by,
+        sinks=options.log,
     )
 
 

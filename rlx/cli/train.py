@@ -84,7 +84,7 @@ class TrainOptions(TrainSources):
     """Keep the replay buffer in checkpoints. Without it they are small, and a resumed run starts with a new buffer of
     random actions, so that it is not the run that was never stopped."""
     log: tuple[str, ...] = ()
-    """Logs to write beside metrics.jsonl and evaluations.jsonl, such as csv."""
+    """Logs to write beside metrics.jsonl and evaluations.jsonl: csv, tensorboard, wandb."""
     devices: int | None = None
     """Number of GPUs, or cores of a CPU, that the environments are spread over; by default that of the resumed run,
     else 1, and on a CPU all cores from 1,024 environments on."""

@@ -12,9 +12,12 @@ ROWS = 2000  # that wait for a sink; more than a run has as a rule
 QUIET = 1.0  # seconds of waiting at the end before that is said
 
 
-def whole(row: dict[str, Any]) -> list[dict[str, Any] | None]:
-    """The rows of all runs of a sink in a row of a log: of one run, the row."""
-    return [row]
+Rows = Sequence[tuple[int, dict[str, Any]]]
+
+
+def whole(row: dict[str, Any]) -> Rows:
+    """The rows of the runs of a sink, with their numbers, in a row of a log: of one run, the row."""
+    return [(0, row)]
 
 
 class Background:
@@ -30,7 +33,7 @@ class Background:
         say: takes a sentence for the user.
         directory: that `rlx log` is to be given.
         seconds: of waiting at the end.
-        split: the row of each run in a row that `write` is given, or None; runs on the thread.
+        split: the numbers of runs and their rows in a row that `write` is given; called by the thread.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class Background:
         say: Callable[[str], Any],
         directory: Path,
         seconds: float = SECONDS,
-        split: Callable[[dict[str, Any]], Sequence[dict[str, Any] | None]] = whole,
+        split: Callable[[dict[str, Any]], Rows] = whole,
     ):
         self.name, self.runs, self.say, self.directory = name, runs, say, directory
         self.seconds, self.split = seconds, split
@@ -90,9 +93,8 @@ class Background:
             sink = SINKS[self.name](self.runs, Asked(self.said.put, self.seconds))
             while (item := self.rows.get()) is not None:
                 kind, row = item
-                for number, own in enumerate(self.split(row)):
-                    if own is not None:
-                        sink.write(number, kind, own)
+                for number, own in self.split(row):
+                    sink.write(number, kind, own)
                 self.taken += 1
             sink.close()
         except Exception as error:  # whatever it raises, training is not to end by it
@@ -104,7 +106,8 @@ def beside(
     runs: Sequence[LoggedRun],
     say: Callable[[str], Any],
     directory: Path,
-    split: Callable[[dict[str, Any]], Sequence[dict[str, Any] | None]] = whole,
+    split: Callable[[dict[str, Any]], Rows] = whole,
 ) -> list[Background]:
     """The sinks of these names but the log of record, each on its thread."""
-    return [Background(name, runs, say, directory, split=split) for name in dict.fromkeys(names) if name != "jsonl"]
+    names = [name for name in dict.fromkeys(names) if name != "jsonl"]
+    return [Background(name, runs, say, directory, SECONDS, split) for name in names]

@@ -35,6 +35,9 @@ class LoggedRun:
     began: float = 0.0  # when its `seconds` were 0, in seconds since 1970
 
 
+Table = tuple[list[str], list[list[Any]]]  # columns and rows
+
+
 class Sink(Protocol):
     """What the loop gives the rows of a log to."""
 
@@ -180,6 +183,8 @@ def as_number(value: Any) -> float | None:
 def settings_of(run: LoggedRun) -> dict[str, Any]:
     """What a dashboard shows as the settings of a run: those of the Config, and what ran on what, one level deep."""
     saved = run.settings
+    if not saved:
+        return {}
     found = {name: x if isinstance(x, bool | int | float | str) else str(x) for name, x in saved["config"].items()}
     for kind in ("env_options", "env_params"):
         found |= {f"{kind}.{name}": str(x) for name, x in (saved.get(kind) or {}).items()}
@@ -197,8 +202,18 @@ def pictures_of(run: LoggedRun, step: int) -> dict[str, tuple[Path, int]]:
     return {path.name: (path, int(path.stem)) for path in files}
 
 
-def table_of(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """The evaluations of a run as a table: its columns, and a row for each."""
+def tables_of(run: LoggedRun, evaluations: Sequence[dict[str, Any]]) -> dict[str, Table]:
+    """The tables of a run by their names: its evaluations, and the results of a sweep."""
+    found = {"evaluations": table_of(evaluations)} if evaluations else {}
+    if run.pictures is not None and (file := run.pictures / "results.csv").exists():
+        with open(file, newline="") as text:
+            columns, *rows = csv.reader(text)
+        found["results"] = columns, rows
+    return found
+
+
+def table_of(rows: Sequence[dict[str, Any]]) -> Table:
+    """Evaluations as a table, a row for each."""
     columns = ["step", "mean", "low", "high", "std", "episodes"]
     found = []
     for row in rows:

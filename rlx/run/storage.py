@@ -73,6 +73,20 @@ def owned(
         _release(lock, path, made)
 
 
+def is_owned(directory: Path) -> bool:
+    """Whether a process trains in the directory now; False where that cannot be known."""
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return False
+
+
 @contextlib.contextmanager
 def reserved(path: Path) -> Iterator[None]:
     """A context in which this process alone writes the file, which is not there before; empty at the end it is removed.

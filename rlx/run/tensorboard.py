@@ -18,7 +18,7 @@ from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from rlx.run.sinks import Asked, LoggedRun, pictures_of, settings_of, table_of, tags
+from rlx.run.sinks import Asked, LoggedRun, pictures_of, settings_of, tables_of, tags
 
 FILES = "events.out.tfevents.*.rlx"
 BAND = {"evaluation": {"return": ["Margin", ["evaluation/mean", "evaluation/low", "evaluation/high"]]}}
@@ -54,8 +54,9 @@ class EventFile:
         if before:
             start = SessionLog(status=SessionLog.START)
             events.append(Event(wall_time=self.time, step=0, session_log=start))
-        experiment, session, _ = summary.hparams(settings_of(run), {"evaluation/mean": 0, "episode_return": 0})
-        events += [self._event(x, 0) for x in (experiment, session, summary.custom_scalars(BAND))]
+        if run.settings:
+            experiment, session, _ = summary.hparams(settings_of(run), {"evaluation/mean": 0, "episode_return": 0})
+            events += [self._event(x, 0) for x in (experiment, session, summary.custom_scalars(BAND))]
         rows = [(row["update"], kind, row) for kind, known in run.rows.items() for row in known]
         for _, kind, row in sorted(rows, key=lambda item: item[0]):
             events.append(self._row(kind, row))
@@ -68,15 +69,14 @@ class EventFile:
         self._append([self._row(kind, row), *self._pictures()])
 
     def end(self) -> None:
-        """Appends what there is at the end: the rest of the pictures, the learning curve, a table of evaluations."""
+        """Appends what there is at the end: the rest of the pictures, the learning curve, tables."""
         events = self._pictures()
         if self.run.pictures is not None:
             events += [self._picture(x.stem, x, self.step) for x in sorted(self.run.pictures.glob("*.png"))]
-        if self.evaluations:
-            columns, rows = table_of(self.evaluations)
+        for name, (columns, rows) in tables_of(self.run, self.evaluations).items():
             lines = [columns, ["---:"] * len(columns), *([_cell(x) for x in row] for row in rows)]
             text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-            events.append(self._event(summary.text("evaluations", text), self.step))
+            events.append(self._event(summary.text(name, text), self.step))
         self._append(events)
 
     def _row(self, kind: str, row: dict[str, Any]) -> Event:

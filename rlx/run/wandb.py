@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlx.files import read_json, write_json
-from rlx.run.sinks import Asked, LoggedRun, pictures_of, settings_of, table_of, tags
+from rlx.run.sinks import Asked, LoggedRun, pictures_of, settings_of, tables_of, tags
 
 FILE = "wandb.json"  # of a run: its id, and the last update of each kind that was given to wandb
 PROJECT = "rlx"  # where WANDB_PROJECT is not set
@@ -131,9 +131,9 @@ class History:
         for path in files:
             if new(kind := f"pictures/{path.name}"):
                 lines.append(self._picture(path.stem, path, self.step, self.update, kind))
-        if self.evaluations and new("table"):
-            mark = {"update": self.update, "kind": "table"}
-            lines.append({"table": table_of(self.evaluations), "step": self.step} | mark)
+        for name, table in tables_of(self.run, self.evaluations).items():
+            if new(kind := f"tables/{name}"):
+                lines.append({"table": table, "name": name, "step": self.step, "update": self.update, "kind": kind})
         return [*lines, {"summary": self.last}]
 
     def _pictures(self, step: int) -> list[dict[str, Any]]:

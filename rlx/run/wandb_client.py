@@ -2,7 +2,7 @@
 
 It reads JSON lines from its input: first the runs, `{"runs": [...], "project", "folder", "seconds"}`; then rows,
 `{"run", "step", "values", "update", "kind"}`, in the order of their steps; pictures, `{"run", "step", "name", "path",
-"update", "kind"}`; at the end `{"run", "table", "step", "update", "kind"}` and `{"run", "summary"}`. It prints a line for its user where
+"update", "kind"}`; at the end `{"run", "table", "name", "step", "update", "kind"}` and `{"run", "summary"}`. It prints a line for its user where
 there is something to say. The end of its input is its end, at most `seconds` later: whatever becomes of the process
 that trains, and of the server, none is left behind or waited for.
 
@@ -46,7 +46,9 @@ class Session:
     def __init__(self, wandb: Any, begin: dict[str, Any]):
         self.wandb, self.begin, self.mode = wandb, begin, None
         self.marks = [run["mark"] for run in begin["runs"]]
-        self.runs = [self._begun(run) for run in begin["runs"]]
+        self.runs: list[Any] = []
+        for run in begin["runs"]:
+            self.runs.append(self._begun(run))
 
     def take(self, line: dict[str, Any]) -> None:
         """Gives wandb what a line says, and keeps that it was given."""
@@ -57,7 +59,7 @@ class Session:
             return
         if "table" in line:
             columns, rows = line["table"]
-            run.log({"evaluations": self.wandb.Table(columns=columns, data=rows)}, step=line["step"])
+            run.log({line["name"]: self.wandb.Table(columns=columns, data=rows)}, step=line["step"])
         elif "path" in line:
             path = line["path"]
             media = self.wandb.Video(path, format="gif") if path.endswith(".gif") else self.wandb.Image(path)
@@ -77,12 +79,13 @@ class Session:
         try:
             return self._init(about)
         except (self.wandb.errors.UsageError, self.wandb.errors.CommError) as error:
-            if self.mode == "offline":
+            if self.mode == "offline" or self.runs:
                 raise
             first = " ".join(str(error).split()).partition(";")[0]
             folder = Path(self.begin["folder"]) / "wandb"
             print(f"{first}: it goes into {folder}, and `wandb sync` uploads it from there", flush=True)
             self.mode = "offline"
+            self.wandb.teardown()  # its service takes the run for one that is in use
             return self._init(about)
 
     def _init(self, about: dict[str, Any]) -> Any:

@@ -42,6 +42,7 @@ class SweepJob:
     memory: int | None = None  # bytes
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     preset: dict[str, Any] = field(default_factory=dict)
+    sinks: tuple[str, ...] = ()  # of rlx.run.sinks, that get the rows of the lanes as well
     rank_by: str = "return"  # or what the environment reports: which lanes are best, higher is better
 
     @cached_property
@@ -124,6 +125,7 @@ def describe(job: SweepJob) -> dict[str, Any]:
     names = ("points", "num_seeds", "eval_episodes", "memory", "rank_by")
     varied = list(dict.fromkeys(name for point in job.points for name in point))
     own = numbers_of(job.strategy) | {"strategy": repr(job.strategy), "interacts": job.strategy.interacts}
+    own |= {"log": list(job.sinks)}
     return describe_run(job, *names) | own | {"varied": varied, "env_checksum": checksum(job.env)}
 
 

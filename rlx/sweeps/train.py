@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,12 +32,13 @@ from rlx.run.job import keys as keys_of
 from rlx.run.log import NO_LOG, Logger
 from rlx.run.loop import CHUNK_SECONDS, CHUNK_UPDATES
 from rlx.run.progress import Display
-from rlx.run.sinks import Jsonl
+from rlx.run.sinks import Jsonl, check_names
 from rlx.run.stop import Stop
 from rlx.run.storage import naming, owned
 from rlx.run.timings import announcement, program_name, remember
 from rlx.sweeps.job import Lane, SweepJob, check_rank_by, check_sizes, describe, label, listed_points, plan
 from rlx.sweeps.lanes import MIB, Group, Program, carry, fit, groups, memory_bound, shapes
+from rlx.sweeps.logs import NAMES, LaneLogs
 from rlx.sweeps.results import Sweep, members_of, returns_of, states_of, write_results
 from rlx.sweeps.search import points
 from rlx.sweeps.strategies import STRATEGIES, Grid, strategy_of
@@ -65,6 +66,7 @@ def sweep(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     console: Console | None = None,
     rank_by: str = "return",
+    log: Sequence[str] = (),
 ) -> Sweep:
     """Trains and evaluates every configuration of `space` with `num_seeds` seeds; resumes what `directory` holds.
 
@@ -91,6 +93,7 @@ def sweep(
         console: where progress is shown; by default nowhere.
         rank_by: what says which lanes are best and which continue: `return`, or the name of something that the
             environment reports (`rlx.env.reports`), of which more is better.
+        log: names of `rlx.run.sinks.SINKS` that get the rows of every lane, as a run of its own.
 
     Raises:
         ValueError: for settings that do not fit; for a directory that holds something else.
@@ -103,6 +106,7 @@ def sweep(
         raise ValueError(f"strategy = {strategy} and {given} are two ways to search: give one of them")
     strategy = strategy or given
     check_sizes(len(found), num_seeds, seed, eval_episodes, strategy)
+    check_names(log, "log")
     own = algorithm.__name__.startswith("rlx.algos.")
     file = "".join([str(Path(algorithm.__file__ or "").resolve()), *algorithm.__name__.partition("+")[1:]])
     job = SweepJob(
@@ -122,6 +126,7 @@ def sweep(
         memory=memory,
         checkpoint_seconds=checkpoint_seconds,
         rank_by=rank_by,
+        sinks=tuple(log),
     )
     with owned(job.directory, resume=_resumes(job)):
         status, result = execute(job, console or Console(quiet=True), resume=_resumes(job))
@@ -187,13 +192,15 @@ def _execute(job: SweepJob, console: Console, resume: bool) -> tuple[int, Sweep 
     found: dict[int, dict[str, Any]] = {}
     before = 0.0
     schedule = job.strategy.rungs(len(job.points))
-    with Stop() as stop, Display(console, 1) as display:
+    with ExitStack() as stack, Stop() as stop, Display(console, 1) as display:
+        logs = LaneLogs(job, console)
+        stack.callback(logs.close)
         for rung, (share, keep) in enumerate(schedule):
             display.expect(display.done + _planned_steps(programs, lanes, before, schedule[rung:]))
             for number, group in enumerate(programs):
                 start, end = (math.ceil(s * group.updates - 1e-9) for s in (before, share))
                 own = [lane for lane in lanes if lane.configuration in group.numbers]
-                for row in _train_group(job, group, f"r{rung}g{number}", own, start, end, found, display, stop):
+                for row in _train_group(job, group, f"r{rung}g{number}", own, start, end, found, display, stop, logs):
                     found[row["lane"]] = row
                 if stop.asked:
                     console.print(
@@ -206,8 +213,8 @@ def _execute(job: SweepJob, console: Console, resume: bool) -> tuple[int, Sweep 
                     found[lane.number]["dropped_at"] = found[lane.number]["updates"]
             lanes = [lane for lane in lanes if lane.configuration in kept]
             before = share
-    rows = [found[lane.number] for lane in job.lanes]
-    write_results(Sweep(job, rows), programs, time.perf_counter() - started)
+        rows = [found[lane.number] for lane in job.lanes]
+        write_results(Sweep(job, rows), programs, time.perf_counter() - started)
     return 0, Sweep(job, read_rows(job.directory / "lanes.jsonl"))
 
 
@@ -225,7 +232,7 @@ def _check_programs(job: SweepJob, programs: list[Group]) -> None:
         check_rank_by(job.rank_by, group.env, metrics)
 
 
-def _train_group(job, group, name, lanes, start, end, found, display, stop):
+def _train_group(job, group, name, lanes, start, end, found, display, stop, logs):
     """Trains lanes of a group from their update `start` to `end`, in batches. Yields a row for each that is done."""
     if not lanes:
         return
@@ -246,10 +253,11 @@ def _train_group(job, group, name, lanes, start, end, found, display, stop):
         else:
             # Batches hold the lanes that they held, whatever the number of devices that it is resumed with.
             program = program or build(math.ceil(size / jax.device_count()) * jax.device_count())
-            trained = _train_batch(job, program, batch, own, start, end, found, display, stop)
+            trained = _train_batch(job, program, batch, own, start, end, found, display, stop, logs)
             if trained is None:
                 return
             write_json(batch / "result.json", _rows(job, program, batch, own, *trained))
+            logs.evaluated(json.loads((batch / "result.json").read_text()))
         yield from json.loads((batch / "result.json").read_text())
 
 
@@ -274,7 +282,7 @@ def _compiled(job, group, build, num_lanes, start, cut, display):
     return program
 
 
-def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
+def _train_batch(job, program, batch, lanes, start, end, found, display, stop, logs):
     """Trains one batch. Returns its carry, the updates made and the last training returns; None if interrupted."""
     from rlx.run import checkpoint
 
@@ -293,8 +301,9 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
     display.skip((done - start) * steps)
     display.label = f"lanes {lanes[0].number} to {lanes[-1].number}, best "
 
+    write_json(batch / NAMES, [lane.number for lane in lanes])
     with closing(Jsonl(batch, {"metrics": known})) as log:
-        logger = Logger([log], program.interval or math.ceil(group.updates / ROWS), group.config, logged)
+        logger = Logger([log, *logs.begin(lanes, known)], program.interval or math.ceil(group.updates / ROWS), group.config, logged)
 
         def save():
             own = jax.tree.map(lambda x: jax.device_put(x[:num], jax.devices()[0]), state)
