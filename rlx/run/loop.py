@@ -38,7 +38,7 @@ from rlx.pytree import uncommitted
 from rlx.replay import arranged, is_replay, with_replay, without_replay
 from rlx.run.background import beside
 from rlx.run.evaluations import best, draw, evaluate_run, render_episode
-from rlx.run.job import OPTIONS, Job, describe, devices_of, identity, keys
+from rlx.run.job import OPTIONS, Job, describe, devices_of, identity, keys, resumptions
 from rlx.run.log import NO_LOG, ROWS, Logger
 from rlx.run.progress import Display
 from rlx.run.render import check_output
@@ -239,6 +239,8 @@ def _written(job: Job, start: Start, resume: bool, console: Console) -> list[Sin
     record = Jsonl(job.directory, start.rows)
     source.keep(job.directory, source.read(job.algorithm_name, job.algorithm))
     settings = describe(job, *OPTIONS) | {"log": list(job.sinks)} | start.origin
+    if resume:
+        settings["resumed"] = resumptions(read_config(job.directory), start.done)
     write_json(job.directory / "config.json", settings)
     if not job.sinks:
         return [record]
