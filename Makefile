@@ -16,10 +16,10 @@ setup: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
-# Every environment suite that is an extra, in an environment of its own.
+# Every environment suite and log that is an extra, in an environment of its own.
 .venvs/more/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venvs/more
-	.venvs/more/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,playground]'
+	.venvs/more/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,playground,wandb]'
 	@touch $@
 
 # The tools that build the site, in an environment of their own.

@@ -22,7 +22,7 @@ from rlx import cli
 from rlx.algorithm import OBJECTIVES, short_name
 from rlx.algos import ppo
 from rlx.cli.options import make_env, tuned_elsewhere
-from rlx.files import evaluation_points, read_rows
+from rlx.files import evaluation_points
 from rlx.objectives import SPO
 from rlx.run import Logger, best, evaluate_run, keys
 from rlx.run.checkpoint import numbers, restore

@@ -18,10 +18,11 @@ from rlx.run.storage import owned
 from rlx.sweeps.logs import lane_rows
 
 sys.path.insert(0, str(Path(__file__).parent))
-from dashboards import events, images, scalars, wandb_rows  # noqa: E402
+from dashboards import events, images, scalars, wandb_rows
 
 EXACT = True  # bits are compared
-SMALL = "--num-envs 4 --num-steps 16 --num-epochs 1 --num-minibatches 1 --hidden-sizes 4 --eval-episodes 2".split()
+SMALL = ["--num-envs", "4", "--num-steps", "16", "--num-epochs", "1", "--num-minibatches", "1"]
+SMALL += ["--hidden-sizes", "4", "--eval-episodes", "2"]
 TRAIN = ["train", "ppo", "--env", "CartPole-v1", *SMALL]
 SWEEP = ["sweep", "ppo", "--env", "CartPole-v1", *SMALL, "--learning-rate", "1e-3,1e-2", "--num-seeds", "2"]
 SWEEP += ["--total-steps", "256"]
@@ -94,7 +95,8 @@ def test_a_run_that_is_training_is_written_as_far_as_it_is_and_not_into_its_own_
 
 
 def test_what_cannot_be_written_ends_in_one_line(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("rlx.run.tensorboard.open", lambda *a: open("/dev/full", "wb", 0), raising=False)
+    nowhere = lambda *a: open("/dev/full", "wb", 0)  # noqa: SIM115 (closed by whoever opens it)
+    monkeypatch.setattr("rlx.run.tensorboard.open", nowhere, raising=False)
     assert rlx("log", run, "--to", "tensorboard", "--output", tmp_path) == 2
     assert "--to tensorboard: OSError: [Errno 28] No space left on device" in capsys.readouterr().err
     assert rlx("log", tmp_path / "none", "--to", "csv") == 2

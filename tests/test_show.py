@@ -15,7 +15,8 @@ from rlx.report.card import card
 from rlx.report.recipe import OUT, setting
 
 EXACT = True  # bits are compared
-SMALL = "--num-envs 4 --num-steps 16 --num-epochs 1 --num-minibatches 1 --hidden-sizes 4 --eval-episodes 2".split()
+SMALL = ["--num-envs", "4", "--num-steps", "16", "--num-epochs", "1", "--num-minibatches", "1"]
+SMALL += ["--hidden-sizes", "4", "--eval-episodes", "2"]
 TRAIN = ["train", "ppo", "--env", "CartPole-v1", *SMALL, "--learning-rate", "linear:0.01:0", "--value-clip", "inf"]
 TRAIN += ["--env-params", "gravity=3", "--seed", "3", "--num-evaluations", "2", "--no-normalize-obs"]
 SWEEP = ["sweep", "ppo", "--env", "CartPole-v1", *SMALL, "--total-steps", "128", "--learning-rate", "log:1e-4:1e-2"]
@@ -116,7 +117,7 @@ def test_a_card_says_what_is_another_now_and_what_follows(run, tmp_path):
     saved = json.loads((run / "config.json").read_text())
     assert card(run)["now"] == []
     versions = saved["versions"] | {"jaxlib": "0.0.1"}
-    source = {name: "0" * 64 for name in saved["source"]}
+    source = dict.fromkeys(saved["source"], "0" * 64)
     other = {"versions": versions, "source": source, "rlx_source": "1" * 64, "commit": "abc with changes"}
     write_json(tmp_path / "config.json", saved | other)
     found = card(tmp_path)

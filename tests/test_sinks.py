@@ -23,10 +23,11 @@ from rlx.run.tensorboard import TensorBoard
 from rlx.run.wandb import History, settled
 
 sys.path.insert(0, str(Path(__file__).parent))
-from dashboards import events, images, scalars, wandb_rows  # noqa: E402
+from dashboards import events, images, scalars, wandb_rows
 
 EXACT = True  # bits are compared
-SMALL = "--num-envs 4 --num-steps 16 --num-epochs 1 --num-minibatches 1 --hidden-sizes 4 --eval-episodes 2".split()
+SMALL = ["--num-envs", "4", "--num-steps", "16", "--num-epochs", "1", "--num-minibatches", "1"]
+SMALL += ["--hidden-sizes", "4", "--eval-episodes", "2"]
 TRAIN = ["train", "ppo", "--env", "CartPole-v1", *SMALL]
 SETTINGS = {"config": {"gamma": 0.9, "hidden_sizes": [4]}, "algorithm": "rlx.algos.ppo", "env": "x", "seed": 0}
 installed = pytest.mark.skipif(find_spec("wandb") is None, reason="needs rlx[wandb]")
@@ -135,7 +136,7 @@ def test_tensorboard_has_scalars_by_step_settings_pictures_and_a_table(tmp_path)
     found = {value.tag: value for event in events(tmp_path) for value in event.summary.value}
     assert b"| 10 | 2 |" in found["evaluations/text_summary"].tensor.string_val[0]
     assert b"gamma" in found["_hparams_/session_start_info"].metadata.plugin_data.content
-    assert [event.wall_time for event in events(tmp_path) if event.step == 20][0] == 1001.0
+    assert next(event.wall_time for event in events(tmp_path) if event.step == 20) == 1001.0
 
 
 def test_tensorboard_of_a_resumed_run_has_every_row_once_and_none_that_was_taken_back(tmp_path):
@@ -239,7 +240,8 @@ def test_a_run_with_a_sink_that_fails_has_the_bits_of_one_without(how, plain, tm
     out, name = tmp_path / "run", how
     if how == "unwritable":  # the real one, on a disk that is full
         name = "tensorboard"
-        monkeypatch.setattr("rlx.run.tensorboard.open", lambda *a: open("/dev/full", "wb", 0), raising=False)
+        nowhere = lambda *a: open("/dev/full", "wb", 0)  # noqa: SIM115 (closed by whoever opens it)
+        monkeypatch.setattr("rlx.run.tensorboard.open", nowhere, raising=False)
     else:
         fake(monkeypatch, how, write=full if how == "full" else lambda *row: time.sleep(0.3))
         monkeypatch.setattr("rlx.run.background.SECONDS", 0.1)
@@ -256,7 +258,9 @@ def test_a_name_that_no_log_has_and_a_package_that_is_missing_are_bad_input(monk
     with pytest.raises(ValueError, match="unknown log 'tensorbord': did you mean"):
         check_names(("tensorbord",))
     monkeypatch.setattr("rlx.run.sinks.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'--log wandb needs wandb, which is not installed: pip install "rlx\[wandb\]"'):
+    with pytest.raises(
+        ValueError, match=r'--log wandb needs wandb, which is not installed: pip install "rlx\[wandb\]"'
+    ):
         check_names(("csv", "wandb"))
 
 

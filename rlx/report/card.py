@@ -14,10 +14,10 @@ from rlx.run.job import provenance
 
 DETERMINISM = (
     "the same versions, source, XLA flags, kind of processor and device, and number of devices give the same bits",
-    "a resumed run has the bits of one never stopped, where its checkpoints hold the replay buffer and its settings and "
-    "number of devices stay",
-    "another version of jaxlib, another processor or another number of devices gives another program: results differ by "
-    "rounding, and after thousands of updates visibly",
+    "a resumed run has the bits of one never stopped, where its checkpoints hold the replay buffer, and its settings "
+    "and number of devices stay",
+    "another version of jaxlib, another processor or another number of devices gives another program: results differ "
+    "by rounding, and after thousands of updates visibly",
     "a lane of a sweep and the single run of its seed differ by rounding, for they are two programs",
 )
 ON_GPU = (
@@ -83,7 +83,7 @@ def environment(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def lane_of(directory: Path, saved: dict[str, Any], lane: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """What `sweep.json` would say of a lane by itself, and its row of `lanes.jsonl`, None before the sweep has ended."""
+    """What `sweep.json` would say of a lane by itself, and its row of `lanes.jsonl`; None before the end."""
     num = len(saved["points"]) * saved["num_seeds"]
     if not 0 <= lane < num:
         raise ValueError(f"--lane {lane}: {directory} has lanes 0 to {num - 1}")
@@ -128,7 +128,9 @@ def differences(directory: Path, saved: dict[str, Any], algorithm: Any) -> list[
         if name in saved:
             compare(name, name, saved[name], now[name])
         else:
-            found.append({"what": name, "was": None, "now": now[name], "follows": "not known: an older rlx kept it not"})
+            found.append(
+                {"what": name, "was": None, "now": now[name], "follows": "not known: an older rlx did not keep it"}
+            )
     compare("device", "device", *(of["device"].rpartition(" x ")[0] for of in (saved, here)))
     for file, value in saved.get("source", {}).items():
         if file in now["source"]:

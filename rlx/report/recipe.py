@@ -49,7 +49,9 @@ def as_json(value: Any) -> Any:
     return str(value) if isinstance(value, float) and value in (float("inf"), -float("inf")) else value
 
 
-def train_command(directory: Path, saved: dict[str, Any], defaults: dict[str, Any], total_steps: int | None = None) -> str:
+def train_command(
+    directory: Path, saved: dict[str, Any], defaults: dict[str, Any], total_steps: int | None = None
+) -> str:
     """The command line that trains a run again, with every setting that is not a default, into `OUT`.
 
     Args:

@@ -77,7 +77,7 @@ class Background:
         if not alive and not self.failed:
             return
         how = f"did not end within {self.seconds:.0f} s" if alive else "failed"
-        has = "has every row and not all that comes at the end" if all_rows else f"has {self.taken} of {self.given} rows"
+        has = "has every row, not all of the end" if all_rows else f"has {self.taken} of {self.given} rows"
         self.say(f"--log {self.name} {how} and {has}: rlx log {self.directory} --to {self.name} writes what is missing")
 
     def _tell(self) -> None:

@@ -159,7 +159,9 @@ def resumptions(before: dict[str, Any], done: int) -> list[dict[str, Any]]:
     `source`, and what `provenance` says.
     """
     names = ("updates", "devices", "source", *PROVENANCE)
-    own = {"after": done, "total_steps": before["config"].get("total_steps")} | {name: before[name] for name in names if name in before}
+    own = {"after": done, "total_steps": before["config"].get("total_steps")} | {
+        name: before[name] for name in names if name in before
+    }
     return [entry for entry in before.get("resumed", []) if entry["after"] <= done] + [own]
 
 

@@ -15,8 +15,10 @@ from typing import Any
 
 from tensorboardX import summary
 from tensorboardX.crc32c import crc32c
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+
+# Classes that their modules make when they are imported, which no checker of types sees.
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from rlx.run.sinks import Asked, LoggedRun, pictures_of, settings_of, tables_of, tags
 

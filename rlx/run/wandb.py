@@ -124,7 +124,9 @@ class History:
     def end(self) -> list[dict[str, Any]]:
         """Lines for what there is at the end of a run that has come to its end: the last row, pictures and a table."""
         files = [] if self.run.pictures is None else sorted(self.run.pictures.glob("*.png"))
-        if self.run.pictures is not None and not any((self.run.pictures / name).exists() for name in ("evaluation.json", "summary.json")):
+        if self.run.pictures is not None and not any(
+            (self.run.pictures / name).exists() for name in ("evaluation.json", "summary.json")
+        ):
             return []
         lines: list[dict[str, Any]] = self._pictures(self.step)
         new = lambda kind: self.given.get(kind) != self.update

@@ -1,10 +1,15 @@
-"""The program that speaks to Weights & Biases for a run that trains in another process. It needs wandb and nothing else.
+"""The program that speaks to Weights & Biases for a run that trains in another process. Of packages it needs wandb.
 
-It reads JSON lines from its input: first the runs, `{"runs": [...], "project", "folder", "seconds"}`; then rows,
-`{"run", "step", "values", "update", "kind"}`, in the order of their steps; pictures, `{"run", "step", "name", "path",
-"update", "kind"}`; at the end `{"run", "table", "name", "step", "update", "kind"}` and `{"run", "summary"}`. It prints a line for its user where
-there is something to say. The end of its input is its end, at most `seconds` later: whatever becomes of the process
-that trains, and of the server, none is left behind or waited for.
+It reads JSON lines from its input:
+
+- first the runs: `{"runs": [...], "project", "folder", "seconds"}`
+- rows, in the order of their steps: `{"run", "step", "values", "update", "kind"}`
+- pictures: `{"run", "step", "name", "path", "update", "kind"}`
+- tables: `{"run", "step", "name", "table", "update", "kind"}`
+- at the end: `{"run", "summary"}`
+
+It prints a line for its user where there is something to say. The end of its input is its end, at most `seconds` later:
+whatever becomes of the process that trains, and of the server, nothing is left behind or waited for.
 
 What has been given to wandb is kept in the run's `wandb.json`, by kind the last update, so that a run that is resumed
 adds what is new.

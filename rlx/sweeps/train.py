@@ -303,7 +303,9 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop, l
 
     write_json(batch / NAMES, [lane.number for lane in lanes])
     with closing(Jsonl(batch, {"metrics": known})) as log:
-        logger = Logger([log, *logs.begin(lanes, known)], program.interval or math.ceil(group.updates / ROWS), group.config, logged)
+        logger = Logger(
+            [log, *logs.begin(lanes, known)], program.interval or math.ceil(group.updates / ROWS), group.config, logged
+        )
 
         def save():
             own = jax.tree.map(lambda x: jax.device_put(x[:num], jax.devices()[0]), state)
