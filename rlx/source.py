@@ -86,6 +86,19 @@ def hashes(name: str, kept: dict[str, bytes]) -> dict[str, str]:
     return found
 
 
+def package() -> str:
+    """SHA-256 of all of rlx's own code and data that a run may depend on: every file, by its name in the package."""
+    found = hashlib.sha256()
+    for name in ("rlx", "rlx.algos", "rlx.envs"):
+        spec = find_spec(name)
+        folder = Path(spec.origin or "").parent if spec is not None else Path()
+        inner = {"rlx": ("algos", "envs")}.get(name, ())  # where it is installed these are below it
+        paths = (path for pattern in ("*.py", "*.toml", "*.xml") for path in folder.rglob(pattern))
+        for path in sorted(path for path in paths if path.relative_to(folder).parts[0] not in inner):
+            found.update(f"{name}/{path.relative_to(folder).as_posix()}\n{_hash(path.read_bytes())}\n".encode())
+    return found.hexdigest()
+
+
 def keep(directory: Path, kept: dict[str, bytes]) -> None:
     """Writes the copies into a run directory; a copy of another content gets its hash into its name and stays."""
     for file, content in kept.items():

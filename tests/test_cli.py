@@ -22,13 +22,12 @@ from rlx import cli
 from rlx.algorithm import OBJECTIVES, short_name
 from rlx.algos import ppo
 from rlx.cli.options import tuned_elsewhere
-from rlx.files import evaluation_points, read_rows
+from rlx.files import evaluation_points
 from rlx.objectives import SPO
 from rlx.run import Logger, best, evaluate_run, keys
 from rlx.run.checkpoint import numbers, restore
 from rlx.run.progress import Display
 from rlx.run.saved import environment
-from rlx.run.sinks import SINKS, opened
 
 EXACT = True  # bits are compared
 
@@ -557,49 +556,6 @@ def test_rows_of_several_runs_are_those_of_each():
         assert [row[name] for row in both] == [
             list(pair) for pair in zip(*([r[name] for r in e] for e in each), strict=True)
         ]
-
-
-def test_a_sink_has_the_rows_of_the_log_and_those_of_a_resumed_run(tmp_path, monkeypatch):
-    rows = [{"update": 1, "step": 10, "loss": 0.5}, {"update": 2, "step": 20, "loss": None}]
-    for names in (rows[:1], rows):  # a run, and the same run resumed after its first row
-        jsonl, log = opened(("csv",), tmp_path, {"metrics": names[:-1]}, print)
-        for sink in (jsonl, log):
-            sink.write("metrics", names[-1])
-            sink.close()
-    assert read_rows(tmp_path / "metrics.jsonl") == rows
-    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["update,step,loss", "1,10,0.5", "2,20,"]
-
-
-def test_a_resumed_run_writes_the_logs_that_it_was_asked_for(tmp_path, capsys):
-    command = "--num-envs 4 --num-steps 16 --num-epochs 1 --num-minibatches 1 --hidden-sizes 4 --eval-episodes 1"
-    out = str(tmp_path / "run")
-    new = ["train", "ppo", "--env", "CartPole-v1", *command.split(), "--total-steps", "64", "--log", "csv"]
-    cli.main([*new, "--out", out])
-    cli.main(["train", "--resume", out, "--total-steps", "128"])
-    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["update", "1", "2"]
-
-
-def test_a_sink_that_fails_is_named_once_and_ends_nothing(tmp_path):
-    class Full:
-        def __init__(self, directory, rows):
-            pass
-
-        def write(self, kind, row):
-            raise OSError("no space")
-
-    said = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SINKS, "full", Full)
-        patch.setitem(SINKS, "none", None)
-        jsonl, full, none = opened(("full", "none"), tmp_path, {"metrics": []}, said.append)
-        for sink in (full, none, full, none):
-            sink.write("metrics", {"update": 1})
-        for sink in (jsonl, full, none):
-            sink.close()
-    assert len(said) == 2
-    assert said[0].startswith("--log none: TypeError: ")
-    assert said[1] == "--log full: OSError: no space; the run continues without it"
 
 
 @pytest.mark.more

@@ -34,6 +34,7 @@ from rlx.pytree import replace
 from rlx.run.evaluations import in_words
 from rlx.run.job import CHECKPOINT_SECONDS
 from rlx.run.saved import environment
+from rlx.run.sinks import check_names
 from rlx.run.storage import check_empty, owned
 from rlx.schedules import changed_besides
 from rlx.sweeps.job import SweepJob, apply, check_sizes, plan
@@ -93,6 +94,8 @@ class SweepOptions(Sources):
     """Number of episodes of each lane's evaluation."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     """Seconds between checkpoints."""
+    log: tuple[str, ...] = ()
+    """Logs to write of every lane, as a run of its own: csv, tensorboard, wandb."""
     devices: int | None = None
     """Number of GPUs, or cores of a CPU, that the lanes are spread over; by default all."""
     dry_run: bool = False
@@ -124,6 +127,7 @@ def sweep(arguments: list[str]) -> None:
     options, given = parse_options(SweepOptions, rest, prog, default=default, return_unknown_args=True)
     if not options.checkpoint_seconds >= 0:
         raise ValueError(f"--checkpoint-seconds {options.checkpoint_seconds}: give 0 or more")
+    check_names(options.log)
     configure_jax(options.compile_cache)
     if options.devices is not None and options.devices < 1:
         raise ValueError(f"--devices {options.devices}: give at least 1")
@@ -132,14 +136,14 @@ def sweep(arguments: list[str]) -> None:
     if sources.resume is None:
         job = _new_job(algorithm, name, options, given, prog)
     else:
-        free = ("checkpoint_seconds", "memory", "devices", "dry_run", "compile_cache", "source")
+        free = ("checkpoint_seconds", "memory", "devices", "dry_run", "compile_cache", "source", "log")
         changed = [n for n, value in vars(options).items() if n not in free and value != getattr(default, n)]
         if changed or given:
             flags = [f"--{name.replace('_', '-')}" for name in changed]
             raise ValueError(f"a resumed sweep keeps its settings: remove {' '.join([*flags, *given])}")
         job = saved_job(sources.resume, algorithm)
         job = dataclasses.replace(job, algorithm_name=name, checkpoint_seconds=options.checkpoint_seconds)
-        job = dataclasses.replace(job, memory=_bytes(options.memory) or job.memory)
+        job = dataclasses.replace(job, memory=_bytes(options.memory) or job.memory, sinks=options.log or job.sinks)
     if not resume:
         tell_settings(console, algorithm, str(job.env_name), job.env, job.preset, told=sources.preset)
     usual = vars(configure(algorithm.Config, job.preset))
@@ -236,6 +240,7 @@ def _new_job(
         rank_by=options.rank_by,
         stop_at_return=options.stop_at_return,
         patience=options.patience,
+        sinks=options.log,
     )
 
 

@@ -92,7 +92,7 @@ class TrainOptions(TrainSources):
     max_seconds: float | None = None
     """Stop after so many seconds of training; the run is evaluated and can be resumed."""
     log: tuple[str, ...] = ()
-    """Logs to write beside metrics.jsonl and evaluations.jsonl, such as csv."""
+    """Logs to write beside metrics.jsonl and evaluations.jsonl: csv, tensorboard, wandb."""
     devices: int | None = None
     """Number of GPUs, or cores of a CPU, that the environments are spread over; by default that of the resumed run,
     else 1, and on a CPU all cores from 1,024 environments on."""

@@ -21,7 +21,7 @@ def _erf_inv(x):
     p = np.where(near, np.float32(small[0]), np.float32(large[0]))
     for a, b in zip(small[1:], large[1:]):  # noqa: B905 (numpy alone, any Python)
         p = np.where(near, np.float32(a), np.float32(b)) + p * w
-    return np.where(np.abs(x) == 1, np.inf * x, p * x).astype(x.dtype)
+    return np.where(np.abs(x) == 1, np.copysign(np.inf, x), p * x).astype(x.dtype)
 
 
 def _erf(x):

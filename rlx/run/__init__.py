@@ -11,7 +11,8 @@ HOMES = {
     "loop": "jitted chunk execute",
     "pause": "Hook Pause",
     "training": "CHUNK_SECONDS CHUNK_UPDATES",
-    "sinks": "KINDS SINKS Csv Jsonl Sink",
+    "sinks": "KINDS SINKS Asked Csv Jsonl LoggedRun RunSink Sink",
+    "background": "Background",
     "stop": "Stop",
 }
 __all__, __getattr__, __dir__ = face(__name__, HOMES)

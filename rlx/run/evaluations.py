@@ -53,8 +53,10 @@ def in_words(reported: dict[str, Any]) -> str:
 def render_episode(job: Job, state: Any, key: jax.Array, step: int, console: Console) -> None:
     """Draws an episode into the run directory; training continues where that fails, for example without a display."""
     path = job.directory / "episodes" / f"{step}.gif"
+    temporary = path.with_name(f"{step}.tmp.gif")  # a sink finds whole pictures only
     try:
-        write(job.env, record(job.algorithm, job.config, job.env, state, key)[0], path)
+        write(job.env, record(job.algorithm, job.config, job.env, state, key)[0], temporary)
+        temporary.replace(path)
     except Exception as error:  # whatever a renderer raises, a picture is not worth a run
         console.print(f"no picture of an episode: {error}")
     else:

@@ -2,10 +2,11 @@
 
 import datetime
 import json
+import os
 import platform
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,7 @@ import jax
 
 from rlx import source
 from rlx.algorithm import learned, short_name
+from rlx.devices import compiler
 from rlx.devices.sharding import mesh
 from rlx.env import Env
 from rlx.files import strict
@@ -26,6 +28,10 @@ from rlx.train import state_bytes, steps_taken, total_updates
 CHECKPOINT_SECONDS = 60.0
 OPTIONS = ("num_evaluations", "eval_episodes", "checkpoint_replay", "devices", "stop_at_return", "patience")
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "gymnax", "brax", "mujoco", "mujoco-mjx")
+PACKAGES += ("playground",)
+MODES = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")  # of JAX, that change what is drawn
+PROVENANCE = ("started", "command", "python", "versions", "device", "processor", "matmul_precision", "modes")
+PROVENANCE += ("xla_flags", "compiler", "rlx_source", "commit")
 
 
 @dataclass(frozen=True)
@@ -142,9 +148,42 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None},
         "device": f"{device.platform}: {device.device_kind} x {jax.device_count()}",
+        "processor": _processor(),
         "matmul_precision": jax.config.jax_default_matmul_precision,  # pyright: ignore[reportAttributeAccessIssue]
+        "modes": {name: getattr(jax.config, name) for name in MODES},
+        "xla_flags": _xla_flags(),
+        "compiler": compiler.active(),
+        "rlx_source": source.package(),
         "commit": _commit(),
     }
+
+
+def resumptions(before: dict[str, Any], done: int) -> list[dict[str, Any]]:
+    """What `config.json` keeps of how a run was made before it is resumed after `done` updates: an entry for each time.
+
+    An entry has `after`, the updates that were made, and what was so until then: `total_steps`, `updates`, `devices`,
+    `source`, and what `provenance` says.
+    """
+    names = ("updates", "devices", "source", *PROVENANCE)
+    own = {"after": done, "total_steps": before["config"].get("total_steps")} | {
+        name: before[name] for name in names if name in before
+    }
+    return [entry for entry in before.get("resumed", []) if entry["after"] <= done] + [own]
+
+
+def _xla_flags() -> list[str]:
+    """The flags of XLA that are set besides those that rlx itself sets."""
+    own = (compiler.FLAG, "--xla_force_host_platform_device_count")
+    return [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(own)]
+
+
+def _processor() -> str | None:
+    """The name of the CPU's model, where the system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or None
 
 
 def _version(package: str) -> str | None:

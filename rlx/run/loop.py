@@ -34,11 +34,12 @@ from rlx.devices.spread import placed
 from rlx.files import loose, read_config, read_rows, write_json
 from rlx.pytree import uncommitted
 from rlx.replay import arranged, is_replay, with_replay, without_replay
+from rlx.run.background import beside
 from rlx.run.evaluations import best, draw
-from rlx.run.job import OPTIONS, Job, describe, devices_of, identity, keys
+from rlx.run.job import OPTIONS, Job, describe, devices_of, identity, keys, resumptions
 from rlx.run.log import NO_LOG
 from rlx.run.render import check_output
-from rlx.run.sinks import KINDS, Sink, opened
+from rlx.run.sinks import KINDS, Jsonl, LoggedRun, Sink
 from rlx.run.storage import naming
 from rlx.run.streams import importing_matplotlib
 from rlx.run.timings import announcement, program_name, remember
@@ -113,7 +114,7 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
         for sink in sinks:
             stack.callback(sink.close)
         end = trained(job, step, programs.length, start, sinks, console)
-    return _ended(job, end, console)
+        return _ended(job, end, console)
 
 
 @dataclass(frozen=True)
@@ -239,13 +240,26 @@ def _written(job: Job, start: Start, resume: bool, console: Console) -> list[Sin
         for stale in ("evaluation.json", "curve.png"):
             with suppress(IsADirectoryError, PermissionError):  # what is not ours stays, and writing says so
                 (job.directory / stale).unlink(missing_ok=True)
-    sinks = opened(job.sinks, job.directory, start.rows, console.print)
+    record = Jsonl(job.directory, start.rows)
     source.keep(job.directory, source.read(job.algorithm_name, job.algorithm))
-    changes = {"changes": start.changes} if start.changes else {}
-    content = describe(job, *OPTIONS) | {"env_checksum": checksum(job.env), "log": list(job.sinks)}
-    content |= start.origin | changes
-    write_json(job.directory / "config.json", content)
-    return sinks
+    settings = describe(job, *OPTIONS) | {"env_checksum": checksum(job.env), "log": list(job.sinks)} | start.origin
+    if start.changes:
+        settings["changes"] = start.changes
+    if resume:
+        settings["resumed"] = resumptions(read_config(job.directory), start.done)
+    write_json(job.directory / "config.json", settings)
+    if not job.sinks:
+        return [record]
+    run = LoggedRun(
+        folder=job.directory,
+        name=job.directory.resolve().name,
+        settings=settings,
+        rows={kind: list(rows) for kind, rows in start.rows.items()},  # the loop adds to its own
+        checkpoints=job.directory / "checkpoints",
+        pictures=job.directory,
+        began=time.time() - max((row["seconds"] for row in start.rows["metrics"]), default=0.0),
+    )
+    return [record, *beside(job.sinks, [run], console.print, job.directory)]
 
 
 def _ended(job: Job, end: End, console: Console) -> int:

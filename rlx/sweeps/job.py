@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from rlx.algorithm import checksum
+from rlx.algorithm_check import check_counters, check_metrics
 from rlx.env import Env, with_params
 from rlx.presets import configure
 from rlx.pytree import is_static
@@ -20,7 +21,7 @@ from rlx.stopping import Stopping, stopping
 from rlx.sweeps.lanes import MIB, Group, groups, shapes
 from rlx.sweeps.search import python, split
 from rlx.sweeps.strategies import Grid, numbers_of
-from rlx.train import steps_taken
+from rlx.train import now, state_shapes, steps_taken
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class SweepJob:
     memory: int | None = None  # bytes
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     preset: dict[str, Any] = field(default_factory=dict)
+    sinks: tuple[str, ...] = ()  # of rlx.run.sinks, that get the rows of the lanes as well
     rank_by: str = "return"  # or what the environment reports: which lanes are best, higher is better
     stop_at_return: float | None = None  # by which each lane stops by itself, see rlx.stopping
     patience: int | None = None
@@ -119,6 +121,21 @@ def check_rank_by(rank_by: Any, env: Env, metrics: Mapping[str, Any]) -> None:
         raise ValueError(f"rank_by = {rank_by!r}: lanes of this sweep can be ranked by {', '.join(known)}")
 
 
+def check_programs(job: SweepJob, programs: list[Group]) -> None:
+    """Traces an update of every program: every error of settings comes here, before anything is written."""
+    job.strategy.check_programs(programs)
+    check_rule(job)
+    for group in programs:
+        state = state_shapes(job.algorithm, group.config, group.env)
+        check_counters(group.config, state)
+        if job.strategy.interacts and not hasattr(state, "key"):
+            raise ValueError("lanes that act on each other draw by the key of their State, and this State has none")
+        update = lambda *args: job.algorithm.update(*args)
+        metrics = jax.eval_shape(update, now(group.config), group.env, state)[1]
+        check_metrics(metrics)
+        check_rank_by(job.rank_by, group.env, metrics)
+
+
 def label(job: SweepJob, group: Group) -> str:
     """The static settings and the kinds of schedules that make this group another program than the others."""
     configs = alike([config for config, _ in job.settings])
@@ -137,6 +154,7 @@ def describe(job: SweepJob) -> dict[str, Any]:
     names = ("points", "num_seeds", "eval_episodes", "memory", "rank_by", "stop_at_return", "patience")
     varied = list(dict.fromkeys(name for point in job.points for name in point))
     own = numbers_of(job.strategy) | {"strategy": repr(job.strategy), "interacts": job.strategy.interacts}
+    own |= {"log": list(job.sinks)}
     return describe_run(job, *names) | own | {"varied": varied, "env_checksum": checksum(job.env)}
 
 
@@ -160,3 +178,15 @@ def plan(job: SweepJob) -> str:
         f"program{'s' * (len(programs) > 1)}; {jax.device_count()} x {jax.devices()[0].device_kind}"
     )
     return "\n  ".join([head, *lines])
+
+
+def planned_steps(programs: list[Group], lanes: list[Lane], before: float, plan: list[tuple[float, int]]) -> int:
+    """Environment steps that are left from the share `before` on, of runs that are all as long as their mean."""
+    steps = [
+        g.updates * g.config.steps_per_update for lane in lanes for g in programs if lane.configuration in g.numbers
+    ]
+    alive, total = len({lane.configuration for lane in lanes}), 0.0
+    for share, keep in plan:
+        total += (share - before) * sum(steps) * alive / len({lane.configuration for lane in lanes})
+        alive, before = keep, share
+    return int(total)

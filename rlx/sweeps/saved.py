@@ -40,6 +40,7 @@ def saved_job(directory: Path, algorithm: ModuleType | None = None, env: Env | N
         directory=directory,
         strategy=strategy,
         rank_by=saved.get("rank_by", "return"),
+        sinks=tuple(saved.get("log", ())),
         stop_at_return=saved.get("stop_at_return"),
         patience=saved.get("patience"),
         **{name: saved[name] for name in names},

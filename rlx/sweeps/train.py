@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +22,6 @@ from rich.console import Console
 
 from rlx import source
 from rlx.algorithm import short_name
-from rlx.algorithm_check import check_counters, check_metrics
 from rlx.env import Env
 from rlx.files import read_config, read_rows, strict, write_json
 from rlx.pytree import plain
@@ -31,17 +30,27 @@ from rlx.run.job import CHECKPOINT_SECONDS
 from rlx.run.job import keys as keys_of
 from rlx.run.log import NO_LOG, Logger
 from rlx.run.progress import Display
-from rlx.run.sinks import Jsonl
+from rlx.run.sinks import Jsonl, check_names
 from rlx.run.stop import Stop
 from rlx.run.storage import naming, owned
 from rlx.run.timings import announcement, program_name, remember
 from rlx.run.training import CHUNK_SECONDS, CHUNK_UPDATES
-from rlx.sweeps.job import Lane, SweepJob, check_rank_by, check_rule, check_sizes, describe, label, listed_points, plan
-from rlx.sweeps.lanes import MIB, Group, Program, carry, fit, groups, memory_bound, shapes
+from rlx.sweeps.job import (
+    SweepJob,
+    check_programs,
+    check_sizes,
+    describe,
+    label,
+    listed_points,
+    plan,
+    planned_steps,
+)
+from rlx.sweeps.lanes import MIB, Program, carry, fit, groups, memory_bound, shapes
+from rlx.sweeps.logs import NAMES, LaneLogs
 from rlx.sweeps.results import Sweep, carried, members_of, returns_of, write_results
 from rlx.sweeps.search import points
 from rlx.sweeps.strategies import STRATEGIES, Grid, strategy_of
-from rlx.train import now, state_shapes, steps_taken
+from rlx.train import steps_taken
 
 ROWS = 100  # of each lane's log
 
@@ -67,6 +76,7 @@ def sweep(
     rank_by: str = "return",
     stop_at_return: float | None = None,
     patience: int | None = None,
+    log: Sequence[str] = (),
 ) -> Sweep:
     """Trains and evaluates every configuration of `space` with `num_seeds` seeds; resumes what `directory` holds.
 
@@ -95,6 +105,7 @@ def sweep(
             environment reports (`rlx.env.reports`), of which more is better.
         stop_at_return: a lane stops by itself where its training episodes return this much, see `rlx.stopping`.
         patience: a lane stops by itself after so many hundredths of the run without a better return, see there.
+        log: names of `rlx.run.sinks.SINKS` that get the rows of every lane, as a run of its own.
 
     Raises:
         ValueError: for settings that do not fit; for a directory that holds something else.
@@ -107,6 +118,7 @@ def sweep(
         raise ValueError(f"strategy = {strategy} and {given} are two ways to search: give one of them")
     strategy = strategy or given
     check_sizes(len(found), num_seeds, seed, eval_episodes, strategy)
+    check_names(log, "log")
     own = algorithm.__name__.startswith("rlx.algos.")
     file = "".join([str(Path(algorithm.__file__ or "").resolve()), *algorithm.__name__.partition("+")[1:]])
     job = SweepJob(
@@ -128,6 +140,7 @@ def sweep(
         rank_by=rank_by,
         stop_at_return=stop_at_return,
         patience=patience,
+        sinks=tuple(log),
     )
     with owned(job.directory, resume=_resumes(job)):
         status, result = execute(job, console or Console(quiet=True), resume=_resumes(job))
@@ -187,19 +200,21 @@ def _execute(job: SweepJob, console: Console, resume: bool) -> tuple[int, Sweep 
             return 0, Sweep(job, rows)
         console.print(f"{job.directory} has lost rows of lanes.jsonl: they are written again")
     started, programs = time.perf_counter(), groups(job.settings)
-    _check_programs(job, programs)
+    check_programs(job, programs)
     lanes = job.lanes
     console.print(plan(job))
     found: dict[int, dict[str, Any]] = {}
     before = 0.0
     schedule = job.strategy.rungs(len(job.points))
-    with Stop() as stop, Display(console, 1) as display:
+    with ExitStack() as stack, Stop() as stop, Display(console, 1) as display:
+        logs = LaneLogs(job, console)
+        stack.callback(logs.close)
         for rung, (share, keep) in enumerate(schedule):
-            display.expect(display.done + _planned_steps(programs, lanes, before, schedule[rung:]))
+            display.expect(display.done + planned_steps(programs, lanes, before, schedule[rung:]))
             for number, group in enumerate(programs):
                 start, end = (math.ceil(s * group.updates - 1e-9) for s in (before, share))
                 own = [lane for lane in lanes if lane.configuration in group.numbers]
-                for row in _train_group(job, group, f"r{rung}g{number}", own, start, end, found, display, stop):
+                for row in _train_group(job, group, f"r{rung}g{number}", own, start, end, found, display, stop, logs):
                     found[row["lane"]] = row
                 if stop.asked:
                     console.print(
@@ -212,27 +227,12 @@ def _execute(job: SweepJob, console: Console, resume: bool) -> tuple[int, Sweep 
                     found[lane.number]["dropped_at"] = found[lane.number]["updates"]
             lanes = [lane for lane in lanes if lane.configuration in kept]
             before = share
-    rows = [found[lane.number] for lane in job.lanes]
-    write_results(Sweep(job, rows), programs, time.perf_counter() - started)
+        rows = [found[lane.number] for lane in job.lanes]
+        write_results(Sweep(job, rows), programs, time.perf_counter() - started)
     return 0, Sweep(job, read_rows(job.directory / "lanes.jsonl"))
 
 
-def _check_programs(job: SweepJob, programs: list[Group]) -> None:
-    """Traces an update of every program: every error of settings comes here, before anything is written."""
-    job.strategy.check_programs(programs)
-    check_rule(job)
-    for group in programs:
-        state = state_shapes(job.algorithm, group.config, group.env)
-        check_counters(group.config, state)
-        if job.strategy.interacts and not hasattr(state, "key"):
-            raise ValueError("lanes that act on each other draw by the key of their State, and this State has none")
-        update = lambda *args: job.algorithm.update(*args)
-        metrics = jax.eval_shape(update, now(group.config), group.env, state)[1]
-        check_metrics(metrics)
-        check_rank_by(job.rank_by, group.env, metrics)
-
-
-def _train_group(job, group, name, lanes, start, end, found, display, stop):
+def _train_group(job, group, name, lanes, start, end, found, display, stop, logs):
     """Trains lanes of a group from their update `start` to `end`, in batches. Yields a row for each that is done."""
     if not lanes:
         return
@@ -253,10 +253,11 @@ def _train_group(job, group, name, lanes, start, end, found, display, stop):
         else:
             # Batches hold the lanes that they held, whatever the number of devices that it is resumed with.
             program = program or build(math.ceil(size / jax.device_count()) * jax.device_count())
-            trained = _train_batch(job, program, batch, own, start, end, found, display, stop)
+            trained = _train_batch(job, program, batch, own, start, end, found, display, stop, logs)
             if trained is None:
                 return
             write_json(batch / "result.json", _rows(job, program, batch, own, *trained))
+            logs.evaluated(json.loads((batch / "result.json").read_text()))
         yield from json.loads((batch / "result.json").read_text())
 
 
@@ -281,7 +282,7 @@ def _compiled(job, group, build, num_lanes, start, cut, display):
     return program
 
 
-def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
+def _train_batch(job, program, batch, lanes, start, end, found, display, stop, logs):
     """Trains one batch. Returns its carry, the updates made and the last training returns; None if interrupted."""
     from rlx.run import checkpoint
 
@@ -295,14 +296,16 @@ def _train_batch(job, program, batch, lanes, start, end, found, display, stop):
     else:
         state = _first_carry(job, program, lanes, [found[lane.number] for lane in lanes] if start else None)
     batch.mkdir(exist_ok=True)
-    write_json(batch / "lanes.json", [lane.number for lane in lanes])
     checkpoint.set_aside(checkpoints, done)
     known = [row for row in read_rows(batch / "metrics.jsonl") if row["update"] <= done - logged["count"]]
     display.skip((done - start) * steps)
     display.label = f"lanes {lanes[0].number} to {lanes[-1].number}, best "
 
+    write_json(batch / NAMES, [lane.number for lane in lanes])
     with closing(Jsonl(batch, {"metrics": known})) as log:
-        logger = Logger([log], program.interval or math.ceil(group.updates / ROWS), group.config, logged)
+        logger = Logger(
+            [log, *logs.begin(lanes, known)], program.interval or math.ceil(group.updates / ROWS), group.config, logged
+        )
 
         def save():
             own = jax.tree.map(lambda x: jax.device_put(x[:num], jax.devices()[0]), state)
@@ -384,15 +387,3 @@ def _until(metric: np.ndarray, ran: np.ndarray) -> np.ndarray:
     if not np.issubdtype(metric.dtype, np.floating):
         return metric
     return np.where(np.arange(metric.shape[1]) < ran[:, None], metric, np.nan)
-
-
-def _planned_steps(programs: list[Group], lanes: list[Lane], before: float, plan: list[tuple[float, int]]) -> int:
-    """Environment steps that are left from the share `before` on, of runs that are all as long as their mean."""
-    steps = [
-        g.updates * g.config.steps_per_update for lane in lanes for g in programs if lane.configuration in g.numbers
-    ]
-    alive, total = len({lane.configuration for lane in lanes}), 0.0
-    for share, keep in plan:
-        total += (share - before) * sum(steps) * alive / len({lane.configuration for lane in lanes})
-        alive, before = keep, share
-    return int(total)
