@@ -28,10 +28,11 @@ import numpy as np
 from provenance import RESULTS, commit, machine, versions
 from rich.console import Console
 
-from rlx import cli
-from rlx.cli import sweep as cli_sweep
+from rlx.algorithm import load_algorithm, saved_config
 from rlx.files import read_config, read_rows
 from rlx.run import checkpoint
+from rlx.run.saved import environment
+from rlx.sweeps.saved import load_sweep
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl")
 POLL = 0.02  # seconds
@@ -93,7 +94,7 @@ def sweep_differences(a: Path, b: Path) -> list[str]:
         for name in ("lanes.jsonl", "results.csv", "ranking.json")
         if (a / name).read_bytes() != (b / name).read_bytes()
     ]
-    sweeps = [cli_sweep.load_sweep(path) for path in (a, b)]
+    sweeps = [load_sweep(path) for path in (a, b)]
     for lane in range(len(sweeps[0].lanes)):
         states = [bits(sweep.state(lane)) for sweep in sweeps]
         logs = [[row | {"seconds": None} for row in sweep.log(lane)] for sweep in sweeps]
@@ -133,9 +134,9 @@ def differences(a: Path, b: Path) -> list[str]:
 def final_state(run: Path) -> dict[str, tuple]:
     """Dtype, shape and bytes of every leaf of the newest checkpoint."""
     saved = read_config(run)
-    algorithm = cli.load_algorithm(saved["algorithm"])
-    env = cli.make(saved["env"], saved["env_options"], saved["env_params"])
-    like = jax.eval_shape(algorithm.init, cli.saved_config(algorithm, saved), env, jax.random.key(0))
+    algorithm = load_algorithm(saved["algorithm"])
+    env = environment(saved["env"], saved["env_options"], saved["env_params"])
+    like = jax.eval_shape(algorithm.init, saved_config(algorithm, saved), env, jax.random.key(0))
     return bits(checkpoint.restore(run / "checkpoints", like))
 
 

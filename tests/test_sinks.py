@@ -62,11 +62,11 @@ def plain(tmp_path_factory):
 
 def state_of(run):
     from rlx.algos import ppo
-    from rlx.cli.options import make_env
     from rlx.run.checkpoint import restore
+    from rlx.run.saved import environment
 
     sizes = {"num_envs": 4, "num_steps": 16, "num_epochs": 1, "num_minibatches": 1, "hidden_sizes": (4,)}
-    like = jax.eval_shape(ppo.init, ppo.Config(**sizes), make_env("gymnax/CartPole-v1", {}, {}), jax.random.key(0))
+    like = jax.eval_shape(ppo.init, ppo.Config(**sizes), environment("gymnax/CartPole-v1", {}, {}), jax.random.key(0))
     state = restore(run / "checkpoints", like)
     return [jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in
             jax.tree.leaves(state)]  # fmt: skip
