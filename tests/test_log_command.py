@@ -109,6 +109,8 @@ def test_every_lane_of_a_sweep_is_a_run_of_its_own(sweep, tmp_path):
     for lane in lanes:
         folder = sweep / "lanes" / str(lane["lane"])
         assert [step for step, _ in scalars(folder, "policy_loss")] == [64, 128, 192, 256]
+        curve = zip(lane["curve"]["step"], lane["curve"]["episode_return"], strict=True)
+        assert scalars(folder, "episode_return") == [(step, pytest.approx(x)) for step, x in curve if x is not None]
         ((step, mean),) = scalars(folder, "evaluation/mean")
         assert (step, mean) == (256, pytest.approx(lane["return_mean"]))
         assert len((folder / "metrics.csv").read_text().splitlines()) == 5

@@ -278,7 +278,7 @@ def test_a_history_is_sent_what_no_resumed_run_writes_again(tmp_path):
     for update in (2, 4, 6):
         history.add("metrics", row(update, loss=update))
     assert updates() == []
-    checkpoint(checkpoints, 5, 1)  # in the middle of a row
+    checkpoint(checkpoints, 6, 2)  # in the middle of a row
     assert updates() == [("metrics", 2), ("metrics", 4)]
     history.add("evaluations", evaluation(6))
     assert updates() == [("metrics", 6), ("evaluations", 6)]
