@@ -19,9 +19,11 @@ from rlx.report import fill
 
 NAMES = ("algorithms", "communication", "decoding", "flow", "lifetimes", "physics", "returns", "scaling", "shuffling")
 NAMES += ("speed", "sweeps", "roofline", "shell", "hours", "switches", "annealing", "defaults")
-NAMES += ("bridge", "dynamics", "stable-baselines3")
+NAMES += ("bridge", "dynamics", "stable-baselines3", "deploy")
 PAGES = ("benchmarks", "compiler", "settings")
-PAGES += tuple(f"guides/{name}" for name in ("devices", "discovery", "gymnasium", "robots", "sequences", "sweeps"))
+PAGES += tuple(
+    f"guides/{name}" for name in ("deployment", "devices", "discovery", "gymnasium", "robots", "sequences", "sweeps")
+)
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in PAGES))
 
 
@@ -272,6 +274,22 @@ def dynamics_table(result: dict) -> str:
     return markdown(header, body, num_text=2)
 
 
+def deploy_table(result: dict) -> str:
+    """Deployed policies: sizes, differences, returns in Gymnasium beside those in rlx, and the time of a step."""
+    body = [
+        (
+            *(r["algorithm"], r["env"], r["target"], f"{r['bytes'] / 1000:.0f}", f"{r['largest_difference']:.1g}"),
+            f"{r['mean_return']:.1f}, {r['mean_return_rlx']:.1f}",
+            f"{r['equal_returns']} of {result['episodes']}",
+            *(f"{r['return_difference']:.2g}", f"{r['microseconds']:.0f}, {r['microseconds_rlx']:.0f}"),
+        )
+        for r in result["rows"]
+    ]
+    header = ["algorithm", "task", "form", "kB", "largest difference of actions", "mean return there, in rlx"]
+    header += ["equal to 0.1 %", "largest difference of returns", "a step, `rlx.load().act`, µs"]
+    return markdown(header, body, num_text=3)
+
+
 def sb3_table(result: dict) -> str:
     """Mean returns of the agents of Stable-Baselines3, seed by seed, and the time of a training."""
     body = [
@@ -314,6 +332,7 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
         "switches": switches_table,
         "lifetimes": lifetimes_table,
         "physics": physics_table,
+        "deploy": deploy_table,
         "communication": communication_table,
     }
     for name, table in single.items():

@@ -68,12 +68,12 @@ class Agent:
         """Environment steps that the policy was trained for."""
         return steps_taken(self.config, self.num_updates)
 
-    @property
+    @cached_property
     def observation_space(self) -> Any:
         """The space of one observation."""
         return self.env.observation_space
 
-    @property
+    @cached_property
     def action_space(self) -> Any:
         """The space of one action."""
         return self.env.action_space
@@ -103,8 +103,7 @@ class Agent:
                     "call reset() before acting in another number of them"
                 )
             self.memory, self.num_remembered = self._start(num), num
-        with jax.default_matmul_precision(PRECISION):
-            action, self.memory = self._programs[deterministic](batch, self.memory, np.int32(self.num_actions))
+        action, self.memory = self._programs[deterministic](batch, self.memory, np.int32(self.num_actions))
         self.num_actions += 1
         return jax.tree.map(lambda x: np.asarray(x)[0] if single else np.asarray(x), action)
 
@@ -156,8 +155,13 @@ class Agent:
     @cached_property
     def _programs(self) -> dict[bool, Callable]:
         def program(deterministic):
-            policy, key = self.policy(deterministic)[0], jax.random.key(self.sample_seed)
-            return jax.jit(lambda obs, memory, count: policy(obs, jax.random.fold_in(key, count), memory))
+            policy, seed = self.policy(deterministic)[0], self.sample_seed
+
+            def act(obs, memory, count):
+                with jax.default_matmul_precision(PRECISION):  # while it is traced: a call does not wait for it
+                    return policy(obs, jax.random.fold_in(jax.random.key(seed), count), memory)
+
+            return jax.jit(act)
 
         return {deterministic: program(deterministic) for deterministic in (True, False)}
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
 # Calls, by the parameter that holds the program inside.
@@ -87,7 +88,7 @@ def _inlined(closed: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
         if inside is not None:
             inside = inside if isinstance(inside, ClosedJaxpr) else ClosedJaxpr(inside, ())
             found = _inlined(inside, given)
-        elif any(isinstance(x, jax.core.Tracer) for x in given) or _is_symbolic(equation):
+        elif any(isinstance(x, Tracer) for x in given) or _is_symbolic(equation):
             found = _bound(equation, given)
         else:
             with jax.ensure_compile_time_eval():

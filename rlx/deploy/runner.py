@@ -47,7 +47,7 @@ class Policy:
                 raise ValueError(f"{num} observations, and {len(self.memory[0])} are remembered: call reset() before")
             self.memory = self._start(num)
         if noise is None:
-            noise = [self._drawn(*port, num) for port in self.ports["noise"].values()]
+            noise = [self._drawn(*port, num=num) for port in self.ports["noise"].values()]
         out = self.call([*given, *self.memory, *noise])
         count = len(self.ports["actions"])
         self.memory = list(out[count:])

@@ -107,14 +107,13 @@ def opened(path: str | Path, table: dict[str, Any] | None = None) -> Iterator[Po
     `rlx.deploy.Program.table`; by default what is written beside it.
     """
     path = Path(path)
-    if table is None:
-        table = json.loads(path.with_name(f"{path.name}.json").read_text())["ports"]
+    known: Any = table or json.loads(path.with_name(f"{path.name}.json").read_text())["ports"]
     if path.suffix == ".py":
         yield to_numpy.opened(path)
     elif path.suffix == ".onnx":
-        yield to_onnx.opened(path, table)
+        yield to_onnx.opened(path, known)
     else:
-        yield to_stablehlo.opened(path, table)
+        yield to_stablehlo.opened(path, known)
 
 
 def compared(program: Program, policy: Policy, seed: int = 0) -> tuple[int, float, int]:
