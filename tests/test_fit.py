@@ -150,8 +150,8 @@ def test_another_run_and_what_is_no_run_are_refused(plain, tmp_path):
         rlx.fit(ppo, CONFIG, "CartPole-v1", directory=tmp_path)
     with pytest.raises(ValueError, match="every = 0: give an integer of at least 1"):
         rlx.fit(ppo, CONFIG, "CartPole-v1", directory=tmp_path / "new", every=0)
-    with pytest.raises(ValueError, match="env is not as rlx.envs.make makes gymnax/CartPole-v1"):
-        env = rlx.envs.make("CartPole-v1", max_steps=7)
+    env = rlx.envs.make("CartPole-v1", max_steps=7)
+    with pytest.raises(ValueError, match=r"env is not as rlx\.envs\.make makes gymnax/CartPole-v1"):
         rlx.fit(ppo, CONFIG, env, directory=tmp_path / "new", env_name="CartPole-v1")
     assert not Path(tmp_path / "new").exists()
 
