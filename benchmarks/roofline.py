@@ -11,191 +11,23 @@ that are there already, one with the policy, the advantages, and the whole.
 """
 
 import json
-import math
-import re
-from collections import defaultdict
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from physics import seconds
 from provenance import RESULTS, commit, machine, versions
 from rich.console import Console
 from speed import CASES
 
 import rlx
 from rlx.algos import ppo, sac
+from rlx.profile.counts import ceilings, cost, seconds
 from rlx.replay import sample
 from rlx.rollout import minibatches, rollout
 
 COUNTED = {"CartPole-v1": ppo, "Breakout-MinAtar": ppo, "brax/hopper, spring": ppo, "SAC, buffer 10^4": sac}
-MOVES = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id"}
-SHUFFLES = {"copy", "reshape", "transpose", "broadcast", "slice", "concatenate", "pad", "gather", "iota", "reverse"}
-SHUFFLES |= {"dynamic-slice", "dynamic-update-slice", "convert", "copy-start", "copy-done"}  # no arithmetic
-INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(([^)]*)\)(.*)")
-ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of a computation: arithmetic operations, bytes that kernels read and write, kernels."""
-
-    operations: float = 0
-    bytes: float = 0
-    kernels: float = 0
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.operations + other.operations, self.bytes + other.bytes, self.kernels + other.kernels)
-
-    def __mul__(self, times: float) -> "Cost":
-        return Cost(self.operations * times, self.bytes * times, self.kernels * times)
-
-
-@dataclass(frozen=True)
-class Instruction:
-    name: str
-    shape: str
-    kind: str
-    operands: list[str]
-    rest: str
-
-
-def arrays(shape: str) -> list[tuple[int, int]]:
-    """Elements and bytes of each array of a shape in HLO's notation."""
-    found = []
-    for kind, bits, sizes in ARRAY.findall(shape):
-        num = math.prod(int(n) for n in sizes.split(",") if n)
-        found.append((num, num * (1 if kind == "pred" else max(1, int(bits or 8) // 8))))
-    return found
-
-
-def elements(shape: str) -> int:
-    return sum(num for num, _ in arrays(shape))
-
-
-def size(shape: str) -> int:
-    return sum(num_bytes for _, num_bytes in arrays(shape))
-
-
-def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """The computations of an HLO module by name, and the name of the one that it begins with."""
-    found: dict[str, list[Instruction]] = {}
-    name = entry = ""
-    for line in text.splitlines():
-        if begins := re.match(r"(ENTRY )?%([\w.\-]+) .*\{$", line):
-            name = begins[2]
-            entry = name if begins[1] else entry
-            found[name] = []
-        elif name and (match := INSTRUCTION.match(line)):
-            operands = re.findall(r"%([\w.\-]+)", match[4])
-            found[name].append(Instruction(match[1], match[2], match[3], operands, match[5]))
-    return found, entry
-
-
-def cost(text: str) -> Cost:
-    """What running an HLO module once costs.
-
-    Raises:
-        ValueError: when it is not known how often a loop goes round.
-    """
-    module, entry = computations(text)
-    named = lambda pattern, one: re.search(pattern + r"=%?([\w.\-]+)", one.rest)[1]
-
-    def operations(one: Instruction, shapes: dict[str, str]) -> float:
-        """Arithmetic of one instruction."""
-        if one.kind in MOVES | SHUFFLES:
-            return 0
-        if one.kind == "fusion":
-            return within(named("calls", one))
-        if one.kind == "dot":
-            left = [int(n) for n in ARRAY.search(shapes[one.operands[0]])[3].split(",") if n]
-            contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest)[1]
-            return 2 * elements(one.shape) * math.prod(left[int(i)] for i in contracted.split(",") if i)
-        if one.kind == "convolution":
-            kernel = elements(shapes[one.operands[1]])
-            features = re.search(r"dim_labels=\w+_(\w+)->", one.rest)[1].index("o")
-            outputs = int(ARRAY.search(shapes[one.operands[1]])[3].split(",")[features])
-            return 2 * elements(one.shape) * kernel / outputs
-        if one.kind in ("reduce", "reduce-window", "sort", "scatter"):
-            return elements(shapes[one.operands[0]])
-        return elements(one.shape)
-
-    def within(name: str) -> float:
-        """Arithmetic of a computation that is one kernel."""
-        shapes = {one.name: one.shape for one in module[name]}
-        return sum(operations(one, shapes) for one in module[name])
-
-    def read(one: Instruction, shapes: dict[str, str]) -> float:
-        """Bytes of operands that a kernel reads, and of what it writes: slices where it takes or changes slices."""
-        if one.kind != "fusion":
-            if one.kind == "dynamic-update-slice":
-                return 2 * size(shapes[one.operands[1]])
-            if one.kind in ("dynamic-slice", "gather"):
-                return 2 * size(one.shape)
-            return size(one.shape) + sum(size(shapes[name]) for name in one.operands)
-        body = module[named("calls", one)]
-        users = defaultdict(list)
-        for inner in body:
-            for position, operand in enumerate(inner.operands):
-                users[operand].append((inner, position))
-        inside = {inner.name: inner.shape for inner in body}
-        total = 0.0
-        for inner in body:
-            if inner.kind == "parameter":
-                for user, position in users[inner.name]:
-                    if user.kind in ("dynamic-slice", "gather") and position == 0:
-                        total += size(user.shape)
-                    elif user.kind != "dynamic-update-slice" or position:
-                        total += size(inner.shape)
-                        break
-        last = body[-1]
-        if last.kind == "dynamic-update-slice":
-            return total + size(inside[last.operands[1]])
-        return total + size(one.shape)
-
-    def of(name: str) -> Cost:
-        total, shapes = Cost(), {one.name: one.shape for one in module[name]}
-        for one in module[name]:
-            if one.kind == "while":
-                if (times := re.search(r'known_trip_count":\{"n":"(\d+)"', one.rest)) is None:
-                    raise ValueError(f"it is not known how often %{one.name} goes round")
-                total += (of(named("body", one)) + of(named("condition", one))) * int(times[1])
-            elif one.kind == "call":
-                total += of(named("to_apply", one))
-            elif one.kind not in MOVES:
-                total += Cost(operations(one, shapes), read(one, shapes), 1)
-        return total
-
-    return of(entry)
-
-
-def ceilings(budget: float) -> dict[str, float]:
-    """Operations a second of matrix products, bytes a second of a copy, and seconds to start a kernel."""
-    large, layer = jnp.ones((1024, 1024)), jnp.full((64, 64), 1e-2)
-    batch, memory = jnp.ones((128, 64)), jnp.ones(2**25)
-    num = 2000
-    programs = {
-        "large": (lambda x: x @ large * 1e-3, large),
-        "layers": (lambda x: jax.lax.fori_loop(0, num, lambda _, x: x @ layer, x), batch),
-        "copy": (lambda x: x + 1, memory),
-        # Of 4 kB: XLA makes one kernel of a loop over less than 1 kB.
-        "kernel": (lambda x: jax.lax.fori_loop(0, num, lambda _, x: x * 0.5, x), jnp.ones(1024)),
-    }
-    times, kernels = {}, {}
-    for name, (function, x) in programs.items():
-        compiled = jax.jit(function).lower(x).compile()
-        seconds(compiled, x, 0.0)
-        times[name], kernels[name] = seconds(compiled, x, budget), cost(compiled.as_text()).kernels
-    return {
-        "large_product_flops": 2 * 1024**3 / times["large"],
-        "layers_flops": num * 2 * 128 * 64 * 64 / times["layers"],
-        "copy_bytes_per_second": 2 * memory.nbytes / times["copy"],
-        "seconds_per_kernel": times["kernel"] / kernels["kernel"],
-    }
 
 
 def parts(algorithm: Any, config: Any, env: rlx.Env) -> dict[str, Any]:

@@ -37,6 +37,7 @@ COMMANDS = {
     "watch": ("watch.watch", "see runs and sweeps in a browser:  rlx watch runs"),
     "show": ("show.show", "what made a run, and how to make it again:  rlx show runs/NAME"),
     "log": ("log.log", "a run as TensorBoard or W&B has it:  rlx log runs/NAME --to tensorboard"),
+    "profile": ("profile.measure", "where time and memory go:  rlx profile ppo --env CartPole-v1"),
     "why": ("check.why", "what made a run end in NaN:  rlx why runs/NAME"),
     "envs": ("envs.envs", "list environments:  rlx envs [brax]"),
     "check": ("check.check", "test an algorithm or an environment:  rlx check my_ppo.py --env CartPole-v1"),
