@@ -245,7 +245,7 @@ def test_commands_of_pages_exist(document, line):
     assert command in COMMANDS
     value = lambda flag: rest[rest.index(flag) + 1] if flag in rest else ""
     known = options(command)
-    if command in ("train", "sweep", "clone"):
+    if command in ("train", "sweep", "clone", "profile"):
         known |= settings(rest[0], value("--objective"))
         if value("--variant"):
             assert value("--variant") in load_algorithm(rest[0]).VARIANTS

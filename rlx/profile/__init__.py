@@ -4,6 +4,6 @@ from rlx.faces import face
 
 HOMES = {
     "counts": "Cost ceilings cost seconds",
-    "phases": "Part compiled fastest memory phases profile",
+    "phases": "Part compiled fastest phases profile programs",
 }
 __all__, __getattr__, __dir__ = face(__name__, HOMES)

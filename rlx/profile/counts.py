@@ -84,40 +84,50 @@ def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     return found, entry
 
 
-def cost(text: str) -> Cost:
-    """What running an HLO module once costs.
+class Module:
+    """A module in HLO: what its computations cost."""
 
-    Raises:
-        ValueError: when it is not known how often a loop goes round.
-    """
-    module, entry = computations(text)
-    named = lambda pattern, one: re.search(pattern + r"=%?([\w.\-]+)", one.rest)[1]
+    def __init__(self, text: str):
+        self.computations, self.entry = computations(text)
 
-    def operations(one: Instruction, shapes: dict[str, str]) -> float:
+    def cost(self, name: str) -> Cost:
+        """Of a computation, loops as often as they go round."""
+        total, shapes = Cost(), {one.name: one.shape for one in self.computations[name]}
+        for one in self.computations[name]:
+            if one.kind == "while":
+                if (times := re.search(r'known_trip_count":\{"n":"(\d+)"', one.rest)) is None:
+                    raise ValueError(f"it is not known how often %{one.name} goes round")
+                total += (self.cost(_named("body", one)) + self.cost(_named("condition", one))) * int(times[1])
+            elif one.kind == "call":
+                total += self.cost(_named("to_apply", one))
+            elif one.kind not in MOVES:
+                total += Cost(self._operations(one, shapes), self._moved(one, shapes), 1)
+        return total
+
+    def _operations(self, one: Instruction, shapes: dict[str, str]) -> float:
         """Arithmetic of one instruction."""
         if one.kind in MOVES | SHUFFLES:
             return 0
         if one.kind == "fusion":
-            return within(named("calls", one))
+            return self._within(_named("calls", one))
         if one.kind == "dot":
-            left = [int(n) for n in ARRAY.search(shapes[one.operands[0]])[3].split(",") if n]
-            contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest)[1]
+            left = _sizes(shapes[one.operands[0]])
+            contracted = _found(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest)
             return 2 * elements(one.shape) * math.prod(left[int(i)] for i in contracted.split(",") if i)
         if one.kind == "convolution":
-            kernel = elements(shapes[one.operands[1]])
-            features = re.search(r"dim_labels=\w+_(\w+)->", one.rest)[1].index("o")
-            outputs = int(ARRAY.search(shapes[one.operands[1]])[3].split(",")[features])
-            return 2 * elements(one.shape) * kernel / outputs
+            kernel = shapes[one.operands[1]]
+            features = _found(r"dim_labels=\w+_(\w+)->", one.rest).index("o")
+            return 2 * elements(one.shape) * elements(kernel) / _sizes(kernel)[features]
         if one.kind in ("reduce", "reduce-window", "sort", "scatter"):
             return elements(shapes[one.operands[0]])
         return elements(one.shape)
 
-    def within(name: str) -> float:
+    def _within(self, name: str) -> float:
         """Arithmetic of a computation that is one kernel."""
-        shapes = {one.name: one.shape for one in module[name]}
-        return sum(operations(one, shapes) for one in module[name])
+        shapes = {one.name: one.shape for one in self.computations[name]}
+        return sum(self._operations(one, shapes) for one in self.computations[name])
 
-    def read(one: Instruction, shapes: dict[str, str]) -> float:
+    def _moved(self, one: Instruction, shapes: dict[str, str]) -> float:
         """Bytes of operands that a kernel reads, and of what it writes: slices where it takes or changes slices."""
         if one.kind != "fusion":
             if one.kind == "dynamic-update-slice":
@@ -125,7 +135,7 @@ def cost(text: str) -> Cost:
             if one.kind in ("dynamic-slice", "gather"):
                 return 2 * size(one.shape)
             return size(one.shape) + sum(size(shapes[name]) for name in one.operands)
-        body = module[named("calls", one)]
+        body = self.computations[_named("calls", one)]
         users = defaultdict(list)
         for inner in body:
             for position, operand in enumerate(inner.operands):
@@ -145,20 +155,32 @@ def cost(text: str) -> Cost:
             return total + size(inside[last.operands[1]])
         return total + size(one.shape)
 
-    def of(name: str) -> Cost:
-        total, shapes = Cost(), {one.name: one.shape for one in module[name]}
-        for one in module[name]:
-            if one.kind == "while":
-                if (times := re.search(r'known_trip_count":\{"n":"(\d+)"', one.rest)) is None:
-                    raise ValueError(f"it is not known how often %{one.name} goes round")
-                total += (of(named("body", one)) + of(named("condition", one))) * int(times[1])
-            elif one.kind == "call":
-                total += of(named("to_apply", one))
-            elif one.kind not in MOVES:
-                total += Cost(operations(one, shapes), read(one, shapes), 1)
-        return total
 
-    return of(entry)
+def _found(pattern: str, text: str) -> str:
+    """The first group of a pattern."""
+    if (match := re.search(pattern, text)) is None:
+        raise ValueError(f"{text.strip()} has no {pattern}")
+    return match[1]
+
+
+def _named(attribute: str, one: Instruction) -> str:
+    """The computation that an attribute of an instruction names."""
+    return _found(attribute + r"=%?([\w.\-]+)", one.rest)
+
+
+def _sizes(shape: str) -> list[int]:
+    """The sizes of the axes of a shape's first array."""
+    return [int(n) for n in _found(r"\b[a-z]+\d*\w*\[([\d,]*)\]", shape).split(",") if n]
+
+
+def cost(text: str) -> Cost:
+    """What running an HLO module once costs.
+
+    Raises:
+        ValueError: when it is not known how often a loop goes round.
+    """
+    module = Module(text)
+    return module.cost(module.entry)
 
 
 def ceilings(budget: float) -> dict[str, float]:
@@ -177,7 +199,7 @@ def ceilings(budget: float) -> dict[str, float]:
     for name, (function, x) in programs.items():
         compiled = jax.jit(function).lower(x).compile()
         seconds(compiled, x, 0.0)
-        times[name], kernels[name] = seconds(compiled, x, budget), cost(compiled.as_text()).kernels
+        times[name], kernels[name] = seconds(compiled, x, budget), cost(compiled.as_text() or "").kernels
     return {
         "large_product_flops": 2 * 1024**3 / times["large"],
         "layers_flops": num * 2 * 128 * 64 * 64 / times["layers"],
