@@ -183,6 +183,9 @@ def test_the_state_of_a_run_is_told_from_its_files_and_its_owner(tmp_path):
     append(run.directory / "evaluations.jsonl", evaluation(4, 1.0))
     end.write_text(json.dumps(evaluation(4, 1.0)))
     assert word() == "died"  # training evaluated where no evaluation was due
+    end.write_text(json.dumps(evaluation(4, 1.0) | {"stopped": "enough"}))
+    assert word() == "stopped"
+    assert "It stopped by itself: enough." in run.state.text
     append(run.directory / "evaluations.jsonl", evaluation(10, 1.0))
     end.write_text(json.dumps(evaluation(10, 1.0)))
     assert word() == "done"

@@ -48,6 +48,8 @@ def state_of_run(
     resume = f"rlx train --resume {directory} continues it."
     if evaluation is not None:
         done, planned = evaluation["update"], config["updates"]
+        if done < planned and (reason := evaluation.get("stopped")):  # by a rule or a hook
+            return State("stopped", f"It stopped by itself: {reason}. {resume}")
         trained = any(row["update"] == done for row in evaluations)  # or it was evaluated later, by hand
         due = evaluation_points(planned, config.get("num_evaluations", 1))
         if done < planned and trained and done not in due and not (directory / "cloning.jsonl").exists():
