@@ -113,6 +113,24 @@ def test_a_run_that_no_command_gives_says_why(run, tmp_path):
     assert "resumed with other versions" in text
 
 
+def test_a_rule_that_stopped_a_run_is_in_its_command_and_a_hook_in_its_notes(run, tmp_path):
+    saved = json.loads((run / "config.json").read_text())
+    ruled = saved | {"stop_at_return": 42.0, "patience": None}
+    write_json(tmp_path / "config.json", ruled)
+    (command,) = card(tmp_path)["again"]["commands"]
+    assert "--stop-at-return 42.0" in command
+    assert "--patience" not in command
+    changes = [{"update": 3, "settings": {"learning_rate": 0.5}}]
+    write_json(tmp_path / "config.json", saved | {"changes": changes})
+    found = card(tmp_path)["again"]
+    assert not found["exact"]
+    assert any("a hook in Python changed its settings" in note for note in found["notes"])
+    write_json(tmp_path / "config.json", saved | {"env": None})
+    found = card(tmp_path)["again"]
+    assert found["commands"] == []
+    assert "an environment without a name" in found["notes"][0]
+
+
 def test_a_card_says_what_is_another_now_and_what_follows(run, tmp_path):
     saved = json.loads((run / "config.json").read_text())
     assert card(run)["now"] == []

@@ -68,8 +68,8 @@ def train_command(
             words += [f"--{kind.replace('_', '-')}", *(f"{name}={loose(x)!r}" for name, x in values.items())]
     words += ["--seed", str(saved["seed"])]
     words += ["--start-from", saved["start_from"]] if saved.get("start_from") else []
-    for name in ("num_evaluations", "eval_episodes", "devices"):
-        if name in saved:
+    for name in ("num_evaluations", "eval_episodes", "devices", "stop_at_return", "patience"):
+        if saved.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(saved[name])]
     words += [] if saved.get("checkpoint_replay", True) else ["--no-checkpoint-replay"]
     config = saved["config"]
@@ -105,6 +105,9 @@ def again(directory: Path, saved: dict[str, Any], defaults: dict[str, Any]) -> d
     command = recorded(saved)
     if saved.get("cloned"):
         return {"commands": [moved(command)] if command else [], "exact": bool(command), "notes": []}
+    if saved["env"] is None:
+        note = "it was made in Python with an environment without a name: call that again"
+        return {"commands": [], "exact": False, "notes": [note]}
     stages, why_not = lengths(saved), reasons(saved)
     if stages is None:
         why_not.append("it was stopped before its end and went on with another number of steps: no command does that")
@@ -138,6 +141,8 @@ def reasons(saved: dict[str, Any]) -> list[str]:
         found.append("the run is a lane of a sweep: alone it has the numbers of the lane up to rounding, not its bits")
     if "--resume" in recorded(saved) and not resumed:
         found.append("it was resumed by an rlx that kept nothing of how it was begun")
+    if saved.get("changes"):
+        found.append("a hook in Python changed its settings while it trained: see changes in config.json")
     names = {"versions": "other versions", "rlx_source": "another source of rlx", "source": "another algorithm file"}
     names |= {"processor": "another processor", "device": "another device", "devices": "another number of devices"}
     for name, what in names.items():
