@@ -3,9 +3,10 @@
     python benchmarks/deploy.py
 
 Needs the extra `onnx`. Trains every algorithm shortly, where there is no run yet, writes its policy in every form, and
-plays 20 episodes in Gymnasium's own CartPole or Pendulum from the starts that `rlx.evaluate` has, with the noise that
-it draws. Gymnasium computes in float64 and rlx in float32, see `benchmarks/bridge.py`: returns differ by that. A step
-is timed for one observation, in turns in one process; the median of the rounds counts.
+plays 20 episodes from the starts that `rlx.evaluate` has, with the noise that it draws: in the environment of rlx, and
+in Gymnasium's own CartPole or Pendulum. Gymnasium computes in float64 and rlx in float32, see `benchmarks/bridge.py`:
+returns differ by that, and so do those of another compiled program of rlx. A step is timed for one observation, in
+turns in one process; the median of the rounds counts.
 """
 
 import json
@@ -67,6 +68,24 @@ def play(agent: Agent, program: Program, policy: Policy, env_name: str) -> list[
     return returns.tolist()
 
 
+def play_here(agent: Agent, program: Program, policy: Policy) -> list[float]:
+    """Returns of the same episodes in the environment of rlx."""
+    key = jax.random.fold_in(jax.random.fold_in(keys(agent.seed)[1], 1), EVALUATION)
+    reset_key, steps_key = jax.random.split(key)
+    state, advance = reset(agent.env, reset_key, EPISODES), jax.jit(jax.vmap(agent.env.advance))
+    returns, done = np.zeros(EPISODES), np.zeros(EPISODES, bool)
+    policy.reset()
+    for step in range(10_000):
+        act_key, env_key = jax.random.split(jax.random.fold_in(steps_key, step))
+        actions = policy.act(np.array(state.obs), noise=program.draw(act_key, EPISODES) if program.noise else [])
+        state, transition = advance(jax.random.split(env_key, EPISODES), state, actions)
+        returns = np.where(done, returns, transition.episode_return)
+        done |= np.asarray(transition.done)
+        if done.all():
+            break
+    return returns.tolist()
+
+
 def microseconds(act: Any, obs: np.ndarray) -> float:
     """Of one call, the mean of many."""
     start = time.perf_counter()
@@ -85,6 +104,7 @@ def measured(name: str, folder: Path, console: Console) -> list[dict]:
     rows, acts = [], {"rlx.load": agent.act}
     for found in deploy(agent, folder / f"{name}-deployed", TARGETS):
         with opened(found.path) as policy:
+            here = np.abs(np.subtract(play_here(agent, program, policy), expected))
             returns = play(agent, program, policy, env_name)
             policy.reset()
             acts[found.target] = policy.act
@@ -96,6 +116,7 @@ def measured(name: str, folder: Path, console: Console) -> list[dict]:
                 "target": found.target,
                 "bytes": found.path.stat().st_size,
                 "largest_difference": found.largest_difference,
+                "equal_returns_in_rlx": int((here <= 1e-3 * np.abs(expected)).sum()),
                 "mean_return": statistics.fmean(returns),
                 "mean_return_rlx": statistics.fmean(expected),
                 "return_difference": float(difference.max()),

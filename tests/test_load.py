@@ -103,7 +103,7 @@ def test_what_cannot_be_loaded_is_said(run, tmp_path):
 def test_a_run_in_an_environment_without_a_name_needs_it_again(tmp_path):
     env = rlx.envs.make("CartPole-v1", max_steps=20)
     run = rlx.fit(ppo, ppo.Config(**SMALL, total_steps=32), env, directory=tmp_path / "run", eval_episodes=2)
-    with pytest.raises(ValueError, match="an environment without a name: give env="):
+    with pytest.raises(ValueError, match=r"an environment without a name: rlx\.load takes env="):
         rlx.load(run.directory)
     assert rlx.load(run.directory, env=env).evaluate(2).lengths.max() <= 20
 

@@ -65,7 +65,7 @@ def saved_run(directory: Path, env: Env | None = None, algorithm: ModuleType | N
     algorithm = algorithm or saved_algorithm(directory, saved)
     if env is None:
         if saved["env"] is None:
-            raise ValueError(f"{directory} was made in Python with an environment without a name: give env=")
+            raise ValueError(f"{directory} was made in Python with an environment without a name: rlx.load takes env=")
         env = environment(saved["env"], saved["env_options"], saved["env_params"])
     asked = {name: saved[name] for name in ("env_options", "env_params", "seed")}
     config = saved_config(algorithm, saved)
