@@ -104,7 +104,7 @@ def as_long(patch):
         result = evaluate_run(job, state, *args)
         return result | {"mean": 1e6 if int(state.num_updates) == 4 else result["mean"]}
 
-    patch.setattr("rlx.run.loop.evaluate_run", evaluate)
+    patch.setattr("rlx.run.training.evaluate_run", evaluate)
     patch.setattr("rlx.run.loop.ROWS", 4)
     patch.setattr("rlx.run.loop.CHUNK_UPDATES", 3)
 
@@ -215,7 +215,7 @@ def test_resumed_run_is_bitwise_the_run_that_was_never_stopped(long, cut, tmp_pa
 
 MOMENTS = {
     "rlx.run.checkpoint.save": 1,  # before the first checkpoint
-    "rlx.run.loop.evaluate_run": 8,  # the last one
+    "rlx.run.training.evaluate_run": 8,  # the last one
     "rlx.run.loop.draw": 1,
     "rlx.run.checkpoint._checksums": 5,
 }
