@@ -105,7 +105,7 @@ def as_long(patch):
         return result | {"mean": 1e6 if int(state.num_updates) == 4 else result["mean"]}
 
     patch.setattr("rlx.run.training.evaluate_run", evaluate)
-    patch.setattr("rlx.run.loop.ROWS", 4)
+    patch.setattr("rlx.run.training.ROWS", 4)
     patch.setattr("rlx.run.loop.CHUNK_UPDATES", 3)
 
 
