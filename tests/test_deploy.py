@@ -25,7 +25,7 @@ CASES = {
     "ppo": ("CartPole-v1", SMALL | {"normalize_obs": True}),
     "grpo": ("CartPole-v1", {"num_envs": 8, "hidden_sizes": (8,)}),
     "ppo_recurrent": ("CartPole-v1", SMALL | {"sequence_length": 8, "memory_size": 8}),
-    "sac": ("Pendulum-v1", {"hidden_sizes": (8,), "num_envs": 2, "capacity": 64}),
+    "sac": ("Pendulum-v1", {"hidden_sizes": (8,), "num_envs": 2, "capacity": 64, "batch_size": 8, "warmup_steps": 8}),
     "fpo": ("Pendulum-v1", SMALL),
     "dppo": ("Pendulum-v1", SMALL),
     "policyflow": ("Pendulum-v1", SMALL),
