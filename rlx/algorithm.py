@@ -103,6 +103,13 @@ def named_algorithm(name: str) -> tuple[ModuleType, str]:
     return algorithm, algorithm.__name__ if shipped else str(Path(name).resolve())
 
 
+def name_of(algorithm: ModuleType) -> str:
+    """The name that `load_algorithm` finds a module by: its own where it ships, else the path of its file."""
+    if algorithm.__name__.startswith(f"{FOLDER}."):
+        return algorithm.__name__
+    return "".join([str(Path(algorithm.__file__ or "").resolve()), *algorithm.__name__.partition("+")[1:]])
+
+
 def split_name(name: str) -> tuple[str, str]:
     """`ppo+SPO` as `ppo` and `SPO`; the second is empty where no objective is named, by its own name or a file's."""
     base, _, objective = name.rpartition("+")

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rlx import source
 from rlx.agent import Agent, load
-from rlx.algorithm import checksum, load_algorithm
+from rlx.algorithm import checksum, load_algorithm, name_of
 from rlx.env import Env
 from rlx.files import read_config, read_rows, strict
 from rlx.run.job import CHECKPOINT_SECONDS, Job, identity
@@ -116,11 +116,9 @@ def fit(
     check(algorithm, config, env)
     _check_numbers(every=every, num_evaluations=num_evaluations, eval_episodes=eval_episodes, devices=devices)
     check_names(log)
-    own = algorithm.__name__.startswith("rlx.algos.")
-    file = "".join([str(Path(algorithm.__file__ or "").resolve()), *algorithm.__name__.partition("+")[1:]])
     job = Job(
         algorithm=algorithm,
-        algorithm_name=algorithm.__name__ if own else file,
+        algorithm_name=name_of(algorithm),
         config=config,
         env=env,
         env_name=env_name,

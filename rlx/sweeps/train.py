@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 
 from rlx import source
-from rlx.algorithm import short_name
+from rlx.algorithm import name_of, short_name
 from rlx.env import Env
 from rlx.files import read_config, read_rows, strict, write_json
 from rlx.pytree import plain
@@ -119,11 +119,9 @@ def sweep(
     strategy = strategy or given
     check_sizes(len(found), num_seeds, seed, eval_episodes, strategy)
     check_names(log, "log")
-    own = algorithm.__name__.startswith("rlx.algos.")
-    file = "".join([str(Path(algorithm.__file__ or "").resolve()), *algorithm.__name__.partition("+")[1:]])
     job = SweepJob(
         algorithm=algorithm,
-        algorithm_name=algorithm.__name__ if own else file,
+        algorithm_name=name_of(algorithm),
         config=config,
         env=env,
         env_name=env_name,
