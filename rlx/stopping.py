@@ -47,12 +47,12 @@ def stopping(at_return: float | None, patience: int | None, num_updates: int) ->
     """The rule for a run of `num_updates` updates, before anything is seen; None where neither number is given.
 
     Raises:
-        ValueError: for a patience below 1, and for numbers that are NaN.
+        ValueError: for a patience below 1, and for a return that is not finite.
     """
     if at_return is None and patience is None:
         return None
-    if at_return is not None and math.isnan(at_return):
-        raise ValueError(f"stop_at_return = {at_return}: give a number")
+    if at_return is not None and not math.isfinite(at_return):
+        raise ValueError(f"stop_at_return = {at_return}: give a finite number, or None for no such rule")
     if patience is not None and not patience >= 1:
         raise ValueError(f"patience = {patience}: give at least 1 look, a hundredth of the run each")
     limits = [math.inf if x is None else x for x in (at_return, patience)]

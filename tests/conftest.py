@@ -8,6 +8,7 @@ os.environ.setdefault("RLX_TEST_FLAGS", os.environ.get("XLA_FLAGS", "fast"))  # 
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import rlx.devices.sharding
 from rlx.devices.compiler import known_flags
@@ -43,6 +44,16 @@ def programs(request):
     jax.config.update("jax_disable_most_optimizations", not getattr(request.module, "EXACT", False))
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def command_cache(tmp_path_factory):
+    """One cache of compiled programs for all commands of a module, away from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

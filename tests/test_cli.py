@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import rlx as library
 from rlx import cli
@@ -35,16 +34,7 @@ SMALL = ["--total-steps", "2048", "--num-envs", "4", "--num-steps", "32", "--hid
 SMALL += ["--eval-episodes", "4"]
 TRAIN = ["train", "ppo", "--env", "CartPole-v1", *SMALL]
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """One cache of compiled programs for all commands of this module, away from the user's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("command_cache")
 
 
 def rlx(*arguments):

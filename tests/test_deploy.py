@@ -102,6 +102,15 @@ OPERATIONS = {
     ),
     "the largest with NaN": (lambda x: jnp.maximum(x.at[0, 0].set(jnp.nan), 0).max(1), X),
     "a case of several": (lambda x: jax.lax.select_n(WHOLE % 3, x, 2 * x, 3 * x), X),
+    "numbers that are not there": (lambda x, i: x.at[i].get(mode="fill"), WHOLE, np.array([0, 7], np.int32)),
+    "others in their place": (lambda x, i: x.at[i].get(mode="fill", fill_value=2), X, np.array([0, 7], np.int32)),
+    "sums of integers": (lambda x: (x.sum(1), jnp.cumsum(x, 0), x.prod(0)), WHOLE),
+    "halves away from 0": (jax.lax.round, np.array([-2.5, -1.5, -0.4, 0.5, 1.5, 2.5], np.float32)),
+    "halves to even": (jnp.round, np.array([-2.5, -1.5, -0.4, 0.5, 1.5, 2.5], np.float32)),
+    "shifted bits": (
+        lambda x: jax.lax.shift_right_logical(x, jnp.uint32(9)),
+        np.arange(99, dtype=np.uint32) * 43000000,
+    ),
     "powers": (lambda x: jnp.abs(x) ** 1.5 + 2.0 ** jnp.arange(5) + x**3, X),
     "parts": (lambda x: jnp.concatenate(jnp.split(x, [2], 1)[::-1], 1), X),
 }

@@ -150,6 +150,10 @@ def test_another_run_and_what_is_no_run_are_refused(plain, tmp_path):
         rlx.fit(ppo, CONFIG, "CartPole-v1", directory=tmp_path)
     with pytest.raises(ValueError, match="every = 0: give an integer of at least 1"):
         rlx.fit(ppo, CONFIG, "CartPole-v1", directory=tmp_path / "new", every=0)
+    bad = {"seed": -1, "checkpoint_seconds": -1.0, "render_every": -1, "max_seconds": 0.0, "after": 3}
+    for name, value in bad.items():
+        with pytest.raises(ValueError, match=f"{name} = {value}"):
+            rlx.fit(ppo, CONFIG, "CartPole-v1", directory=tmp_path / "new", **{name: value})
     env = rlx.envs.make("CartPole-v1", max_steps=7)
     with pytest.raises(ValueError, match=r"env is not as rlx\.envs\.make makes gymnax/CartPole-v1"):
         rlx.fit(ppo, CONFIG, env, directory=tmp_path / "new", env_name="CartPole-v1")

@@ -7,9 +7,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from rlx import cli
 from rlx.files import read_rows
@@ -27,16 +25,7 @@ TRAIN = ["train", "ppo", "--env", "CartPole-v1", *SMALL]
 SWEEP = ["sweep", "ppo", "--env", "CartPole-v1", *SMALL, "--learning-rate", "1e-3,1e-2", "--num-seeds", "2"]
 SWEEP += ["--total-steps", "256"]
 installed = pytest.mark.skipif(find_spec("wandb") is None, reason="needs rlx[wandb]")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """One cache of compiled programs for all commands of this module, away from the user's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("command_cache")
 
 
 def rlx(*arguments):

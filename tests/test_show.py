@@ -7,7 +7,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from rlx import cli
 from rlx.files import read_rows, write_json
@@ -21,16 +20,7 @@ TRAIN = ["train", "ppo", "--env", "CartPole-v1", *SMALL, "--learning-rate", "lin
 TRAIN += ["--env-params", "gravity=3", "--seed", "3", "--num-evaluations", "2", "--no-normalize-obs"]
 SWEEP = ["sweep", "ppo", "--env", "CartPole-v1", *SMALL, "--total-steps", "128", "--learning-rate", "log:1e-4:1e-2"]
 SWEEP += ["--num-samples", "2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """One cache of compiled programs for all commands of this module, away from the user's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("command_cache")
 
 
 def rlx(*arguments):

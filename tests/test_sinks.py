@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from rlx import cli
 from rlx.files import read_rows, write_json
@@ -31,16 +30,7 @@ SMALL += ["--hidden-sizes", "4", "--eval-episodes", "2"]
 TRAIN = ["train", "ppo", "--env", "CartPole-v1", *SMALL]
 SETTINGS = {"config": {"gamma": 0.9, "hidden_sizes": [4]}, "algorithm": "rlx.algos.ppo", "env": "x", "seed": 0}
 installed = pytest.mark.skipif(find_spec("wandb") is None, reason="needs rlx[wandb]")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """One cache of compiled programs for all commands of this module, away from the user's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("command_cache")
 
 
 def rlx(*arguments):

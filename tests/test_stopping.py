@@ -67,8 +67,9 @@ def test_a_rule_without_numbers_is_none_and_bad_numbers_are_refused():
     assert stopping(1.0, None, 10 * LOOKS).every == 10
     with pytest.raises(ValueError, match="patience = 0: give at least 1"):
         stopping(None, 0, 100)
-    with pytest.raises(ValueError, match="stop_at_return = nan"):
-        stopping(math.nan, None, 100)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"stop_at_return = {bad}: give a finite number"):
+            stopping(bad, None, 100)
 
 
 def test_a_run_says_why_it_stopped():

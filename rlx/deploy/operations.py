@@ -47,6 +47,12 @@ def _dot(x, y, contracting, batch):
     return np.einsum(f"{''.join(left)},{''.join(right)}->{''.join(out)}", x, y)
 
 
+def _round(x):
+    """The nearest whole numbers, halves away from 0."""
+    whole = np.trunc(x)
+    return np.where(np.abs(x - whole) >= 0.5, whole + np.sign(x), whole).astype(x.dtype)
+
+
 def _divide(x, y):
     """Quotients of integers, rounded towards 0."""
     return (np.sign(x) * np.sign(y) * (np.abs(x) // np.abs(y))).astype(x.dtype)
@@ -82,12 +88,11 @@ def _at(first, sizes, dropped):
     return tuple(found)
 
 
-def _gather(x, indices, sizes, axes, offset, dropped, batch_axes, clip):
-    """Slices of `x` at indices; those that reach outside are moved inside, or NaN."""
+def _gather(x, indices, sizes, axes, offset, dropped, batch_axes, clip, blank):
+    """Slices of `x` at indices; those that reach outside are moved inside, or are `blank`."""
     first, inside = _starts(x, indices, sizes, axes, batch_axes, clip)
     out = x[_at(first, sizes, {*dropped, *batch_axes[0]})]
     if not inside.all():
-        blank = np.nan if x.dtype.kind == "f" else np.iinfo(x.dtype).min if x.dtype.kind == "i" else 0
         out = np.where(inside.reshape((*inside.shape, *[1] * (out.ndim - inside.ndim))), out, blank).astype(x.dtype)
     count = indices.ndim - 1
     return np.moveaxis(out, range(count, out.ndim), offset)

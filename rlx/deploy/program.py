@@ -75,6 +75,8 @@ class Program:
         self.kept = flat.used[: len(self.seen)]
         self.observations = [port for port, kept in zip(self.seen, self.kept, strict=True) if kept]
         self.unused = [port.name for port, kept in zip(self.seen, self.kept, strict=True) if not kept]
+        if not self.observations:
+            raise ValueError("the policy looks at nothing of an observation: there is nothing to deploy")
         self.noise = []
         for i, var in enumerate(flat.noise):
             axes = [axis for axis, size in enumerate(var.aval.shape) if size is batch or not isinstance(size, int)]

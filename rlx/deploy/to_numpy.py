@@ -24,11 +24,11 @@ UNARY |= {
 }
 UNARY |= {name: f"np.{name}({{0}})" for name in ("ceil", "sinh", "cosh", "abs", "square")}
 UNARY |= {"is_finite": "np.isfinite({0})", "rsqrt": "1 / np.sqrt({0})", "stop_gradient": "{0}", "copy": "{0}"}
-UNARY |= {"erf": "_erf({0})", "erf_inv": "_erf_inv({0})", "logistic": "_logistic({0})", "round": "np.rint({0})"}
+UNARY |= {"erf": "_erf({0})", "erf_inv": "_erf_inv({0})", "logistic": "_logistic({0})"}
 UNARY |= {"asin": "np.arcsin({0})", "acos": "np.arccos({0})", "atan": "np.arctan({0})", "copy_p": "{0}"}
 BINARY = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^", "add_any": "+"}
 BINARY |= {"gt": ">", "lt": "<", "ge": ">=", "le": "<=", "eq": "==", "ne": "!="}
-BINARY |= {"shift_left": "<<", "shift_right_logical": ">>"}
+BINARY |= {"shift_left": "<<"}
 TWO = {"max": "np.maximum", "min": "np.minimum", "atan2": "np.arctan2", "rem": "np.fmod", "nextafter": "np.nextafter"}
 REDUCED = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "reduce_prod": "prod"}
 REDUCED |= {"reduce_and": "all", "reduce_or": "any"}
@@ -139,7 +139,7 @@ class Writer:
 
     def expression(self, name: str, equation: JaxprEqn, given: Sequence[str]) -> str:
         """What an operation gives, as an expression."""
-        params, aval = equation.params, equation.outvars[0].aval
+        params, aval = equation.params, _aval(equation)
         if name in UNARY:
             return UNARY[name].format(*given)
         if name in BINARY:
@@ -147,15 +147,21 @@ class Writer:
         if name in TWO:
             return f"{TWO[name]}({given[0]}, {given[1]})"
         if name in REDUCED:
-            return f"{given[0]}.{REDUCED[name]}({tuple(params['axes'])})"
+            kind = f", dtype='{np.dtype(aval.dtype)}'" * (REDUCED[name] in ("sum", "prod"))  # numpy widens integers
+            return f"{given[0]}.{REDUCED[name]}({tuple(params['axes'])}{kind})"
         if name in RUNNING:
             turned = f"np.flip({given[0]}, {params['axis']})" if params["reverse"] else given[0]
-            form = f"{RUNNING[name]}({turned}, {params['axis']})"
+            form = f"{RUNNING[name]}({turned}, {params['axis']}, dtype='{np.dtype(aval.dtype)}')"
             return f"np.flip({form}, {params['axis']})" if params["reverse"] else form
         writer = WRITERS.get(name)
         if writer is None:
             raise Unwritten(f"the policy uses {name}, of which there is no numpy form: deploy it to another target")
         return writer(self, params, given, equation, aval)
+
+
+def _aval(equation: JaxprEqn) -> Any:
+    """Shape and dtype of what an operation gives first."""
+    return equation.outvars[0].aval
 
 
 def _broadcast(writer, params, given, equation, aval):
@@ -187,6 +193,17 @@ def _product(writer, params, given, equation, aval):
     return f"_dot({given[0]}, {given[1]}, {numbers[0]}, {numbers[1]})"
 
 
+def _rounded(writer, params, given, equation, aval):
+    away = params["rounding_method"] == jax.lax.RoundingMethod.AWAY_FROM_ZERO
+    return f"_round({given[0]})" if away else f"np.rint({given[0]})"
+
+
+def _shifted(writer, params, given, equation, aval):
+    if not np.issubdtype(np.dtype(aval.dtype), np.unsignedinteger):
+        raise Unwritten("the policy shifts bits of numbers with a sign, of which there is no numpy form")
+    return f"{given[0]} >> {given[1]}"
+
+
 def _sliced(writer, params, given, equation, aval):
     steps = params["strides"] or [1] * len(params["start_indices"])
     bounds = zip(params["start_indices"], params["limit_indices"], steps, strict=True)
@@ -215,12 +232,21 @@ def _modes(mode) -> bool:
     return "CLIP" in str(mode) or "PROMISE" in str(mode)
 
 
+def _blank(kind: np.dtype) -> Any:
+    """What XLA gives for an entry that is not there, unless it is told."""
+    if kind.kind == "f":
+        return np.nan
+    return True if kind.kind == "b" else np.iinfo(kind).min if kind.kind == "i" else np.iinfo(kind).max
+
+
 def _gathered(writer, params, given, equation, aval):
     n = params["dimension_numbers"]
     batch = (tuple(n.operand_batching_dims), tuple(n.start_indices_batching_dims))
     axes = f"{writer.shape(params['slice_sizes'])}, {tuple(n.start_index_map)}, {tuple(n.offset_dims)}"
     axes = f"{axes}, {tuple(n.collapsed_slice_dims)}, {batch}"
-    return f"_gather({given[0]}, {given[1]}, {axes}, {_modes(params['mode'])})"
+    blank = params.get("fill_value")
+    blank = _blank(np.dtype(aval.dtype)) if blank is None else blank
+    return f"_gather({given[0]}, {given[1]}, {axes}, {_modes(params['mode'])}, {writer.number(blank, aval)})"
 
 
 def _scattered(writer, params, given, equation, aval):
@@ -269,6 +295,8 @@ WRITERS: dict[str, Callable] = {
     "clamp": lambda w, p, g, e, a: f"np.minimum(np.maximum({g[1]}, {g[0]}), {g[2]})",
     "div": _divided,
     "pow": lambda w, p, g, e, a: f"({g[0]} ** {g[1]}).astype('{np.dtype(a.dtype)}')",
+    "round": _rounded,
+    "shift_right_logical": _shifted,
     "integer_pow": lambda w, p, g, e, a: f"{g[0]} ** {p['y']}",
     "argmax": lambda w, p, g, e, a: f"{g[0]}.argmax({p['axes'][0]}).astype('{np.dtype(a.dtype)}')",
     "argmin": lambda w, p, g, e, a: f"{g[0]}.argmin({p['axes'][0]}).astype('{np.dtype(a.dtype)}')",

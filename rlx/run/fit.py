@@ -7,10 +7,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from rlx import source
-from rlx.agent import Agent, load
+from rlx.agent import PRECISION, Agent, load
 from rlx.algorithm import checksum, load_algorithm, name_of
 from rlx.env import Env
 from rlx.files import read_config, read_rows, strict
@@ -116,6 +117,7 @@ def fit(
     check(algorithm, config, env)
     _check_numbers(every=every, num_evaluations=num_evaluations, eval_episodes=eval_episodes, devices=devices)
     check_names(log)
+    _check_rest(seed, checkpoint_seconds, render_every, max_seconds, after)
     job = Job(
         algorithm=algorithm,
         algorithm_name=name_of(algorithm),
@@ -148,10 +150,25 @@ def _check_numbers(**numbers: Any) -> None:
             raise ValueError(f"{name} = {number!r}: give an integer of at least 1")
 
 
+def _check_rest(seed: Any, checkpoint_seconds: Any, render_every: Any, max_seconds: Any, after: Any) -> None:
+    if type(seed) is not int or not 0 <= seed < 2**31:
+        raise ValueError(f"seed = {seed!r}: give an integer from 0 to 2^31 - 1")
+    if not checkpoint_seconds >= 0:
+        raise ValueError(f"checkpoint_seconds = {checkpoint_seconds}: give 0 or more")
+    if type(render_every) is not int or render_every < 0:
+        raise ValueError(f"render_every = {render_every!r}: give 0 for never, or a number of evaluations")
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"max_seconds = {max_seconds}: give more than 0, or None")
+    if after is not None and not callable(after):
+        raise ValueError(f"after = {after!r} is no function of a rlx.run.Pause")
+
+
 def _ran(job: Job, console: Console) -> Run:
     """Runs the job, or what is left of it."""
     resume = _resumes(job)
-    with owned(job.directory, resume=resume):
+    # As `rlx train` has it: on GPUs JAX would else multiply with fewer digits, which changes what is learned.
+    precision = jax.default_matmul_precision(jax.config.jax_default_matmul_precision or PRECISION)  # pyright: ignore[reportAttributeAccessIssue]
+    with owned(job.directory, resume=resume), precision:
         status = 0 if resume and _finished(job) else execute(job, console, resume)
     if status > 1:
         raise KeyboardInterrupt(f"status {status}: {job.directory} holds everything; the same call resumes it")
