@@ -19,7 +19,7 @@ setup: .venv/ready
 # Every environment suite and log that is an extra, in an environment of its own, and what drives a browser that is installed.
 .venvs/more/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venvs/more
-	.venvs/more/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,playground,wandb]' playwright
+	.venvs/more/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,playground,wandb,worlds,search,envpool,minari]' playwright
 	@touch $@
 
 # The exporter to ONNX, which asks for an older orbax than the constraints have.

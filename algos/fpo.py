@@ -168,7 +168,7 @@ def init(config, env, key):
         opt_state=optimizer(config, config.learning_rate).init(params),
         env_state=env_state,
         obs_stats=statistics(env.observation_space),
-        reward_scale=reward_scale(config.num_envs),
+        reward_scale=reward_scale(config.num_envs * env.num_agents),
         learning_rate=jnp.float32(config.learning_rate) if config.adapt_learning_rate else None,
         num_updates=jnp.int32(0),
         key=key,

@@ -146,7 +146,7 @@ def init(config, env, key):
         opt_state=optimizer(config, config.learning_rate).init(params),
         env_state=env_state,
         obs_stats=statistics(env.observation_space),
-        reward_scale=reward_scale(config.num_envs),
+        reward_scale=reward_scale(config.num_envs * env.num_agents),
         learning_rate=jnp.float32(config.learning_rate),
         num_updates=jnp.int32(0),
         key=key,

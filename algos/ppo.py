@@ -7,6 +7,11 @@ arXiv:1506.02438; time limits as in Pardo et al. 2018, arXiv:1712.00378.
 
 Axes: T time, N environments, B minibatch, O observation, A action.
 
+With one gradient step a rollout the clip does nothing, and the step is the policy gradient; see `VARIANTS`:
+
+    a2c          advantages over few steps (Mnih et al. 2016, arXiv:1602.01783, without threads)
+    reinforce    the rewards up to the end of the rollout, without a critic (Williams 1992, Machine Learning 8)
+
 Deviations from the paper:
 - Actor and critic are separate networks under one optimiser, which clips the global norm of their joint gradient.
 - Advantages are standardised in each minibatch.
@@ -35,6 +40,12 @@ from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibat
 from rlx.spaces import check_spaces, rescale, visible, zeros
 from rlx.train import training_progress
 
+ONE_STEP = {"num_epochs": 1, "num_minibatches": 1, "gae_lambda": 1.0}
+VARIANTS = {
+    "a2c": {**ONE_STEP, "num_envs": 16, "num_steps": 5, "value_clip": float("inf")},
+    "reinforce": {**ONE_STEP, "baseline": False, "value_coef": 0.0},
+}
+
 
 @pytree
 class Config:
@@ -49,6 +60,7 @@ class Config:
     target_kl: float = traced(0.01, above=0)
     gamma: float = traced(0.99, at_least=0, at_most=1)
     gae_lambda: float = traced(0.95, at_least=0, at_most=1)
+    baseline: bool = True  # the critic's values, from which the last steps bootstrap too; else returns
     clip: float = traced(0.2, above=0)
     value_clip: float = traced(0.2, above=0)
     value_coef: float = traced(0.5, at_least=0)
@@ -133,7 +145,7 @@ def init(config, env, key):
         opt_state=optimizer(config, config.learning_rate).init(params),
         env_state=env_state,
         obs_stats=statistics(env.observation_space),
-        reward_scale=reward_scale(config.num_envs),
+        reward_scale=reward_scale(config.num_envs * env.num_agents),
         learning_rate=jnp.float32(config.learning_rate) if config.adapt_learning_rate else None,
         num_updates=jnp.int32(0),
         key=key,
@@ -188,6 +200,7 @@ def advantages(config, env, state, traj):
     _, critic = networks(config, env)
     obs, next_obs = normalized(config, state, traj.obs), normalized(config, state, traj.next_obs)
     value, next_value = (critic.apply(state.params["critic"], x) for x in (obs, next_obs))
+    value, next_value = (jnp.where(config.baseline, x, 0.0) for x in (value, next_value))
     scale, reward = state.reward_scale, traj.reward
     if config.normalize_reward:
         scale, reward = scale_rewards(scale, reward, traj.done, config.gamma)

@@ -150,9 +150,9 @@ def init(config, env, key):
         params=params,
         opt_state=optimizer(config, config.learning_rate).init(params),
         env_state=env_state,
-        memory=memory(config, env, config.num_envs),
+        memory=memory(config, env, config.num_envs * env.num_agents),
         obs_stats=statistics(env.observation_space),
-        reward_scale=reward_scale(config.num_envs),
+        reward_scale=reward_scale(config.num_envs * env.num_agents),
         learning_rate=jnp.float32(config.learning_rate) if config.adapt_learning_rate else None,
         num_updates=jnp.int32(0),
         key=key,
@@ -225,7 +225,8 @@ def advantages(config, env, state, traj):
 def update(config, env, state, *, objective: Callable = objective):
     """One rollout and the epochs of gradient steps on it; `objective` may be any callable pytree of its signature."""
     key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
-    policy, memories = partial(act, config, env, state), (state.memory, memory(config, env, config.num_envs))
+    empty = memory(config, env, config.num_envs * env.num_agents)
+    policy, memories = partial(act, config, env, state), (state.memory, empty)
     env_state, traj, after = rollout(env, policy, state.env_state, rollout_key, config.num_steps, *memories)
     data, scale = advantages(config, env, state, traj)
     elements = sequences(data, config.sequence_length)

@@ -15,6 +15,9 @@ Deviations from the paper:
 - Kernels start orthogonal, and the critics may have layer norm.
 - Observations may be normalised by running statistics, when they are used: the buffer keeps them raw.
 - Steps cut by a time limit bootstrap from the value of their true successor.
+- Three things beyond the paper are settings: targets over several steps (`n_step`; off-policy, without the entropies
+  between, biased for n above 1), new networks at given steps (`resets`; Nikishin et al. 2022, arXiv:2205.07802: buffer
+  and temperature stay) and residual blocks (`residual`; SimBa, Lee et al. 2024, arXiv:2410.09754).
 """
 
 from functools import partial
@@ -30,6 +33,7 @@ from rlx.pytree import num_rows, pytree, replace, static, traced
 from rlx.replay import Replay, check_ratio, check_replay, insert, replay, sample, take
 from rlx.rollout import episode_metrics, flatten, reset, rollout
 from rlx.spaces import Box, check_spaces, num_free, rescale, size, visible, zeros
+from rlx.values import check_n_step, n_step
 
 
 @pytree
@@ -48,10 +52,13 @@ class Config:
     target_entropy: float = -1.0  # nats per action dimension, in unit coordinates; log 2 = 0.69 is uniform
     gamma: float = traced(0.99, at_least=0, at_most=1)
     tau: float = traced(0.005, at_least=0, at_most=1)  # part of the way to the critics that their targets go each time
+    n_step: int = static(1)  # rewards of a target before its value, no more than num_steps
+    resets: tuple[int, ...] = static(())  # environment steps at which actor and critics start anew
     reward_scale: float = traced(1.0, above=0)
     normalize_obs: bool = static(False)
     layer_norm: bool = static(False)  # in the critics
     hidden_sizes: tuple[int, ...] = static((256, 256))
+    residual: bool = static(False)  # of them, all but the first are residual blocks
     torso: str = static("mlp", one_of=TORSOS)  # convolutions before them, for image observations
     conv_features: tuple[int, ...] = static(())  # their filters; with mlp of 3 x 3 convolutions
     activation: str = static("relu")
@@ -90,12 +97,13 @@ class Batch:
     reward: jax.Array
     next_obs: jax.Array
     terminated: jax.Array
+    num: jax.Array | None = None  # of more than one step, how many these are
 
 
 def networks(config, env):
     """Actor and critic of the same shape; all critics apply one module, to parameters of their own."""
     layers = config.hidden_sizes, config.activation, config.conv_features
-    torso = lambda space, layer_norm=False: Torso(space, *layers, layer_norm, config.torso)
+    torso = lambda space, layer_norm=False: Torso(space, *layers, layer_norm, config.torso, residual=config.residual)
     actor = torso(visible(env.observation_space, config.actor_obs))
     critic = torso(visible(env.observation_space, config.critic_obs, privileged=True), config.layer_norm)
     return TanhActor(env.action_space, actor), Critic(critic)
@@ -113,6 +121,12 @@ def check(config, env):
     check_spaces(env, actions=Box, bounded=True, normalized=config.normalize_obs)
     check_replay(config.total_steps, config.init_steps, config.batch_size, config.capacity)
     check_ratio(config.utd_ratio, config.steps_per_update)
+    check_n_step(config.n_step, config.num_steps)
+    if any(not config.init_steps <= step < config.total_steps for step in config.resets):
+        raise ValueError(
+            f"resets = {config.resets} have to be within the steps that are learned in, from {config.init_steps} up to "
+            f"{config.total_steps}"
+        )
 
 
 def init(config, env, key):
@@ -120,26 +134,45 @@ def init(config, env, key):
     key, actor_key, critic_key, env_key, warmup_key = jax.random.split(key, 5)
     num_steps = config.init_steps // config.num_envs
     env_state, traj = rollout(env, partial(explore, env), reset(env, env_key, config.num_envs), warmup_key, num_steps)
-    elements = flatten(kept(traj))
+    elements = flatten(kept(config, traj))
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), elements)
     obs_stats = statistics(env.observation_space)
+    params = first(config, env, actor_key, critic_key)
+    return State(
+        params=params,
+        target_params=params["critic"],
+        opt_state=optimizer(config).init(params),
+        env_state=env_state,
+        replay=insert(replay(example, config.capacity, spare=config.steps_per_update * env.num_agents), elements),
+        obs_stats=update_statistics(obs_stats, traj.obs) if config.normalize_obs and num_steps else obs_stats,
+        num_updates=jnp.int32(0),
+        key=key,
+    )
+
+
+def first(config, env, actor_key, critic_key):
+    """Parameters that nothing was learned by."""
     actor, critic = networks(config, env)
     obs, action = zeros(env.observation_space), zeros(env.action_space)
     params = initialize(actor_key, obs, actor=(actor, 0.01))
     params |= jax.vmap(lambda key: initialize(key, obs, critic=(critic, 1.0, action)))(
         jax.random.split(critic_key, config.num_critics)
     )
-    params["log_alpha"] = jnp.log(jnp.float32(config.initial_alpha))
-    return State(
-        params=params,
-        target_params=params["critic"],
-        opt_state=optimizer(config).init(params),
-        env_state=env_state,
-        replay=insert(replay(example, config.capacity, spare=config.steps_per_update), elements),
-        obs_stats=update_statistics(obs_stats, traj.obs) if config.normalize_obs and num_steps else obs_stats,
-        num_updates=jnp.int32(0),
-        key=key,
-    )
+    return params | {"log_alpha": jnp.log(jnp.float32(config.initial_alpha))}
+
+
+def renewed(config, env, state):
+    """The state, at a reset with new networks and optimizer; the temperature stays."""
+    due = [-(-(step - config.init_steps) // config.steps_per_update) for step in config.resets]
+
+    def anew():
+        params = first(config, env, *jax.random.split(jax.random.fold_in(state.key, 4)))  # after those of the update
+        params["log_alpha"] = state.params["log_alpha"]
+        return params, params["critic"], optimizer(config).init(params)
+
+    old = state.params, state.target_params, state.opt_state
+    params, target_params, opt_state = jax.lax.cond(jnp.isin(state.num_updates, jnp.array(due)), anew, lambda: old)
+    return replace(state, params=params, target_params=target_params, opt_state=opt_state)
 
 
 def normalized(config, state, obs):
@@ -161,9 +194,13 @@ def act(config, env, state, obs, key, deterministic=False):
     return rescale(env.action_space, action), action
 
 
-def kept(traj):
-    """What the buffer keeps of transitions."""
-    return Batch(traj.obs, traj.recorded, traj.reward, traj.next_obs, traj.terminated)
+def kept(config, traj):
+    """What the buffer keeps of transitions; each with those after it where targets are over several steps."""
+    if config.n_step == 1:
+        return Batch(traj.obs, traj.recorded, traj.reward, traj.next_obs, traj.terminated)
+    ends = traj.next_obs, traj.terminated
+    ahead = n_step(traj.reward, traj.terminated, traj.done, ends, config.n_step, config.gamma)
+    return Batch(traj.obs, traj.recorded, ahead.reward, *ahead.next_obs, ahead.num)
 
 
 def critic_loss(params, fixed, target_params, config, env, batch, noise):
@@ -174,7 +211,8 @@ def critic_loss(params, fixed, target_params, config, env, batch, noise):
     u = pi.mean + jnp.exp(pi.log_std) * noise
     next_q = q(target_params, batch.next_obs, jnp.tanh(u)).min(axis=0)
     next_value = next_q - jnp.exp(fixed["log_alpha"]) * pi.log_prob(u)
-    target = config.reward_scale * batch.reward + config.gamma * jnp.where(batch.terminated, 0.0, next_value)
+    gamma = config.gamma if batch.num is None else config.gamma**batch.num
+    target = config.reward_scale * batch.reward + gamma * jnp.where(batch.terminated, 0.0, next_value)
     value = q(params["critic"], batch.obs, batch.action)
     return jax.vmap(optax.l2_loss, in_axes=(0, None))(value, target).sum(axis=0).mean(), value
 
@@ -215,9 +253,10 @@ def loss(params, fixed, target_params, config, env, batch, noise):
 
 def update(config, env, state):
     """One rollout and the gradient steps that belong to it."""
+    state = renewed(config, env, state) if config.resets else state
     key, rollout_key, sample_key, noise_key = jax.random.split(state.key, 4)
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
-    buffer = insert(state.replay, flatten(kept(traj)))
+    buffer = insert(state.replay, flatten(kept(config, traj)))
     indices = sample(buffer, sample_key, (config.gradient_steps, config.batch_size))
     noise = jax.random.normal(noise_key, (config.gradient_steps, 2, config.batch_size, *env.action_space.shape))
 

@@ -134,7 +134,7 @@ def init(config, env, key):
         target_params=params["critic"],
         opt_state=optimizer(config).init(params),
         env_state=env_state,
-        replay=insert(replay(example, config.capacity, spare=config.steps_per_update), elements),
+        replay=insert(replay(example, config.capacity, spare=config.steps_per_update * env.num_agents), elements),
         obs_stats=update_statistics(obs_stats, traj.obs) if config.normalize_obs and num_steps else obs_stats,
         num_updates=jnp.int32(0),
         key=key,

@@ -46,6 +46,8 @@ class Task:
     share: float | None = None  # or by this share of the seeds
     seeds: int | None = None  # where there are fewer than of other tasks
     episodes: int = 32  # that every seed plays
+    sampled: bool = False  # they are played by samples, where the mode of a policy gets stuck
+    untrained: bool = False  # the first policy plays as many, by samples: near to random moves
 
 
 TASKS = {
@@ -67,15 +69,36 @@ TASKS = {
     "CartpoleSwingup": Task("playground/CartpoleSwingup", 2_000_000, seeds=5),
     "PendulumSwingup": Task("playground/PendulumSwingup", 2_000_000, {"action_repeat": 4}, seeds=5),
 }
+# Of the suites.
+new = partial(Task, seeds=5, untrained=True)
+CRAFTAX = {"craftax-classic": new("craftax/Craftax-Classic-Symbolic-v1", 1_000_000, sampled=True)}
+MINIGRID = {
+    "EmptyRandom-6x6": new("xminigrid/MiniGrid-EmptyRandom-6x6", 500_000),
+    "DoorKey-5x5": new("xminigrid/MiniGrid-DoorKey-5x5", 1_000_000),
+    "Unlock": new("xminigrid/MiniGrid-Unlock", 1_000_000),
+}
+JUMANJI = {
+    "Snake": new("jumanji/Snake-v1", 2_000_000),
+    "Knapsack": new("jumanji/Knapsack-v1", 2_000_000, episodes=128),
+}
+AGENTS = {  # independent learners
+    "simple_spread": new("jaxmarl/MPE_simple_spread_v3", 2_000_000, episodes=128),
+    "SMAX-3m": new("jaxmarl/HeuristicEnemySMAX", 2_000_000, {"scenario": "3m"}, episodes=128),
+}
+PENDULUM_OFF_POLICY = Task("gymnax/Pendulum-v1", 20_000, at_least=-170, share=0.9, episodes=128)
 # Of algorithms that need fewer steps for these, or more.
 OWN = {
+    "ppo": TASKS | CRAFTAX | JUMANJI | AGENTS,
+    "ppo_recurrent": CRAFTAX | MINIGRID,
+    "mappo": {name: replace(task, options=task.options | {"world": True}) for name, task in AGENTS.items()},
     "sac": {
-        "Pendulum-v1": Task("gymnax/Pendulum-v1", 20_000, at_least=-170, share=0.9, episodes=128),
+        "Pendulum-v1": PENDULUM_OFF_POLICY,
         "MountainCarContinuous-v0": Task("gymnax/MountainCarContinuous-v0", 50_000, seeds=5),
         **{f"mjx-{name}": Task(f"mjx/{name}", 100_000, seeds=5) for name in ("pendulum", "cartpole", "reacher")},
         "inverted_pendulum": Task("brax/inverted_pendulum", 50_000, {"backend": "mjx"}, at_least=950, share=0.9),
         **{name: task for name, task in TASKS.items() if name.startswith(("hopper-", "halfcheetah-"))},
     },
+    **{name: {"Pendulum-v1": PENDULUM_OFF_POLICY} for name in ("ddpg", "tqc", "redq", "crossq")},
     "sac_discrete": {
         "CartPole-v1": Task("gymnax/CartPole-v1", 50_000, at_least=475, share=0.9),
         "Acrobot-v1": Task("gymnax/Acrobot-v1", 50_000, at_least=-100),
@@ -87,6 +110,7 @@ OWN = {
     "grpo": {"CartPole-v1": Task("gymnax/CartPole-v1", 1_000_000, at_least=475, share=0.9)},
 }
 NAMES = tuple(dict.fromkeys(name for tasks in (TASKS, *OWN.values()) for name in tasks))
+EXTRAS = {name: name for name in ("craftax", "xminigrid", "jumanji", "jaxmarl")} | {"playground": "mujoco_playground"}
 
 
 def bar(task: Task, returns: np.ndarray) -> dict[str, Any] | None:
@@ -122,17 +146,20 @@ def curve(episode_return: np.ndarray, num_episodes: np.ndarray, steps: Callable,
     return {"steps": [steps(int(edge)) for edge in edges[1:]], "mean_return": points}
 
 
-def lanes_program(algorithm, updates, num_episodes):
+def lanes_program(algorithm, updates, task):
     """Training of a lane a key, with an evaluation after each number of `updates`; every device has its own lanes."""
 
     def lane(key, config, env):
         train_key, evaluate_key = jax.random.split(key)
         state, parts, episodes = algorithm.init(config, env, train_key), [], []
+        first = ()
+        if task.untrained:
+            first = rlx.evaluate(algorithm, config, env, state, evaluate_key, task.episodes, deterministic=False)
         for num in np.diff(updates, prepend=0).tolist():
             state, metrics = rlx.resume(algorithm, config, env, state, num_updates=num)
             parts.append({name: metrics[name] for name in METRICS if name in metrics})
-            episodes.append(rlx.evaluate(algorithm, config, env, state, evaluate_key, num_episodes=num_episodes))
-        return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts), episodes
+            episodes.append(rlx.evaluate(algorithm, config, env, state, evaluate_key, task.episodes, not task.sampled))
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts), first, episodes
 
     return spread(lane)
 
@@ -154,9 +181,9 @@ def measure(
     keys = jax.vmap(jax.random.key)(np.arange(num_seeds))
 
     start = time.perf_counter()
-    program = lanes_program(algorithm, updates, num_episodes).lower(keys, configs[-1], env).compile()
+    program = lanes_program(algorithm, updates, tasks[0]).lower(keys, configs[-1], env).compile()
     compiled = time.perf_counter()
-    metrics, evaluations = jax.device_get(program(keys, configs[-1], env))
+    metrics, first, evaluations = jax.device_get(program(keys, configs[-1], env))
     done = time.perf_counter()
 
     found = []
@@ -177,6 +204,13 @@ def measure(
             "returns": returns.tolist(),
             "mean": interval([returns]),
             "iqm": interval([returns], iqm),
+            "reported": {
+                name: interval([values.mean(1, dtype=np.float64)])
+                for name, values in episodes.reported.items()
+                if np.isfinite(values).all()
+            },
+            **({"sampled": True} if task.sampled else {}),
+            **({"untrained": interval([first.returns.mean(1, dtype=np.float64)])} if first else {}),
             "bar": bar(task, returns),
             "curve": curve(*trained, partial(rlx.steps_taken, config)),
             "seconds": {"compile": compiled - start, "run": done - compiled},
@@ -228,8 +262,9 @@ def main(
             console.print(f"{', '.join(tasks)}: done, {out}")
             continue
         chosen = list(tasks.values())
-        if chosen[0].env.startswith("playground/") and not find_spec("mujoco_playground"):
-            console.print(f"{', '.join(tasks)}: needs another package, pip install 'rlx[playground]'")
+        extra = chosen[0].env.partition("/")[0]
+        if extra in EXTRAS and not find_spec(EXTRAS[extra]):
+            console.print(f"{', '.join(tasks)}: needs another package, pip install 'rlx[{extra}]'")
             continue
         if short:
             before = getattr(preset(import_module(f"rlx.algos.{algorithm}"), chosen[0].env), "init_steps", 0)

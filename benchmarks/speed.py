@@ -1,4 +1,4 @@
-"""Speed of PPO, SAC and FPO beside what there is to compare with: the same settings on the same machine.
+"""Speed of PPO, SAC, FPO and learners of values beside what there is to compare with, on the same settings and machine.
 
     python benchmarks/speed.py
     python benchmarks/speed.py --case CartPole-v1
@@ -56,6 +56,23 @@ SAC = {
     "gamma": 0.99,
     "tau": 0.005,
 }
+# Replay and target as in Rejax, whose networks have two layers of 64; a gradient step follows every step.
+VALUES = {key: x for key, x in SAC.items() if key != "env"} | {"capacity": 100_000, "tau": 0.01}
+PQN = {
+    "algorithm": "PQN",
+    "env": "CartPole-v1",
+    "total_steps": 2**18,
+    "num_envs": 16,
+    "num_steps": 128,
+    "num_epochs": 5,
+    "num_minibatches": 16,
+    "hidden_sizes": [64, 64],
+    "activation": "relu",
+    "learning_rate": 3e-4,
+    "anneal_learning_rate": False,
+    "gamma": 0.99,
+    "td_lambda": 0.9,
+}
 PHYSICS = PPO | {"total_steps": 2**16, "num_envs": 512, "num_steps": 16, "num_minibatches": 4, "activation": "tanh"}
 # Networks, minibatches and epochs as published, spec of FPO, but two minibatches in a rollout and not 32.
 PUBLISHED = {
@@ -106,6 +123,16 @@ CASES: dict[str, tuple[dict, dict[str, Side]]] = {
         f"SAC, buffer {name}": (SAC | {"capacity": n}, {"rlx": Side("rlx_sac"), "Rejax": Side("rejax_sac", "rejax")})
         for name, n in (("10^4", 10_000), ("2^17", 2**17), ("10^6", 1_000_000))
     },
+    **{
+        name: (settings, {"rlx": Side("rlx_values"), "Rejax": Side("rejax_values", "rejax")})
+        for name, settings in {
+            "PQN, CartPole-v1": PQN,
+            "DQN, buffer 10^5": VALUES | {"algorithm": "DQN", "env": "CartPole-v1", "target_period": 1},
+            "IQN, buffer 10^5": VALUES
+            | {"algorithm": "IQN", "env": "CartPole-v1", "target_period": 1, "num_atoms": 64},
+            "TD3, buffer 10^5": VALUES | {"algorithm": "TD3", "env": "Pendulum-v1"},
+        }.items()
+    },
     "brax/hopper, spring": (
         PHYSICS | {"env": "brax/hopper", "options": {"backend": "spring"}},
         {"rlx": RESUMED_PPO, "random actions": Side("rlx_random")},
@@ -130,6 +157,8 @@ AIMS = {
     ("CartPole-v1", "SBX", "steps/s"): 25,
     ("Breakout-MinAtar", "Rejax", "steps/s"): 1.5,
     **{(f"SAC, buffer {name}", "Rejax", "steps/s"): 3 for name in ("10^4", "2^17", "10^6")},
+    ("PQN, CartPole-v1", "Rejax", "steps/s"): 1.3,
+    **{(f"{name}, buffer 10^5", "Rejax", "steps/s"): 1.5 for name in ("DQN", "IQN", "TD3")},
     ("brax/hopper, spring", "random actions", "steps/s"): 0.6,
     ("playground/CheetahRun", "random actions", "steps/s"): 0.75,
     ("FPO, playground/CartpoleBalance", "PPO", "steps/s"): 0.75,

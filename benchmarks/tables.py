@@ -6,8 +6,8 @@
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`, for the names in `NAMES`; the rest is left alone.
 """
 
-import ast
 import json
+import re
 import sys
 from pathlib import Path
 from statistics import median
@@ -18,12 +18,46 @@ from speed import rows
 from rlx.report import fill
 
 NAMES = ("algorithms", "communication", "decoding", "flow", "lifetimes", "physics", "returns", "scaling", "shuffling")
-NAMES += ("speed", "sweeps", "roofline", "shell", "hours", "switches", "annealing", "defaults")
-NAMES += ("bridge", "dynamics", "stable-baselines3", "deploy")
+NAMES += ("speed", "sweeps", "roofline", "shell", "hours", "switches", "annealing", "defaults", "streaming")
+NAMES += ("streaming-speed",)
+NAMES += (
+    "bridge",
+    "dynamics",
+    "stable-baselines3",
+    "deploy",
+    "hosts",
+    "suites",
+    "suites-returns",
+    "suites-not-judged",
+    "suites-refused",
+)
 PAGES = ("benchmarks", "compiler", "settings")
 PAGES += tuple(
-    f"guides/{name}" for name in ("deployment", "devices", "discovery", "gymnasium", "robots", "sequences", "sweeps")
+    f"guides/{name}"
+    for name in (
+        "deployment",
+        "devices",
+        "discovery",
+        "gymnasium",
+        "robots",
+        "sequences",
+        "streaming",
+        "suites",
+        "sweeps",
+    )
 )
+FAMILIES = {
+    "policy gradients": ("ppo", "ppo_recurrent", "trpo", "mdpo", "reppo", "pathwise", "vmpo"),
+    "policies made in several steps": ("dppo", "fpo", "policyflow"),
+    "groups": ("grpo", "grpo_recurrent", "grpo_tokens"),
+    "values of actions": ("dqn", "pqn", "pqn_recurrent"),
+    "off-policy actor, critic": ("sac", "sac_discrete", "ddpg", "fast_td3", "tqc", "redq", "crossq", "mdpo_offpolicy"),
+    "from data": ("iql", "td3_bc", "cql", "rlpd"),
+    "streams, one step at a time": ("stream_ac", "stream_q", "avg"),
+    "several agents, games": ("mappo", "ppo_selfplay", "gumbel_muzero"),
+    "levels, learned rules": ("ppo_levels", "lpg"),
+    "evolution": ("es",),
+}
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in PAGES))
 
 
@@ -65,6 +99,21 @@ def returns_table(results: list[dict], peers: list[dict] = ()) -> str:
         for r in results
     ]
     return markdown(header + ["mean return of Rejax [95 %]"] * bool(peers), body, num_text=2)
+
+
+def suites_returns_table(results: list[dict]) -> str:
+    """What was reached in other suites, and what the first policies come to, which are near to random moves."""
+    show = lambda estimate: "{value:.3g} [{low:.3g}, {high:.3g}]".format(**estimate)
+    header = ["task", "algorithm", "steps", "seeds", "mean return [95 %]", "before training", "success"]
+    body = []
+    for r in results:
+        success = next((show(r["reported"][name]) for name in ("success", "win") if name in r["reported"]), "")
+        options = ", ".join(f"{name}={value}" for name, value in r["options"].items())
+        name = f"`{r['env']}`" + (f", {options}" if options else "")
+        seeds, played = str(len(r["seeds"])), ", by samples" if r.get("sampled") else ""
+        cells = f"{r['steps']:,}", seeds, show(r["mean"]) + played, show(r["untrained"]), success
+        body.append((name, r["algorithm"], *cells))
+    return markdown(header, body, num_text=2)
 
 
 def hours_table(result: dict) -> str:
@@ -261,6 +310,23 @@ def bridge_table(result: dict) -> str:
     return markdown(["environments", "library", "a step of all, µs"], body, num_text=2)
 
 
+def hosts_table(result: dict) -> str:
+    """Training on the host as a share of its vectors with random actions."""
+    body = [
+        (
+            name,
+            str(case["settings"]["num_envs"]),
+            f"{case['steps_per_second']['bare']:,.0f}",
+            *(f"{case['ratio']['wall'][side]:.2f}" for side in ("collecting", "training", "overlapping")),
+            *(f"{case['ratio']['cpu'][side]:.2f}" for side in ("collecting", "training")),
+        )
+        for name, case in result["cases"].items()
+    ]
+    header = ["environment", "N", "steps a second, random", "acting", "training", "overlapped"]
+    header += ["acting, of processor time", "training, of processor time"]
+    return markdown(header, body, num_text=1)
+
+
 def dynamics_table(result: dict) -> str:
     """How far Gymnasium's tasks and gymnax's of the same name are apart, in both number types of gymnax."""
     body = []
@@ -315,20 +381,60 @@ def defaults_table(result: dict) -> str:
     return markdown(["algorithm", "task", "steps", "defaults of the Config", "defaults of the kind"], body, num_text=2)
 
 
+def streaming_table(result: dict) -> str:
+    """Returns of streams after training, and without each of their parts."""
+    body = [
+        (
+            name,
+            r["env"].partition("/")[2],
+            f"{r['steps']:,}",
+            str(len(r["returns"])),
+            with_interval(r["mean"]),
+            f"{median(r['returns']):.0f}",
+        )
+        for name, r in result["cases"].items()
+    ]
+    return markdown(["what", "task", "steps", "seeds", "mean return [95 %]", "median"], body, num_text=2)
+
+
+def streaming_speed_table(result: dict) -> str:
+    """Environment steps a second of all lanes together, beside a loop in numpy."""
+    span = lambda x, form: f"{median(x):{form}} [{min(x):{form}}, {max(x):{form}}]"
+    body = [
+        (
+            name,
+            r["env"].partition("/")[2],
+            " x ".join(map(str, r["hidden_sizes"])),
+            str(r["num_lanes"]),
+            *(span(r["wall"][part], ",.0f") for part in ("lanes", "loop")),
+            *(span(r[kind]["ratios"], ".0f") for kind in ("wall", "cpu")),
+        )
+        for name, r in result["speed"].items()
+    ]
+    header = ["algorithm", "task", "hidden layers", "lanes", "steps/s of all lanes", "of a loop in numpy", "ratio"]
+    header += ["of processor time"]
+    return markdown(header, body, num_text=3)
+
+
 def algorithms_table() -> str:
-    """What there is in `algos/`, in the first words of each file, with a link to it."""
-    paths = [path for path in sorted((ROOT / "algos").glob("*.py")) if path.stem != "__init__"]
-    first = lambda path: ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
-    return markdown(
-        ["algorithm", "what it is"], [(f"[{path.stem}](algos/{path.name})", first(path)) for path in paths], num_text=2
-    )
+    """What there is in `algos/`, with links, by families. Raises ValueError for a file that none of them has."""
+    names = {path.stem for path in (ROOT / "algos").glob("*.py")} - {"__init__"}
+    if missing := names - {name for family in FAMILIES.values() for name in family}:
+        raise ValueError(f"no family has {', '.join(sorted(missing))}: add it to FAMILIES")
+    link = lambda name: f"[{name}](algos/{name}.py)"
+    body = [(title, ", ".join(link(name) for name in family if name in names)) for title, family in FAMILIES.items()]
+    return markdown(["family", "files"], [row for row in body if row[1]], num_text=2)
 
 
 def tables(results: Path = RESULTS) -> dict[str, str]:
     """Every table that there are results for."""
     returns = [json.loads(path.read_text()) for path in sorted((results / "returns").glob("*.json"))]
+    in_suites = [r for r in returns if "untrained" in r]
+    returns = [r for r in returns if "untrained" not in r]
     peers = [json.loads(path.read_text()) for path in sorted((results / "peer_returns").glob("*.json"))]
     found = {"algorithms": algorithms_table()} | ({"returns": returns_table(returns, peers)} if returns else {})
+    if in_suites:
+        found["suites-returns"] = suites_returns_table(in_suites)
     single = {"speed": speed_table, "decoding": decoding_table, "flow": flow_table}
     single |= {"roofline": roofline_table, "shell": shell_table, "hours": hours_table}
     single |= {
@@ -338,6 +444,7 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
         "lifetimes": lifetimes_table,
         "physics": physics_table,
         "deploy": deploy_table,
+        "hosts": hosts_table,
         "communication": communication_table,
     }
     for name, table in single.items():
@@ -351,10 +458,41 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     if (path := results / "scaling.json").exists():
         scaling = json.loads(path.read_text())
         found |= {"scaling": scaling_table(scaling), "shuffling": shuffling_table(scaling)}
+    if (path := results / "streaming.json").exists():
+        measured = json.loads(path.read_text())
+        found |= {"streaming": streaming_table(measured), "streaming-speed": streaming_speed_table(measured)}
+    if (path := results / "suites.json").exists():
+        found |= suites_tables(json.loads(path.read_text()))
     measured = [results / f"{name}.json" for name in ("sweeps", "kills")]
     if all(path.exists() for path in measured):
         found["sweeps"] = sweeps_table(*(json.loads(path.read_text()) for path in measured))
     return found
+
+
+def suites_tables(result: dict) -> dict[str, str]:
+    """Of each suite what keeps the contract; which clauses were not judged, and why; what is not offered, and why."""
+    kept, open_clauses, refused = [], [], []
+    for suite, found in sorted(result["suites"].items()):
+        judged = found["environments"]
+        passed = [name for name, said in judged.items() if said["passes"]]
+        fixed = sum(judged[name]["fixed_starts"] for name in passed)
+        broken = "; ".join(f"`{name}`: {said['error']}" for name, said in judged.items() if not said["passes"])
+        seconds = [said["seconds"] for said in judged.values()]
+        cells = f"{len(passed)} of {len(judged)}", str(fixed), str(len(found["refused"]))
+        kept.append((f"{suite} {found['version']}", broken or "none", *cells, f"{median(seconds):.0f}"))
+        reasons = {}
+        for name in passed:
+            for clause, reason in judged[name]["not_judged"].items():
+                # One that only differs in its numbers is the same reason, and is told with those of the first.
+                reasons.setdefault((clause, re.sub(r"\d+", "0", reason)), []).append(reason)
+        open_clauses += [(suite, clause, texts[0], str(len(texts))) for (clause, _), texts in reasons.items()]
+        refused += [(f"`{name}`", reason) for name, reason in found["refused"].items()]
+    header = ["suite", "does not keep it", "keep the contract", "of these, one start", "not offered", "seconds each"]
+    return {
+        "suites": markdown(header, kept, num_text=2),
+        "suites-not-judged": markdown(["suite", "clause", "why", "environments"], open_clauses, num_text=3),
+        "suites-refused": markdown(["name", "why"], refused, num_text=2),
+    }
 
 
 def switches_table(result: dict) -> str:

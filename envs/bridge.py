@@ -36,6 +36,7 @@ from rlx.env import Env, EnvState
 from rlx.envs.gymnasium_spaces import shown, taken, to_gymnasium
 from rlx.envs.packed import Layout
 from rlx.envs.registry import full_name, make
+from rlx.multiagent import check_one_agent
 from rlx.pytree import pytree
 from rlx.run.render import STEP_SECONDS
 from rlx.spaces import Box, Discrete, named, parts
@@ -335,15 +336,15 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
 
 
 def _given(env: Any, options: dict[str, Any]) -> Env:
-    if isinstance(env, str):
-        return make(env, **options)
-    if not hasattr(env, "advance"):
+    if not isinstance(env, str) and not hasattr(env, "advance"):
         raise ValueError(
             f"env = {env!r} is no environment: give a name, rlx.envs.make(NAME), or rlx.Env around your own"
         )
-    if options:
+    if not isinstance(env, str) and options:
         raise ValueError(f"{next(iter(options))} is an option of an environment by name: give it to rlx.envs.make")
-    return env
+    made = make(env, **options) if isinstance(env, str) else env
+    check_one_agent(made, "an environment of Gymnasium")
+    return made
 
 
 def _spec(env: Any, options: dict[str, Any]) -> EnvSpec | None:

@@ -155,6 +155,41 @@ def acted(space: spaces.Space, x: Any) -> Any:
     raise AssertionError(space)  # `from_gymnasium` has refused it
 
 
+def observed_together(space: spaces.Space, x: Any) -> Any:
+    """Elements of Gymnasium's space, as vectors of its environments have N of them, as those of rlx, `[N, ...]` each.
+
+    Numbers have the dtypes that JAX has: float32 for float64.
+    """
+    match space:
+        case spaces.Dict():
+            return {name: observed_together(inner, x[name]) for name, inner in space.spaces.items()}
+        case spaces.Tuple():
+            return tuple(observed_together(inner, y) for inner, y in zip(space.spaces, x, strict=True))
+        case spaces.MultiDiscrete():
+            array = (np.asarray(x) - space.start).astype(np.int32)
+            if len(set(space.nvec.ravel().tolist())) == 1:
+                return array
+            return tuple(np.ascontiguousarray(y) for y in array.reshape(len(array), -1).T)
+        case spaces.MultiBinary() | spaces.Discrete():
+            return observed(space, x)
+    return np.asarray(x, jax.dtypes.canonicalize_dtype(space.dtype))
+
+
+def acted_together(space: spaces.Space, x: Any) -> Any:
+    """The inverse of `observed_together`, for numpy arrays that are known to be of the space."""
+    match space:
+        case spaces.Dict():
+            return {name: acted_together(inner, x[name]) for name, inner in space.spaces.items()}
+        case spaces.Tuple():
+            return tuple(acted_together(inner, y) for inner, y in zip(space.spaces, x, strict=True))
+        case spaces.MultiDiscrete():
+            joined = np.stack(x, axis=-1).reshape(-1, *space.shape) if isinstance(x, tuple) else x
+            return joined.astype(space.dtype) + space.start
+        case spaces.Discrete():
+            return x.astype(space.dtype) + space.start
+    return x.astype(space.dtype)
+
+
 def _check_parts(x: Any, num: int) -> None:
     if not isinstance(x, tuple | list) or len(x) != num:
         raise ValueError(f"action {x!r}: give a tuple of {num}")

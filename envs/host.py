@@ -104,7 +104,7 @@ def _episode(policy: Policy, env: gymnasium.Env, seed: int, max_steps: int) -> t
         action = acted(env.action_space, policy.act(observed(env.observation_space, obs)))
         obs, reward, terminated, truncated, info = env.step(action)
         total += float(reward)
-        for name, value in _numbers(info).items():
+        for name, value in numbers(info).items():
             before = reported.get(name, 0.0)
             reported[name] = max(before, float(value)) if isinstance(value, bool) else before + value
         if terminated or truncated:
@@ -112,13 +112,13 @@ def _episode(policy: Policy, env: gymnasium.Env, seed: int, max_steps: int) -> t
     return total, max_steps, False, False, reported
 
 
-def _numbers(info: Mapping[Any, Any], inside: str = "") -> dict[str, bool | float]:
+def numbers(info: Mapping[Any, Any], inside: str = "") -> dict[str, bool | float]:
     """Real numbers and truth values of `info` by their dotted names, as `rlx.env.reports` chooses and names them."""
     found = {}
     for key, value in info.items():
         name = f"{inside}{key}"
         if isinstance(value, Mapping):
-            found |= _numbers(value, f"{name}.")
+            found |= numbers(value, f"{name}.")
         elif isinstance(value, bool | np.bool_ | float | np.floating):
             number = bool(value) if isinstance(value, bool | np.bool_) else float(value)
             found[f"info.{name}" if name in TAKEN else name] = number

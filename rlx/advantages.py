@@ -26,7 +26,8 @@ def gae(
         reward, value, next_value: `r_t`, `V(s_t)`, `V(s'_t)`.
         terminated: the successor is terminal.
         done: the episode ended with this step, for either reason.
-        gamma, gae_lambda: scalars in [0, 1].
+        gamma, gae_lambda: scalars in [0, 1]; gamma may be `[T, N]`, and negative where the successor is seen by the
+            other player of a game, whose value is the negative of one's own.
 
     Source: Schulman et al. 2016, arXiv:1506.02438, equation 16; time limits: Pardo et al. 2018, arXiv:1712.00378,
     equation 6.
@@ -44,17 +45,26 @@ def gae(
     return jax.lax.scan(step, jnp.zeros_like(value[0]), (delta, decay), reverse=True)[1]
 
 
-def standardize(x: jax.Array, epsilon: float = 1e-8) -> jax.Array:
+def standardize(x: jax.Array, epsilon: float = 1e-8, where: jax.Array | None = None) -> jax.Array:
     """`(x - mean) / (std + epsilon)` over all elements, with the population standard deviation.
 
-    A single element has no spread to be measured by, and is returned as it is.
+    With `where`, bool of x's shape, mean and deviation are those of the elements where it is True, if it is anywhere. A
+    single element has no spread to be measured by, and is returned as it is.
     """
     if x.size == 1:
         return x
-    return (x - x.mean()) / (std(x) + epsilon)
+    if where is not None:
+        where = where | ~where.any()  # of none of them there is no mean
+    return (x - jnp.mean(x, where=where)) / (std(x, where=where) + epsilon)
 
 
-def std(x: jax.Array, axis: int | tuple[int, ...] | None = None, ddof: int = 0, keepdims: bool = False) -> jax.Array:
+def std(
+    x: jax.Array,
+    axis: int | tuple[int, ...] | None = None,
+    ddof: int = 0,
+    keepdims: bool = False,
+    where: jax.Array | None = None,
+) -> jax.Array:
     """The standard deviation, as `jnp.std` has it; where it is 0, so is its gradient, which there is NaN."""
-    variance = x.var(axis=axis, ddof=ddof, keepdims=keepdims)
+    variance = jnp.var(x, axis=axis, ddof=ddof, keepdims=keepdims, where=where)
     return jnp.where(variance == 0, 0.0, jnp.sqrt(jnp.where(variance == 0, 1.0, variance)))

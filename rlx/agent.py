@@ -24,9 +24,10 @@ from rlx.files import read_config
 from rlx.policy import acting, remembers
 from rlx.run.job import keys
 from rlx.run.pause import given
+from rlx.run.playing import evaluate
 from rlx.run.saved import saved_run, saved_state
 from rlx.spaces import Dict, Tuple, parts
-from rlx.train import Episodes, evaluate, now, steps_taken
+from rlx.train import Episodes, now, steps_taken
 
 PRECISION = "float32"  # of matrix products, as the command line has it
 

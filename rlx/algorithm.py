@@ -21,7 +21,7 @@ from rlx.presets import configure
 from rlx.schedules import is_written
 
 FOLDER = "rlx.algos"  # the package of those that ship; imported by name, as those of users are
-NAMES = ("Clip", "ClipHigher", "DPO", "ForwardKL", "ImportanceWeighted", "ReverseKL", "Rollback", "SPO")
+NAMES = ("AWR", "Clip", "ClipHigher", "DPO", "ForwardKL", "ImportanceWeighted", "ReverseKL", "Rollback", "SPO")
 OBJECTIVES = {name: getattr(objectives, name) for name in NAMES}
 LEARNED = ".npz"  # how the file of a learned objective ends
 

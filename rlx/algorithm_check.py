@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlx.env import Env
+from rlx.multiagent import folded
 from rlx.policy import remembers
-from rlx.train import Current, now, total_updates
+from rlx.train import Current, now, takes_data, total_updates
 
 EPISODES = ("num_episodes", "episode_return", "episode_length")  # metrics that logs and plots are made of
 RESERVED = ("update", "step", "seconds", "parent")  # columns of a log that are no metrics
 LARGEST = 2**31 - 1  # of a counter, int32
 NUM_OBS = 3  # observations that `act` is asked about
+NUM_STEPS = 32  # of random data, for one that learns from data
 TOLERANCE = 1e-2  # programs that are fused differently round differently, which Adam enlarges; mixed lanes are off by 1
 
 
@@ -50,7 +52,12 @@ def check_algorithm(algorithm: Any, env: Env, config: Any = None, key: jax.Array
     Raises:
         AlgorithmError: for the first clause that is broken: what was seen, and what to do.
     """
-    evidence = Evidence(algorithm, env, config, jax.random.key(0) if key is None else key)
+    key = jax.random.key(0) if key is None else key
+    if callable(getattr(algorithm, "update", None)) and takes_data(algorithm):
+        from rlx.data.steps import drawn, with_data
+
+        algorithm = with_data(algorithm, drawn(env, key, NUM_STEPS))
+    evidence = Evidence(algorithm, env, config, key)
     lines = []
     for clause in CLAUSES:
         name = clause.__name__.replace("_", " ")
@@ -272,9 +279,10 @@ def actions(evidence: Evidence) -> None:
 
     With a memory, arrays [N, ...], it gives the next one too, of the same structure, shapes and dtypes.
     """
-    space, keys = evidence.env.action_space, jax.random.split(evidence.key, NUM_OBS)
+    env, space, keys = evidence.env, evidence.env.action_space, jax.random.split(evidence.key, NUM_OBS)
     wanted = _leaves(jax.eval_shape(jax.vmap(space.sample), keys))
-    obs = jax.eval_shape(jax.vmap(evidence.env.reset), keys).obs
+    started = lambda keys: folded(env, jax.vmap(env.reset)(keys).obs)  # of several agents more than are needed
+    obs = jax.eval_shape(lambda keys: jax.tree.map(lambda x: x[:NUM_OBS], started(keys)), keys)
     memory = _memory(evidence)
     more = f"{', memory' * len(memory)}, deterministic="
     for deterministic in (False, True):

@@ -14,11 +14,12 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from rlx.curriculum import ends, has_pace, is_moving, moving, settled
 from rlx.modes import ordinary
 from rlx.pytree import per_env, pytree, replace, static
 from rlx.spaces import Space, parts
 
-LIMITS = ("max_steps", "max_steps_in_episode")  # as what suites keep the time limit in their params
+LIMITS = ("max_steps", "max_steps_in_episode", "max_timesteps")  # as what suites keep the time limit in their params
 TAKEN = ("return", "length")  # of an episode: what an environment reports under these names gets `info.` before it
 
 
@@ -30,6 +31,11 @@ class Environment(Protocol):
 
     It may have more names. `differentiable` says whether gradients through its steps, in actions and params, are
     those of finite differences (True), or are not (False). `horizon(params)` is the most steps of an episode, or None.
+    `reuses_keys` is the reason where it consumes a key twice, which `check` then reports.
+
+    One with several agents has `num_agents`, their number A, and arrays of them: observations `[A, ...]`, actions
+    `[A, ...]` and rewards `[A]`. Its spaces are those of one agent, and an episode ends for all of them at once. What
+    differs between agents in `info` is `info["alive"]`, bool `[A]`: those that were in the game when they acted.
 
     What `info` holds of floats and bools without axes are results: see `reports`. An environment around an `Env`, which
     keeps an `EnvState` of it, has a third name, `reported(state)`: the results that the other has counted so far.
@@ -42,7 +48,7 @@ class Environment(Protocol):
     else:
         default_params: Any
 
-    def reset(self, key: jax.Array, params: Any) -> tuple[jax.Array, Any]:
+    def reset(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
         """A start state drawn with `key`: `obs, state`."""
         ...
 
@@ -66,9 +72,11 @@ class EnvState:
     state: Any = per_env()
     obs: jax.Array = per_env()  # to act on next
     time: jax.Array = per_env()  # int32, steps taken in this episode
-    episode_return: jax.Array = per_env()  # float32, undiscounted sum of the rewards so far
+    episode_return: jax.Array = per_env()  # float32, undiscounted sum of the rewards so far, of each agent
     # float32 each, by its name: what the environment reported in this episode so far, see `reports`
     reported: dict[str, jax.Array] = field(default_factory=dict, metadata=per_env().metadata)
+    # float32, how far a curriculum has come; the same in all, see rlx.curriculum
+    pace: Any = field(default=None, metadata=per_env().metadata)
 
 
 @pytree
@@ -87,6 +95,7 @@ class Transition:
     diverged: jax.Array  # bool: the step led to numbers that are not finite, see `Env.advance`
     recorded: Any = None  # what the policy kept for the loss
     reported: dict[str, jax.Array] = field(default_factory=dict)  # of the episode up to and with this step
+    num_agents: int = static(1)  # that share the steps of one environment, next to each other, see rlx.multiagent
 
     @property
     def done(self) -> jax.Array:
@@ -122,12 +131,33 @@ class Env:
             raise ValueError(f"max_steps = {self.max_steps}: give a whole number of at least 1, or None")
 
     @property
+    def settled(self) -> Any:
+        """The params, with the last values of those that change over a run: what the environment goes by."""
+        return settled(self.params)
+
+    @property
     def observation_space(self) -> Any:
-        return self.environment.observation_space(self.params)
+        return self.environment.observation_space(self.settled)
 
     @property
     def action_space(self) -> Any:
-        return self.environment.action_space(self.params)
+        return self.environment.action_space(self.settled)
+
+    @property
+    def has_agents(self) -> bool:
+        """Whether observations, actions and rewards have an axis of agents."""
+        return hasattr(self.environment, "num_agents")
+
+    @property
+    def num_agents(self) -> int:
+        """How many agents act in each step."""
+        return getattr(self.environment, "num_agents", 1)
+
+    def sample_action(self, key: jax.Array) -> Any:
+        """A random action of the action space; of each agent, `[A, ...]`, where there are several."""
+        if not self.has_agents:
+            return self.action_space.sample(key)
+        return jax.vmap(self.action_space.sample)(jax.random.split(key, self.num_agents))
 
     @property
     def horizon(self) -> int | None:
@@ -137,29 +167,30 @@ class Env:
         which an environment may have, and one around another has to have. Of stacked limits it is the largest.
         """
         own = getattr(self.environment, "horizon", lambda params: None)
-        limits = [self.max_steps, *own_limits(self.params).values(), own(self.params)]
+        limits = [self.max_steps, *own_limits(self.settled).values(), own(self.settled)]
         return min((most for limit in limits if (most := _most(limit)) is not None), default=None)
 
     @ordinary
     def reset(self, key: jax.Array) -> EnvState:
         """A fresh start of one episode."""
-        obs, state = self.environment.reset(key, self.params)
+        obs, state = self.environment.reset(key, self.settled)
         # A fixed dtype on every leaf: Python scalars in a start state would make the second call another program.
         obs, state = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), (obs, state))
-        space = self.observation_space
-        if isinstance(space, Space) and _shapes(obs) != _shapes(parts(space)):
+        space, agents = self.observation_space, (self.num_agents,) if self.has_agents else ()
+        if isinstance(space, Space) and _shapes(obs) != _shapes(parts(space), agents):
             raise ValueError(
-                f"reset gives an observation of {_shapes(obs)} and observation_space is of {_shapes(parts(space))}; "
-                "correct one"
+                f"reset gives an observation of {_shapes(obs)} and observation_space is of "
+                f"{_shapes(parts(space), agents)}; correct one"
             )
-        return EnvState(state, obs, jnp.int32(0), jnp.float32(0), self._nothing_reported(key, state))
+        pace = jnp.float32(0) if has_pace(self.params) else None
+        return EnvState(state, obs, jnp.int32(0), jnp.zeros(agents), self._nothing_reported(key, state), pace)
 
     def _nothing_reported(self, key: jax.Array, state: Any) -> dict[str, jax.Array]:
         """Zeros by the names of what the environment reports, which one abstract trace of a step tells."""
         if (totals := getattr(self.environment, "reported", None)) is not None:
             return totals(state)
-        action = jax.eval_shape(self.action_space.sample, key)
-        info = _info.eval_shape(self.environment.step, key, state, action, self.params)
+        action = jax.eval_shape(self.sample_action, key)
+        info = _info.eval_shape(self.environment.step, key, state, action, self.settled)
         return {name: jnp.float32(0) for name in reports(info)}
 
     @ordinary
@@ -173,7 +204,7 @@ class Env:
         environment's own state is not looked at. One that ends diverged episodes itself reports `info["diverged"]`.
         """
         next_obs, state, reward, terminated, truncated, info = self.environment.step(
-            key, env_state.state, action, self.params
+            key, env_state.state, action, self.settled
         )
         reward = jnp.asarray(reward, jnp.float32)
         terminated = jnp.asarray(terminated, bool)
@@ -190,7 +221,7 @@ class Env:
         else:
             values = reports(info)
             reported = {name: _with(total, values[name]) for name, total in env_state.reported.items()}
-        stepped = EnvState(state, next_obs, time, env_state.episode_return + reward, reported)
+        stepped = EnvState(state, next_obs, time, env_state.episode_return + reward, reported, env_state.pace)
         return stepped, Transition(
             obs=env_state.obs,
             action=action,
@@ -216,9 +247,9 @@ class Env:
         return jax.tree.map(lambda a, b: jnp.where(transition.done, a, b), start, stepped), transition
 
 
-def _shapes(tree: Any) -> str:
-    """The shapes of the arrays of a tree, in words."""
-    shapes = [f"{keystr(path)} {x.shape}".strip() for path, x in tree_leaves_with_path(tree)]
+def _shapes(tree: Any, before: tuple[int, ...] = ()) -> str:
+    """The shapes of the arrays of a tree, in words, with axes `before` them."""
+    shapes = [f"{keystr(path)} {(*before, *x.shape)}".strip() for path, x in tree_leaves_with_path(tree)]
     return f"shape {shapes[0]}" if len(shapes) == 1 else f"shapes {', '.join(shapes)}"
 
 
@@ -269,6 +300,7 @@ def with_params(env: Env, values: dict[str, Any]) -> Env:
         env: the environment.
         values: numbers, or nested lists of them, by the dotted names of leaves of `env.params`. Each is cast to the
             dtype of its leaf. What a suite has computed from a parameter beforehand is another parameter, and stays.
+            A number may change over the run, as `linear(1, 9.8)` or "linear:1:9.8": see `rlx.curriculum`.
 
     Raises:
         ValueError: for a name that no leaf has, naming the closest, or a value that its leaf cannot hold.
@@ -311,6 +343,12 @@ def _most(limit: Any) -> int | None:
 
 def _cast(name: str, value: Any, leaf: Any) -> Any:
     """The value as the leaf's type: a Python number for a Python number, else an array of its dtype and shape."""
+    if is_moving(value):
+        if jnp.shape(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(f"parameter {name} = {value!r}: only a real number changes over a run")
+        for end in ends(moving(value)):
+            _cast(name, end, leaf)
+        return moving(value)
     dtype, shape = jnp.result_type(leaf), jnp.shape(leaf)
     try:
         given = np.asarray(value, np.float64)

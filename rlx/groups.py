@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from rlx.advantages import std
 from rlx.devices.sharding import split
 from rlx.env import Env, EnvState
+from rlx.multiagent import check_one_agent
 from rlx.rollout import episodes
 
 P = TypeVar("P")
@@ -31,6 +32,7 @@ def visited(env: Env, policy: Callable, env_state: EnvState, key: jax.Array, num
 
     Source: Vitter 1985, Random sampling with a reservoir, ACM TOMS 11(1), algorithm R for one item.
     """
+    check_one_agent(env, "an episode whose states are kept")
     choice_key, act_key, env_key = jax.random.split(key, 3)
     num_envs = env_state.time.shape[0]
 

@@ -56,7 +56,8 @@ def update_statistics(stats: Any, batch: Any, where: jax.Array | None = None) ->
         var' = (n var + n_b var_b + d^2 n n_b / n') / n'
 
     Source: Chan, Golub, LeVeque 1979, Updating formulae and a pairwise algorithm for computing sample variances.
-    The count is float32: past 2^24 batches it stops growing, when a batch weighs less than 1e-7.
+    The count is float32: past 2^24 batches it stops growing, when a batch weighs less than 1e-7. Where everything is
+    left out, nothing changes.
 
     Features whose squares overflow are computed in other units, so that means are right up to the largest number; a
     variance above that number is given as that number.
@@ -71,13 +72,14 @@ def _updated(stats: Statistics, batch: jax.Array, where: jax.Array | None) -> St
     num = math.prod(batch.shape[axis] for axis in leading)
     if where is not None:
         num, where = where.sum(), where.reshape(*where.shape, *[1] * stats.mean.ndim)
+        batch, where = jnp.where(where, batch, 0.0), where | (num == 0)  # of nothing there are no moments
     largest = jnp.maximum(jnp.abs(batch).max(leading, where=where, initial=0), jnp.abs(stats.mean))
     unit = jnp.where(largest > 1e15, 2.0**-78, 1.0)  # a power of 2: multiplying by it does not round
     batch, old_mean, old_variance = batch * unit, stats.mean * unit, stats.variance * unit * unit
     mean, variance = batch.mean(leading, where=where), batch.var(leading, where=where)
     count = stats.count + num
     delta = mean - old_mean
-    weight = num / count
+    weight = num / (count if where is None else jnp.maximum(count, 1.0))
     variance = (1 - weight) * old_variance + weight * variance + delta**2 * weight * (1 - weight)
     return Statistics(
         mean=(old_mean + delta * weight) / unit,
@@ -89,6 +91,11 @@ def _updated(stats: Statistics, batch: jax.Array, where: jax.Array | None) -> St
 def normalize(stats: Any, x: Any, limit: float = 10.0) -> Any:
     """`clip((x - mean) / sqrt(variance + 1e-8), -limit, limit)`, or a tree of these; see `statistics`."""
     return _each(lambda stats, x: x if stats is None else _normalized(stats, x, limit), stats, x)
+
+
+def denormalize(stats: Statistics, x: jax.Array) -> jax.Array:
+    """`mean + x sqrt(variance + 1e-8)`: what `normalize` made x of, where it did not clip."""
+    return stats.mean + x * jnp.sqrt(stats.variance + 1e-8)
 
 
 def _normalized(stats: Statistics, x: jax.Array, limit: float) -> jax.Array:
@@ -132,3 +139,43 @@ def scale_rewards(
     stats = update_statistics(scale.stats, returns)
     scaled = jnp.clip(reward * jax.lax.rsqrt(stats.variance + 1e-8), -limit, limit)
     return replace(scale, discounted=discounted, stats=stats), scaled
+
+
+@pytree
+class TDScale:
+    """What scaling temporal-difference errors by the spread of returns needs to remember."""
+
+    total: jax.Array = per_env()  # [N], the undiscounted sum of each environment's episode so far
+    reward: Statistics
+    discount: Statistics  # gamma, 0 at steps that end an episode
+    returns: Statistics  # totals of whole episodes
+
+
+def td_scale(num_envs: int) -> TDScale:
+    """A scale that has seen nothing."""
+    return TDScale(jnp.zeros(num_envs), statistics(), statistics(), statistics())
+
+
+def update_td_scale(
+    scale: TDScale, reward: jax.Array, done: jax.Array, gamma: float | jax.Array
+) -> tuple[TDScale, jax.Array]:
+    """The scale after a step of N environments `[N]`, and sigma, by which errors are divided, without axes.
+
+        sigma^2 = max(Var(r) + Var(gamma_t) E[G^2], 1e-4),    gamma_t = gamma (1 - done)
+
+    over everything so far, the step included; G is the undiscounted return of a whole episode. sigma is 1 while no
+    episode has ended and the variance is at most 0.01. Where a policy is paid for its entropy, `reward` includes it.
+
+    Source: Schaul et al. 2021, Return-based Scaling, arXiv:2105.05347; bounds: code of Vasan et al. 2024,
+    arXiv:2411.15370.
+    """
+    chex.assert_rank(reward, 1)
+    chex.assert_equal_shape([reward, done])
+    total = jnp.clip(scale.total + reward, -LARGEST, LARGEST)
+    rewards = update_statistics(scale.reward, reward)
+    discounts = update_statistics(scale.discount, jnp.where(done, 0.0, gamma))
+    returns = update_statistics(scale.returns, total, where=done)
+    square = jnp.where(returns.count > 0, returns.mean**2 + returns.variance, 0.0)
+    variance = jnp.maximum(rewards.variance + discounts.variance * square, 1e-4)
+    sigma = jnp.where((returns.count == 0) & (variance <= 0.01), 1.0, jnp.sqrt(variance))
+    return TDScale(jnp.where(done, 0.0, total), rewards, discounts, returns), sigma

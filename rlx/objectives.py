@@ -19,6 +19,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from rlx.pytree import pytree, traced
 
@@ -169,6 +170,21 @@ def asymmetric_surrogate(log_ratio: jax.Array, advantage: jax.Array, clip: jax.A
     return jnp.where(good, clipped_surrogate(log_ratio, advantage, clip), penalty)
 
 
+def weighted_likelihood(
+    log_ratio: jax.Array, advantage: jax.Array, temperature: Number, largest_weight: Number
+) -> jax.Array:
+    """`-w log rho` with `w = min(exp(A / temperature), largest_weight)`, any shape: regression on the better actions.
+
+    It is no surrogate of the return: its slope is `-w` however far the policy has gone, and all actions that were taken
+    become likelier, the better ones more so. As the temperature grows it clones what was done.
+
+    Source: Peng et al. 2019, Advantage-Weighted Regression, arXiv:1910.00177, algorithm 1.
+    """
+    chex.assert_equal_shape([log_ratio, advantage])
+    # The cap before the exponential, which would overflow.
+    return -jnp.exp(jnp.minimum(advantage / temperature, jnp.log(largest_weight))) * log_ratio
+
+
 def clipped_value_loss(value: jax.Array, old_value: jax.Array, target: jax.Array, clip: jax.Array) -> jax.Array:
     """`max((V - R)^2, (V_old + clip(V - V_old, -clip, clip) - R)^2) / 2`, any shape.
 
@@ -177,6 +193,20 @@ def clipped_value_loss(value: jax.Array, old_value: jax.Array, target: jax.Array
     chex.assert_equal_shape([value, old_value, target])
     clipped = old_value + jnp.clip(value - old_value, -clip, clip)
     return 0.5 * jnp.maximum((value - target) ** 2, (clipped - target) ** 2)
+
+
+def clipped_huber_loss(
+    value: jax.Array, old_value: jax.Array, target: jax.Array, clip: jax.Array, delta: jax.Array
+) -> jax.Array:
+    """`max(h(V - R), h(V_old + clip(V - V_old, -clip, clip) - R))`, any shape, with the Huber loss h.
+
+        h(e) = e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2)
+
+    Source: Yu et al. 2022, arXiv:2103.01955, the loss of the value function in its appendix A and its code.
+    """
+    chex.assert_equal_shape([value, old_value, target])
+    clipped = old_value + jnp.clip(value - old_value, -clip, clip)
+    return jnp.maximum(optax.huber_loss(value, target, delta=delta), optax.huber_loss(clipped, target, delta=delta))
 
 
 def kl_adapted(learning_rate: jax.Array, kl: jax.Array, target: jax.Array) -> jax.Array:
@@ -275,6 +305,17 @@ class ReverseKL:
 
     def __call__(self, config, log_ratio, advantage, progress):
         return penalized(log_ratio, advantage, reverse_kl(log_ratio), self.kl_coef, self.kl_target)
+
+
+@pytree
+class AWR:
+    """Advantage-Weighted Regression, `weighted_likelihood`, on the data of one rollout."""
+
+    temperature: float = traced(1.0, above=0)
+    largest_weight: float = traced(20.0, above=0)
+
+    def __call__(self, config, log_ratio, advantage, progress):
+        return weighted_likelihood(log_ratio, advantage, self.temperature, self.largest_weight)
 
 
 def with_objective(algorithm: ModuleType, objective: Any) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Environments of which less is seen, or more is kept: `hidden`, `remembering`, `stacked`.
+"""Environments of which less is seen, or more is kept: `hidden`, `timed`, `remembering`, `stacked`.
 
     env = stacked(remembering(hidden(env, (1, 3)), 8), 4)
 
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlx.env import Env
+from rlx.multiagent import check_one_agent
 from rlx.pytree import pytree
 from rlx.spaces import Box, Dict, Discrete
 
@@ -97,6 +98,7 @@ def hidden(env: Env, indices: int | str | Sequence[int | str]) -> Env:
         if set(given) == set(space.spaces):
             raise ValueError(f"all entries {', '.join(given)} of the observation would be hidden: leave one to be seen")
         return replace(env, environment=HiddenEntries(env.environment, tuple(given)))
+    check_one_agent(env, "a vector with hidden entries")
     if not _is_vector(space):
         raise ValueError(
             f"entries are hidden of an observation that is one vector or a dictionary; the environment has {space}"
@@ -112,6 +114,80 @@ def hidden(env: Env, indices: int | str | Sequence[int | str]) -> Env:
         raise ValueError(f"all {num} entries of the observation would be hidden: leave one to be seen")
     seen = tuple(i for i in range(num) if i not in dropped)
     return replace(env, environment=Hidden(env.environment, seen))
+
+
+@pytree
+class TimedState:
+    state: Any
+    time: jax.Array  # int32, steps of the episode so far
+
+
+class Timed:
+    """Another environment that shows which part of an episode is over; see `timed`."""
+
+    __getattr__ = _of_inner
+
+    def __init__(self, environment: Any, limit: int):
+        self.environment, self.limit = environment, limit
+
+    def reset(self, key, params):
+        obs, state = self.environment.reset(key, params)
+        return self._shown(obs, jnp.int32(0)), TimedState(state, jnp.int32(0))
+
+    def step(self, key, state, action, params):
+        obs, inner, *rest = self.environment.step(key, state.state, action, params)
+        return self._shown(obs, state.time + 1), TimedState(inner, state.time + 1), *rest
+
+    def _shown(self, obs, time):
+        return jnp.append(obs, jnp.minimum(time / self.limit, 1.0).astype(obs.dtype))
+
+    def observation_space(self, params):
+        box = self.environment.observation_space(params)
+        low, high = (jnp.broadcast_to(bound, box.shape) for bound in (box.low, box.high))
+        return Box(jnp.append(low, 0.0), jnp.append(high, 1.0), (box.shape[0] + 1,), box.dtype)
+
+    @property
+    def reported(self):
+        """The inner environment's, where that is around another one."""
+        totals = self.environment.reported
+        return lambda state: totals(state.state)
+
+    @property
+    def frames(self):
+        """The inner environment's, where it has one."""
+        return _drawn_by(self.environment.frames, self._inside)
+
+    @property
+    def html(self):
+        """The inner environment's, where it has one."""
+        return _drawn_by(self.environment.html, self._inside)
+
+    def _inside(self, env_state, params):
+        return replace(env_state, obs=env_state.obs[..., :-1], state=env_state.state.state)
+
+
+def timed(env: Env, limit: int | None = None) -> Env:
+    """The environment with one more number to observe, the share of the longest episode that is over, from 0 to 1.
+
+    Source: Pardo et al. 2018, Time Limits in Reinforcement Learning, arXiv:1712.00378 (time-awareness).
+
+    Args:
+        env: observes a vector `[O]` of floating-point numbers.
+        limit: steps of the longest episode, those of `env.horizon` unless given.
+
+    Raises:
+        ValueError: for other observations, a limit below 1, or where none is given and none is known.
+    """
+    limit = env.horizon if limit is None else limit
+    if limit is None:
+        raise ValueError("the longest episode of this environment is not known: give max_steps, or a limit")
+    if type(limit) is not int or limit < 1:
+        raise ValueError(f"an episode of {limit!r} steps: give an integer of at least 1")
+    check_one_agent(env, "a clock beside the observation")
+    space: Any = env.observation_space
+    if not (_is_vector(space) and jnp.issubdtype(space.dtype, jnp.floating)):
+        raise ValueError(f"time stands beside a vector of real numbers that is observed; the environment has {space}")
+    return replace(env, environment=Timed(env.environment, limit))
 
 
 class Remembering:
@@ -179,6 +255,7 @@ def remembering(env: Env, size: int) -> Env:
         raise ValueError(f"a memory of {size!r} numbers: give an integer of at least 0")
     if size == 0:
         return env
+    check_one_agent(env, "a memory in the actions")
     for role, space in (("actions", env.action_space), ("observations", env.observation_space)):
         if not (_is_vector(space) and jnp.issubdtype(space.dtype, jnp.floating)):
             raise ValueError(f"a memory is of {role} that are a vector of real numbers; the environment has {space}")
@@ -267,6 +344,7 @@ def stacked(env: Env, num: int) -> Env:
         raise ValueError(f"{num!r} observations in one: give an integer of at least 1")
     if num == 1:
         return env
+    check_one_agent(env, "a stack of observations")
     if not isinstance(env.observation_space, Box | Discrete):
         raise ValueError(
             f"observations are stacked of a Box or a Discrete; the environment has {env.observation_space}"

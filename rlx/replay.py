@@ -1,5 +1,6 @@
-"""A replay buffer: the newest elements of a stream, sampled uniformly. Pure functions on a pytree."""
+"""Replay buffers: the newest elements of a stream, sampled uniformly or by priority. Pure functions on a pytree."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,17 @@ class Replay:
     blocks: int = static(1)
 
 
-def replay(example: Any, capacity: int, spare: int = 0) -> Replay:
+@pytree
+class Prioritized:
+    """A `Replay` whose elements are sampled by priority, in rows of blocks of which the sums are known too."""
+
+    replay: Replay
+    priority: jax.Array  # [rows], 0 where there is no element
+    sums: jax.Array  # [K], of the priorities of each block of rows
+    highest: jax.Array  # so far; what new elements have
+
+
+def replay(example: Any, capacity: int, spare: int = 0, prioritized: bool = False) -> Any:
     """An empty buffer for elements like `example`, a pytree of arrays or of their shapes.
 
     Args:
@@ -34,19 +45,37 @@ def replay(example: Any, capacity: int, spare: int = 0) -> Replay:
         capacity: elements kept. When they are there, every further one pushes the oldest out.
         spare: elements pushed out that are kept in memory: what is inserted up to this number at once can be taken back
             by `rewind`.
+        prioritized: a `Prioritized`, for `draw`, in place of a `Replay`.
+
+    Raises:
+        ValueError: with priorities over several devices.
     """
+    if prioritized:
+        return _prioritized(example, capacity, spare)
     blocks(capacity, "the capacity of the replay buffer")
     blocks(spare, "num_envs * num_steps")
     data = split(jax.tree.map(lambda x: jnp.zeros((capacity + spare, *x.shape), x.dtype), example))
     return Replay(data, position=jnp.int32(0), size=jnp.int32(0), capacity=capacity, blocks=num_blocks())
 
 
-def insert(buffer: Replay, elements: Any) -> Replay:
+def _prioritized(example: Any, capacity: int, spare: int) -> Prioritized:
+    if num_blocks() > 1:
+        raise ValueError("a replay buffer with priorities is on one device: give devices=1")
+    rows = capacity + spare
+    size = -(-rows // max(1, math.isqrt(rows)))  # of a block
+    return Prioritized(replay(example, capacity, spare), jnp.zeros(rows), jnp.zeros(-(-rows // size)), jnp.float32(1))
+
+
+def insert(buffer: Any, elements: Any) -> Any:
     """The buffer with `elements`, leaves `[n, ...]`, as its newest, in their order.
+
+    With priorities all have the highest one so far.
 
     Raises:
         ValueError: when there are more than the buffer has rows.
     """
+    if isinstance(buffer, Prioritized):
+        return _inserted(buffer, elements)
     chex.assert_equal_shape_prefix(jax.tree.leaves(elements), 1)
     num, rows = jax.tree.leaves(elements)[0].shape[0], jax.tree.leaves(buffer.data)[0].shape[0]
     if num > rows:
@@ -82,17 +111,85 @@ def sample(buffer: Replay, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return (buffer.position - age) % (rows // num) + first
 
 
-def take(buffer: Replay, index: jax.Array) -> Any:
+def take(buffer: Any, index: jax.Array) -> Any:
     """The elements at `index`, leaves `[*index.shape, ...]`."""
-    return gather(buffer.data, index)
+    return gather(buffer.replay.data if isinstance(buffer, Prioritized) else buffer.data, index)
 
 
-def rewind(buffer: Replay, old: Replay, undo: jax.Array) -> Replay:
+def _inserted(buffer: Prioritized, elements: Any) -> Prioritized:
+    num, rows = jax.tree.leaves(elements)[0].shape[0], len(buffer.priority)
+    inside = insert(buffer.replay, elements)
+    index = (buffer.replay.position + jnp.arange(num)) % rows
+    spare = (inside.position + jnp.arange(rows - inside.capacity)) % rows  # the oldest, no longer sampled
+    priority = buffer.priority.at[index].set(buffer.highest).at[spare].set(0.0)
+    return replace(buffer, replay=inside, priority=priority, sums=_sums(priority, len(buffer.sums)))
+
+
+def draw(buffer: Any, key: jax.Array, num: int, beta: Any) -> tuple[jax.Array, jax.Array]:
+    """Where to find `num` random elements, int32 `[num]`, and their weights, `[num]`: all 1 where samples are uniform.
+
+        P(i) = p_i / sum_k p_k,    w_i = (N P(i))^-beta / max w
+
+    At beta 1 a weighted mean is that of uniform samples, up to a factor. With priorities a block is drawn by the sums,
+    then an element by the priorities in it: one running sum over all would lose small ones, as float32 has 2^24 steps.
+
+    Source: Schaul et al. 2016, Prioritized Experience Replay, arXiv:1511.05952, equation 1 and section 3.4.
+    """
+    if isinstance(buffer, Replay):
+        return sample(buffer, key, (num,)), jnp.ones(num)
+    block_key, row_key = jax.random.split(key)
+    size = -(-len(buffer.priority) // len(buffer.sums))
+    block = _drawn(buffer.sums[None], jax.random.uniform(block_key, (num,)))
+    inside = _blocks(buffer.priority, len(buffer.sums))[block]  # [num, size]
+    row = _drawn(inside, jax.random.uniform(row_key, (num,)))
+    probability = jnp.take_along_axis(inside, row[:, None], axis=1)[:, 0] / buffer.sums.sum()
+    weight = (buffer.replay.size * probability) ** -beta
+    return (block * size + row).astype(jnp.int32), weight / weight.max()
+
+
+def reprioritize(buffer: Any, index: jax.Array, priority: jax.Array) -> Any:
+    """The buffer with other priorities `[num]` of the elements at `index`; of one that is there twice, one of both.
+
+    The sums of their blocks are made anew, so that no error adds up. One without priorities stays as it is.
+    """
+    if isinstance(buffer, Replay):
+        return buffer
+    num, size = len(buffer.sums), -(-len(buffer.priority) // len(buffer.sums))
+    priorities = buffer.priority.at[index].set(priority)
+    block = index // size
+    sums = buffer.sums.at[block].set(_blocks(priorities, num)[block].sum(-1))
+    highest = jnp.maximum(buffer.highest, priority.max())
+    return replace(buffer, priority=priorities, sums=sums, highest=highest)
+
+
+def _blocks(x: jax.Array, num: int) -> jax.Array:
+    """`[rows]` as `[num, rows / num]`, with zeros behind."""
+    size = -(-len(x) // num)
+    return jnp.pad(x, (0, num * size - len(x))).reshape(num, size)
+
+
+def _sums(priority: jax.Array, num: int) -> jax.Array:
+    return _blocks(priority, num).sum(-1)
+
+
+def _drawn(priority: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Columns `[num]` of rows `[num, n]`, or of one row, as often as their priorities say; never one of priority 0."""
+    ends = jnp.cumsum(priority, axis=-1)
+    chosen = jnp.sum(ends <= uniform[:, None] * ends[:, -1:], axis=-1)
+    last = priority.shape[-1] - 1 - jnp.argmax(priority[..., ::-1] > 0, axis=-1)  # rounding may lead beyond it
+    return jnp.minimum(chosen, last)
+
+
+def rewind(buffer: Any, old: Any, undo: jax.Array) -> Any:
     """`buffer` where `undo` is False, else what `old` was before at most `spare` elements were inserted into it.
 
     Costs nothing: only the counters go back, to rows that are still there. A select between the two would copy both.
+    Priorities are few numbers, and are selected.
     """
     back = lambda new, old: jnp.where(undo, old, new)
+    if isinstance(buffer, Prioritized):
+        numbers = {name: back(getattr(buffer, name), getattr(old, name)) for name in ("priority", "sums", "highest")}
+        return replace(buffer, replay=rewind(buffer.replay, old.replay, undo), **numbers)
     return replace(buffer, position=back(buffer.position, old.position), size=back(buffer.size, old.size))
 
 
@@ -141,6 +238,15 @@ def check_ratio(utd_ratio: float, steps_per_update: int) -> None:
         )
 
 
+def check_delay(policy_delay: int, gradient_steps: int) -> None:
+    """Raises ValueError where an update's gradient steps do not divide into groups, each with one of the actor."""
+    if gradient_steps % policy_delay:
+        raise ValueError(
+            f"policy_delay = {policy_delay} does not divide the {gradient_steps} gradient steps of an update, "
+            "utd_ratio * num_envs * num_steps: change one of these"
+        )
+
+
 def without_replay(tree: Any) -> Any:
     """The tree with None where it has a `Replay`."""
     return jax.tree.map(lambda x: None if is_replay(x) else x, tree, is_leaf=is_replay)
@@ -152,18 +258,22 @@ def with_replay(tree: Any, other: Any) -> Any:
 
 
 def is_replay(x: Any) -> bool:
-    """Whether x is a `Replay`: where it is, trees are to be mapped no deeper."""
-    return isinstance(x, Replay)
+    """Whether x is a `Replay`, or one with priorities: where it is, trees are to be mapped no deeper."""
+    return isinstance(x, Replay | Prioritized)
 
 
 __all__ = [
+    "Prioritized",
     "Replay",
     "arranged",
+    "check_delay",
     "check_ratio",
     "check_replay",
+    "draw",
     "insert",
     "is_replay",
     "replay",
+    "reprioritize",
     "rewind",
     "sample",
     "take",

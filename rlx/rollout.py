@@ -9,15 +9,20 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from rlx.curriculum import at_pace, has_pace, next_pace
 from rlx.devices.sharding import blocks, num_blocks, split, whole
 from rlx.env import Env, EnvState, Transition
+from rlx.hosted import begun, check_hosted, collected, is_hosted
 from rlx.masks import mask_of, num_unmasked
+from rlx.multiagent import check_one_agent, folded, rows, unfolded
 
 T = TypeVar("T")
 
 
 def reset(env: Env, key: jax.Array, num_envs: int) -> EnvState:
     """`num_envs` independent fresh starts, leaves `[N, ...]`."""
+    if is_hosted(env):
+        return begun(env, num_envs)
     return split(jax.vmap(env.reset)(jax.random.split(key, num_envs)))
 
 
@@ -29,6 +34,7 @@ def rollout(
     num_steps: int,
     memory: Any = None,
     empty: Any = None,
+    starts: EnvState | None = None,
 ) -> tuple:
     """Steps `N` environments `num_steps` times with `policy(obs [N, ...], key) -> action [N, ...], recorded`.
 
@@ -38,7 +44,18 @@ def rollout(
     With a memory, a pytree `[N, ...]`, the policy is `policy(obs, key, memory) -> action, recorded, memory`: what it
     returns is what it is given at the next step, or `empty` where an episode has ended. The memory after the last step
     is returned too.
+
+    Episodes begin again from `starts`, `[N, ...]`, each environment from its own, where these are given.
+
+    Of several agents each is a row, for the policy and in the transitions: N is then the environments times the agents.
+
+    Of an environment that steps on the host the transitions are those that `rlx.run.collecting` has collected with this
+    policy, see `rlx.hosted`.
     """
+    if is_hosted(env):
+        return collected(env, policy, env_state, key, num_steps, *(() if memory is None else (memory, empty)))
+    if has_pace(env.params):
+        return _paced(env, policy, env_state, key, num_steps, memory, empty, starts=starts)
     num_envs = env_state.time.shape[0]
     blocks(num_envs, "num_envs")
     # Everything random at once, outside of the loop: small draws are what a step would wait for.
@@ -46,7 +63,10 @@ def rollout(
     env_key, act_keys, start_keys = keys[0], keys[1 : 1 + num_steps], keys[1 + num_steps :]
     env_keys = jax.random.split(env_key, (num_steps, num_envs))
     draw = lambda: whole(jax.vmap(env.reset)(start_keys))
-    if env.lazy_starts:  # until they are drawn something of their shapes, from which nothing begins
+    lazy = env.lazy_starts and starts is None
+    if starts is not None:
+        pool = (), True
+    elif env.lazy_starts:  # until they are drawn something of their shapes, from which nothing begins
         pool = whole(jax.tree.map(lambda leaf: leaf[jnp.arange(env.num_starts) % num_envs], env_state)), False
     else:
         pool = draw(), True
@@ -54,23 +74,35 @@ def rollout(
     stride = next(s for s in count(num_envs + 1) if gcd(s, env.num_starts) == 1)
 
     def step(carry, x):
-        env_state, (starts, drawn), *memory = carry
+        env_state, (pool, drawn), *memory = carry
         time, act_key, env_keys = x
-        action, recorded, *memory = policy(env_state.obs, act_key, *memory)
-        env_state, transition = jax.vmap(env.advance)(env_keys, env_state, action)
-        if env.lazy_starts:
+        action, recorded, *memory = policy(folded(env, env_state.obs), act_key, *memory)
+        env_state, transition = jax.vmap(env.advance)(env_keys, env_state, unfolded(env, action))
+        if lazy:
             needed = _in_any_lane(transition.done.any()) & ~drawn
-            starts, drawn = jax.lax.cond(needed, draw, lambda: starts), drawn | needed
+            pool, drawn = jax.lax.cond(needed, draw, lambda: pool), drawn | needed
         turn = (time * stride + jnp.arange(num_envs)) % env.num_starts
-        start = jax.tree.map(lambda leaf: leaf[turn], starts)
-        anew = lambda a, b: jax.vmap(jnp.where)(transition.done, a, b)
-        env_state = jax.tree.map(anew, start, env_state)
-        memory = [jax.tree.map(anew, empty, after) for after in memory]
-        return (env_state, (starts, drawn), *memory), replace(transition, recorded=recorded)
+        start = jax.tree.map(lambda leaf: leaf[turn], pool) if starts is None else starts
+        anew = lambda done: lambda a, b: jax.vmap(jnp.where)(done, a, b)
+        env_state = jax.tree.map(anew(transition.done), start, env_state)
+        transition = rows(env, transition)
+        memory = [jax.tree.map(anew(transition.done), empty, after) for after in memory]
+        return (env_state, (pool, drawn), *memory), replace(transition, recorded=recorded)
 
     begin = (env_state, pool, *(() if memory is None else (memory,)))
     (env_state, _, *memory), traj = jax.lax.scan(step, begin, (jnp.arange(num_steps), act_keys, env_keys))
     return env_state, traj, *memory
+
+
+def _paced(env: Env, policy: Callable, env_state: EnvState, *rest: Any, starts: EnvState | None) -> tuple:
+    """`rollout` at the pace of a curriculum, which is `curriculum` among what is reported, and the next pace."""
+    pace = env_state.pace.mean()
+    starts = starts and replace(starts, pace=None)
+    begin = replace(env_state, pace=None)
+    env_state, traj, *memory = rollout(at_pace(env, pace), policy, begin, *rest, starts=starts)
+    after = split(jnp.broadcast_to(next_pace(env, pace, traj), env_state.time.shape))
+    traj = replace(traj, reported=traj.reported | {"curriculum": jnp.broadcast_to(pace, traj.reward.shape)})
+    return replace(env_state, pace=after), traj, *memory
 
 
 @jax.custom_batching.custom_vmap
@@ -96,6 +128,12 @@ def episodes(
     True for the steps of the episode, the one that ends it included. After them rewards are 0, nothing terminates and
     nothing is truncated; the rest means nothing there.
     """
+    check_hosted(env, "its state cannot be set: episodes from chosen starts need an environment of JAX")
+    check_one_agent(env, "a group of episodes from one start")
+    if has_pace(env.params):
+        raise ValueError(
+            "episodes from given starts keep no pace of a curriculum: give a schedule such as linear:1:9.8"
+        )
     act_key, env_key = jax.random.split(key)
     num_envs = env_state.time.shape[0]
 
@@ -230,7 +268,8 @@ def episode_metrics(traj: Transition) -> dict[str, jax.Array]:
     The means are 0 where none ended: they mean something only where `num_episodes` is above 0, and means over updates
     are weighted by it. Returns are sums of raw rewards. Episodes that diverged have no return: they are counted in
     `num_diverged` and nowhere else. Where there are masks of legal actions, `num_unmasked` counts the steps in which
-    nothing was legal, where policies choose among all actions.
+    nothing was legal, where policies choose among all actions. Where there are several agents, the return is a mean
+    over them, and an episode counts once.
 
     What the environment reports, as `rlx.env.reports` has it, is `episode_NAME` each, a mean over the same episodes. An
     episode that reported a number that is not finite is left out of that mean, which is NaN where no other ended.
@@ -238,15 +277,23 @@ def episode_metrics(traj: Transition) -> dict[str, jax.Array]:
     whole = traj.done & ~traj.diverged
     num_episodes = whole.sum()
     mean = lambda x: jnp.where(whole, x, 0).sum() / jnp.maximum(num_episodes, 1).astype(jnp.float32)
+    once = lambda num: num if traj.num_agents == 1 else num // traj.num_agents
     unmasked = {} if mask_of(traj.obs) is None else {"num_unmasked": num_unmasked(traj.obs)}
     return {
         **{f"episode_{name}": _mean_of_finite(x, whole) for name, x in traj.reported.items()},
         "episode_return": mean(traj.episode_return),
         "episode_length": mean(traj.episode_length),
-        "num_episodes": num_episodes,
-        "num_diverged": traj.diverged.sum(),
+        "num_episodes": once(num_episodes),
+        "num_diverged": once(traj.diverged.sum()),
         **unmasked,
     }
+
+
+def no_episodes() -> dict[str, jax.Array]:
+    """The metrics of episodes of an update that plays none: all 0, as `episode_metrics` has them then."""
+    zero = jnp.float32(0)
+    none = jnp.int32(0)
+    return {"episode_return": zero, "episode_length": zero, "num_episodes": none, "num_diverged": none}
 
 
 def _mean_of_finite(x: jax.Array, chosen: jax.Array) -> jax.Array:
@@ -265,6 +312,7 @@ __all__ = [
     "flatten",
     "gather",
     "minibatches",
+    "no_episodes",
     "permutations",
     "reset",
     "restarts",

@@ -6,7 +6,7 @@ gives any space as a pytree of Boxes and Discretes, over which everything else i
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from types import UnionType
 from typing import Any
 
@@ -89,14 +89,17 @@ class Dict:
     Args:
         spaces: the spaces by name; further ones may be given as keywords.
         privileged: of these, what critics see and actors do not, unless an algorithm's settings say otherwise.
+        separate: the entry, a `Discrete(n)`, for each of whose categories networks have parameters of their own.
     """
 
-    def __init__(
-        self, spaces: Mapping[str, "Space"] | None = None, *, privileged: Iterable[str] = (), **named: "Space"
-    ):
+    def __init__(self, spaces: Any = None, *, privileged: Iterable[str] = (), separate: Any = None, **named: "Space"):
         self.spaces, self.privileged = {**(spaces or {}), **named}, tuple(privileged)
         if unknown := [name for name in self.privileged if name not in self.spaces]:
             raise ValueError(f"privileged = {unknown[0]!r} is no entry: there are {', '.join(self.spaces)}")
+        entry = self.spaces.get(separate) if isinstance(separate, str) else Discrete(1)
+        if not isinstance(entry, Discrete) or entry.shape:
+            raise ValueError(f"separate = {separate!r} is no entry of categories Discrete(n)")
+        self.separate = (separate, entry.n) if isinstance(separate, str) else separate
 
     def sample(self, key: jax.Array) -> dict[str, Any]:
         """An element of each space, drawn as it draws them."""
@@ -171,7 +174,7 @@ def visible(space: Space, entries: tuple[str, ...] = (), privileged: bool = Fals
     chosen = entries or [name for name in space.spaces if name not in hidden]
     if not chosen:
         raise ValueError(f"{_name(space)} leaves nothing to see: give it an entry that is not {' or '.join(hidden)}")
-    return Dict({name: space.spaces[name] for name in chosen})
+    return Dict({name: space.spaces[name] for name in chosen}, separate=space.separate)
 
 
 def seen(space: Space, obs: Any) -> Any:

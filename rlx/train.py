@@ -5,8 +5,11 @@ An algorithm is a module with `Config`, `init(config, env, key) -> State`, `upda
 `total_steps` (static) and `steps_per_update`, and `init_steps` where `init` already takes steps that belong to the run;
 its State counts its updates in `num_updates` (int32). Where settings have to fit numbers of the environment, which are
 traced in `init`, it has `check(config, env)`, which raises ValueError; `init` calls it too.
+One that learns from data has `update(config, env, state, data)`, see `rlx.data.steps`; where it does not step the
+environment, its `total_steps` are gradient steps.
 """
 
+import inspect
 from dataclasses import field, fields, is_dataclass
 from functools import partial, wraps
 from typing import Any
@@ -18,8 +21,10 @@ from jax.core import Tracer
 
 from rlx.current import Current as Current
 from rlx.env import Env, EnvState
+from rlx.hosted import answered
 from rlx.masks import check_mask
 from rlx.modes import check_unvarying, ordinary
+from rlx.multiagent import folded, unfolded
 from rlx.policy import acting
 from rlx.pytree import is_static, pytree
 from rlx.replay import is_replay, rewind
@@ -58,6 +63,18 @@ def now(config: Any, state: Any = None) -> Any:
     return at(config, 0.0 if state is None else training_progress(config, state))
 
 
+def here(config: Any, env: Env, state: Any = None) -> Env:
+    """The environment with numbers for schedules among its parameters, at the State's progress or at the start."""
+    if not is_scheduled(env):
+        return env
+    return at(env, 0.0 if state is None else training_progress(config, state))
+
+
+def takes_data(algorithm: Any) -> bool:
+    """Whether the algorithm learns from data: its `update` has an argument of that name."""
+    return "data" in inspect.signature(algorithm.update).parameters
+
+
 def check(algorithm: Any, config: Any, env: Env) -> None:
     """Raises ValueError for spaces that no policy serves exactly, and what the algorithm's own `check` raises."""
     check_spaces(env)
@@ -93,6 +110,8 @@ def check_arguments(needs: str, algorithm: Any, config: Any, env: Any, key: Any 
             )
     if key is not None and not _is_key(key):
         raise ValueError(f"key = {key!r} is no random key: give jax.random.key(0)")
+    if "update" in needs and takes_data(algorithm) and (kwargs or {}).get("data") is None:
+        raise ValueError(f"{algorithm.__name__} learns from data: give data=rlx.data.columns(env, demonstrations)")
     for name, value in (kwargs or {}).items():
         if bad := [leaf for leaf in jax.tree.leaves(value) if not _is_array(leaf)]:
             hint = "wrap a function in jax.tree_util.Partial" if callable(bad[0]) else "give an object of its class"
@@ -113,7 +132,8 @@ def _is_key(x: Any) -> bool:
 def state_shapes(algorithm: Any, config: Any, env: Env) -> Any:
     """The State of a run as `jax.ShapeDtypeStruct`s. Raises what `init` has against the config and the environment."""
     check(algorithm, config, env)  # neither is traced here: checks may look at numbers
-    return jax.eval_shape(partial(algorithm.init, now(config), env), jax.random.key(0))
+    init = lambda key: answered(lambda env: algorithm.init(now(config), here(config, env), key), env)
+    return jax.eval_shape(init, jax.random.key(0))
 
 
 def state_bytes(algorithm: Any, config: Any, env: Env) -> dict[str, int]:
@@ -171,20 +191,21 @@ def resume(
 @partial(jax.jit, static_argnames="algorithm")
 @ordinary
 def _train(algorithm, config, env, key, kwargs):
-    return _scan(algorithm, config, env, algorithm.init(now(config), env, key), total_updates(config), kwargs)
+    state = algorithm.init(now(config), here(config, env), key)
+    return _scan(algorithm, config, env, state, total_updates(config), kwargs)
 
 
 @partial(jax.jit, static_argnames=("algorithm", "num_updates"))
 @ordinary
 def _resume(algorithm, config, env, state, num_updates, kwargs):
-    like = jax.eval_shape(lambda key: algorithm.init(now(config), env, key), jax.random.key(0))
+    like = jax.eval_shape(lambda key: algorithm.init(now(config), here(config, env), key), jax.random.key(0))
     check_state(config, state, like)
     return _scan(algorithm, config, env, state, num_updates, kwargs)
 
 
 def _scan(algorithm, config, env, state, num_updates, kwargs):
     def update(state, _):
-        return algorithm.update(now(config, state), env, state, **kwargs)
+        return algorithm.update(now(config, state), here(config, env, state), state, **kwargs)
 
     return jax.lax.scan(update, state, length=num_updates)
 
@@ -216,7 +237,7 @@ def check_state(config: Any, state: Any, like: Any, field: str = "") -> None:
 
 @ordinary
 def advance(
-    algorithm: Any, config: Any, env: Env, state: Any, done: jax.Array, num: jax.Array, length: int
+    algorithm: Any, config: Any, env: Env, state: Any, done: jax.Array, num: jax.Array, length: int, **kwargs: Any
 ) -> tuple[Any, Any]:
     """`num` updates of a run that has done `done`, for drivers that look at a run between its updates.
 
@@ -224,25 +245,27 @@ def advance(
     traced, so one program serves any. A run is frozen by the first update that turns a finite number of its State into
     NaN or infinity: that update is undone and later ones change nothing, so `state.num_updates < done + num` tells
     which runs died and after how many updates. Metrics are 0 from there on. What environments hold as their own state
-    may be anything. A `Replay` is rewound, which takes back as many elements as it has `spare` rows.
+    may be anything. A `Replay` is rewound, which takes back as many elements as it has `spare` rows. Further
+    keywords go to `update`.
     """
-    return _advanced(algorithm, config, env, state, None, done, num, length)[:2]
+    return _advanced(algorithm, config, env, state, None, done, num, length, kwargs)[:2]
 
 
 @ordinary
 def advance_until(
-    algorithm: Any, config: Any, env: Env, state: Any, rule: Stopping, done: jax.Array, num: jax.Array, length: int
+    algorithm: Any, config: Any, env: Env, state: Any, rule: Stopping, done: Any, num: Any, length: int, **kwargs: Any
 ) -> tuple[Any, Any, Stopping]:
     """`advance` that stops by a rule: the State, the metrics, and the rule with what it has seen.
 
     A run that the rule has stopped is frozen after the update that it was stopped by, which counts.
     """
-    return _advanced(algorithm, config, env, state, rule, done, num, length)
+    return _advanced(algorithm, config, env, state, rule, done, num, length, kwargs)
 
 
-def _advanced(algorithm, config, env, state, rule, done, num, length):
+def _advanced(algorithm, config, env, state, rule, done, num, length, kwargs):
     # Is traced once for its two uses, and again for every trace of this function: what `update` calls may be replaced.
-    updated = wraps(algorithm.update)(lambda *args: algorithm.update(now(args[0], args[2]), *args[1:]))
+    moved = lambda config, env, state: algorithm.update(now(config, state), here(config, env, state), state, **kwargs)
+    updated = wraps(algorithm.update)(moved)
     update = partial(jax.jit(updated, inline=True), config, env)
     shapes = jax.eval_shape(update, state)[1]
     metrics = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
@@ -292,7 +315,7 @@ def _keep(alive: jax.Array, new: Any, old: Any) -> Any:
 class Episodes:
     """One whole episode each: what `evaluate` returns."""
 
-    returns: jax.Array  # float32 [E], undiscounted sums of raw rewards
+    returns: jax.Array  # float32 [E], undiscounted sums of raw rewards, means over several agents
     lengths: jax.Array  # int32 [E]
     finished: jax.Array  # bool [E]; False where max_steps was reached first
     diverged: jax.Array  # bool [E]; True where it ended with numbers that are not finite: the return is of no use
@@ -312,8 +335,9 @@ def evaluate(
     """Plays `num_episodes` episodes from fresh starts, each once and to its end.
 
     Every environment contributes its first episode and nothing else, so long episodes count as much as short ones.
-    Rewards are raw. `max_steps` bounds an environment that never ends an episode; `finished` says where it did.
-    `diverged` says where an episode ended because a number was not finite: its return is the sum before that.
+    Rewards are raw; of several agents the return is the mean of theirs. `max_steps` bounds an environment that never
+    ends an episode; `finished` says where it did. `diverged` says where an episode ended because a number was not
+    finite: its return is the sum before that.
     Training state is not touched.
 
     Raises:
@@ -355,11 +379,13 @@ def play(algorithm, config, env, state, key, num_episodes, deterministic, max_st
     def step(carry):
         env_state, memory, episodes, time = carry
         act_key, env_key = jax.random.split(jax.random.fold_in(steps_key, time))
-        action, _, memory = policy(env_state.obs, act_key, memory)
-        env_state, transition = jax.vmap(env.advance)(jax.random.split(env_key, num_episodes), env_state, action)
+        action, _, memory = policy(folded(env, env_state.obs), act_key, memory)
+        keys, action = jax.random.split(env_key, num_episodes), unfolded(env, action)
+        env_state, transition = jax.vmap(env.advance)(keys, env_state, action)
         keep = partial(jnp.where, episodes.finished)
+        team = transition.episode_return.mean(axis=1) if env.has_agents else transition.episode_return
         episodes = Episodes(
-            returns=jnp.where(episodes.finished, episodes.returns, transition.episode_return),
+            returns=jnp.where(episodes.finished, episodes.returns, team),
             lengths=jnp.where(episodes.finished, episodes.lengths, transition.episode_length),
             finished=episodes.finished | transition.done,
             diverged=jnp.where(episodes.finished, episodes.diverged, transition.diverged),
@@ -367,4 +393,5 @@ def play(algorithm, config, env, state, key, num_episodes, deterministic, max_st
         )
         return env_state, memory, episodes, time + 1
 
-    return jax.lax.while_loop(running, step, (env_state, start(num_episodes), episodes, jnp.int32(0)))[2]
+    memory = start(num_episodes * env.num_agents)
+    return jax.lax.while_loop(running, step, (env_state, memory, episodes, jnp.int32(0)))[2]

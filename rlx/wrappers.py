@@ -10,6 +10,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_map_with_path
 
 from rlx.env import Env, check_names
+from rlx.multiagent import check_one_agent
 from rlx.pytree import pytree
 from rlx.spaces import Box
 
@@ -70,6 +71,11 @@ class Randomized:
 
     def horizon(self, params):
         return Env(self.environment, params.params).horizon
+
+    @property
+    def num_agents(self):
+        """The inner environment's, where it has several."""
+        return self.environment.num_agents
 
     @property
     def differentiable(self):
@@ -224,6 +230,7 @@ def chunked(env: Env, size: int, executed: int | None = None, discount: float = 
         raise ValueError(f"chunks of {size!r} actions: give an integer of at least 1")
     if type(executed) is not int or not 1 <= executed <= size:
         raise ValueError(f"{executed!r} of the {size} actions of a chunk executed: give an integer from 1 to {size}")
+    check_one_agent(env, "an environment of chunks")
     if not isinstance(env.action_space, Box):
         raise ValueError(f"chunks are of continuous actions; the environment has {env.action_space}")
     return replace(env, environment=Chunked(env, size, executed, discount), params=env, max_steps=None)
@@ -262,6 +269,11 @@ class Bounded:
 
     def horizon(self, params):
         return Env(self.environment, params).horizon
+
+    @property
+    def num_agents(self):
+        """The inner environment's, where it has several."""
+        return self.environment.num_agents
 
     @property
     def differentiable(self):

@@ -1,6 +1,7 @@
 """The check that this checkout is what is tested, and compiled programs that many tests share."""
 
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,6 +55,18 @@ def command_cache(tmp_path_factory):
         yield
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """A function after which a package is not there, whatever of it other tests of this process have imported."""
+
+    def hide(package):
+        loaded = [name for name in sys.modules if name.startswith(package + ".")]
+        for name in (package, *loaded):
+            monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+
+    return hide
 
 
 @pytest.fixture(scope="session")

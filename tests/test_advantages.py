@@ -195,5 +195,12 @@ def test_standardize_gives_mean_zero_and_variance_one():
     np.testing.assert_allclose(result, (x - x.mean()) / x.std(), rtol=1e-4, atol=1e-5)
 
 
+def test_standardize_measures_by_chosen_elements_alone():
+    x, chosen = jnp.array([1.0, 3.0, 1e6, 5.0]), jnp.array([True, True, False, True])
+    np.testing.assert_allclose(standardize(x, where=chosen)[chosen], standardize(x[chosen]), rtol=1e-6)
+    np.testing.assert_allclose(standardize(x, where=chosen)[2], (1e6 - 3.0) / np.std([1.0, 3.0, 5.0]), rtol=1e-5)
+    np.testing.assert_allclose(standardize(x, where=~chosen & chosen), standardize(x), rtol=1e-6)
+
+
 def test_standardize_of_a_constant_is_zero():
     np.testing.assert_array_equal(standardize(jnp.full(4, 3.0)), 0)

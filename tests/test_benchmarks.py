@@ -337,6 +337,22 @@ def test_hours_table_has_what_is_published_beside_what_was_reached():
     assert row == "| brax/ant, spring | 30,000,000 | 0.8 | 5.0 [4.0, 6.0] | 6517.3 | 10 | a table |"
 
 
+def test_suites_tables_say_what_passes_what_was_not_judged_and_what_is_refused():
+    from tables import suites_tables
+
+    operations = "it has {} operations, and without jit each of them would be compiled alone"
+    passing = {"passes": True, "fixed_starts": False, "not_judged": {}, "seconds": 4.0}
+    environments = {
+        "s/A": passing | {"not_judged": {"jit": operations.format(500)}},
+        "s/B": passing | {"not_judged": {"jit": operations.format(700)}, "fixed_starts": True},
+        "s/C": {"passes": False, "error": "values: too large", "seconds": 10.0},
+    }
+    found = suites_tables({"suites": {"s": {"version": "1.2", "environments": environments, "refused": {"s/D": "no"}}}})
+    assert found["suites"].splitlines()[2:] == ["| s 1.2 | `s/C`: values: too large | 2 of 3 | 1 | 1 | 4 |"]
+    assert found["suites-not-judged"].splitlines()[2:] == [f"| s | jit | {operations.format(500)} | 2 |"]
+    assert found["suites-refused"].splitlines()[2:] == ["| `s/D` | no |"]
+
+
 def test_shell_table_says_whether_the_aim_is_reached():
     from tables import shell_table
 

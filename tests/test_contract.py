@@ -231,6 +231,14 @@ class ReusesKey(Walk):
         return super().move(key, x + 0.01 * jax.random.normal(key), action, params)
 
 
+class DeclaresReuse(ReusesKey):
+    reuses_keys = "its noise is drawn twice with one key"
+
+
+class DeclaresReuseInVain(Walk):
+    reuses_keys = "its noise is drawn twice with one key"
+
+
 class NumpyNoise(Walk):
     def move(self, key, x, action, params):
         return super().move(key, x + 0.01 * np.random.normal(), action, params)  # noqa: NPY002
@@ -437,7 +445,7 @@ BROKEN = {
     "carry": (TimeBecomesFloat, FieldAppears),
     "params": (BranchOnParams, OtherParams, SpaceNeedsValues),
     "tracers": (KeepsTracer, KeepsTracerInGlobal, UsesKeptTracer),
-    "keys": (ReusesKey,),
+    "keys": (ReusesKey, DeclaresReuseInVain),
     "determinism": (NumpyNoise, NumpyNoiseArray, CountsCalls, HostNoise),
     "starts": (FixedStart,),
     "values": (
@@ -543,6 +551,11 @@ def test_a_fixed_start_has_to_be_declared_and_to_be_fixed():
     assert all(judged(check(env_of(FixedStart()), random_starts=False)).values())
     with pytest.raises(ContractError, match="random_starts=False, but different keys"):
         check(env_of(Walk()), random_starts=False)
+
+
+def test_a_key_that_is_declared_to_be_used_twice_is_reported():
+    lines = check(env_of(DeclaresReuse()))
+    assert "not judged: keys: its noise is drawn twice with one key" in lines
 
 
 def test_a_hidden_random_start_counts():

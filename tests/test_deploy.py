@@ -21,14 +21,21 @@ from rlx.deploy.to_numpy import Unwritten, Writer
 from rlx.deploy.write import compared, deploy, opened
 
 SMALL = {"num_envs": 4, "num_steps": 8, "num_epochs": 1, "num_minibatches": 2, "hidden_sizes": (8,)}
+OFF_POLICY = {"hidden_sizes": (8,), "num_envs": 2, "capacity": 64, "batch_size": 8, "warmup_steps": 8}
+OFF_POLICY |= {"critic_hidden_sizes": (8,), "num_steps": 6}
 CASES = {
     "ppo": ("CartPole-v1", SMALL | {"normalize_obs": True}),
     "grpo": ("CartPole-v1", {"num_envs": 8, "hidden_sizes": (8,)}),
     "ppo_recurrent": ("CartPole-v1", SMALL | {"sequence_length": 8, "memory_size": 8}),
-    "sac": ("Pendulum-v1", {"hidden_sizes": (8,), "num_envs": 2, "capacity": 64, "batch_size": 8, "warmup_steps": 8}),
+    "sac": ("Pendulum-v1", OFF_POLICY),
+    "ddpg": ("Pendulum-v1", OFF_POLICY),
+    "crossq": ("Pendulum-v1", OFF_POLICY),
+    "stream_ac": ("Pendulum-v1", {"num_steps": 8, "hidden_sizes": (8,)}),
     "fpo": ("Pendulum-v1", SMALL),
     "dppo": ("Pendulum-v1", SMALL),
     "policyflow": ("Pendulum-v1", SMALL),
+    "pqn_recurrent": ("CartPole-v1", SMALL | {"sequence_length": 8, "memory_size": 8}),
+    "reppo": ("Pendulum-v1", SMALL),
 }
 QUICK = ("ppo", "ppo_recurrent", "dppo")
 ALL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.more) for name in CASES]

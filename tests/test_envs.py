@@ -12,7 +12,16 @@ import pytest
 
 import rlx.envs
 from rlx.envs import check, registry
-from rlx.envs.suites import from_brax, from_gymnax, from_playground
+from rlx.envs.suites import (
+    from_brax,
+    from_craftax,
+    from_gymnax,
+    from_jaxmarl,
+    from_jumanji,
+    from_pgx,
+    from_playground,
+    from_xminigrid,
+)
 from rlx.envs.tasks import mjx_tasks, own, probes
 from rlx.pytree import stack
 
@@ -20,6 +29,13 @@ FIXED_STARTS = {
     *("gymnax/Asterix-MinAtar", "gymnax/Seaquest-MinAtar", "gymnax/SpaceInvaders-MinAtar", "gymnax/DeepSea-bsuite"),
     *("gymnax/DiscountingChain-bsuite", "gymnax/FourRooms-misc", "gymnax/Pong-misc", "gymnax/FrozenLake-misc"),
     *("brax/fast", "probe/Constant", "probe/Discount", "probe/Action", "probe/Endless"),
+}
+SUITES = {
+    "craftax": from_craftax,
+    "xminigrid": from_xminigrid,
+    "jumanji": from_jumanji,
+    "pgx": from_pgx,
+    "jaxmarl": from_jaxmarl,
 }
 NEEDS_DOWNLOAD = "MNISTBandit-bsuite"
 
@@ -79,6 +95,14 @@ def test_an_ambiguous_bare_name_asks_for_a_full_one(own_names):
     assert rlx.envs.make("gymnax/CartPole-v1").observation_space.shape == (4,)
 
 
+def test_an_environment_that_is_not_offered_says_why(monkeypatch):
+    from rlx.envs.suites import from_gymnax
+
+    monkeypatch.setattr(from_gymnax, "REFUSED", {"Moon-misc": "it is too far"}, raising=False)
+    with pytest.raises(ValueError, match="gymnax/Moon-misc is not offered: it is too far"):
+        rlx.envs.make("gymnax/Moon-misc")
+
+
 @pytest.mark.parametrize(
     ("wrong", "closest"),
     [
@@ -125,7 +149,7 @@ def test_register_refuses_bad_and_taken_names(own_names, name, message):
 def test_names_lists_namespaces():
     assert rlx.envs.names() == [
         f"{space}/{name}"
-        for space in ("gymnax", "brax", "mjx", "playground", "rlx", "probe")
+        for space in ("gymnax", "brax", "mjx", "playground", *SUITES, "rlx", "probe")
         for name in suite(space).NAMES
     ]
     assert rlx.envs.names("probe") == [f"probe/{name}" for name in probes.PROBES]
@@ -134,7 +158,7 @@ def test_names_lists_namespaces():
 
 def suite(namespace):
     suites = {"gymnax": from_gymnax, "brax": from_brax, "mjx": mjx_tasks, "playground": from_playground}
-    return (suites | {"rlx": own, "probe": probes})[namespace]
+    return (suites | SUITES | {"rlx": own, "probe": probes})[namespace]
 
 
 def test_listed_names_are_those_of_the_installed_suites():
@@ -149,7 +173,7 @@ def test_listed_names_are_those_of_the_installed_suites():
 def test_a_suite_is_imported_when_one_of_its_environments_is_made():
     program = """
 import sys
-suites = {"brax", "gymnax", "mujoco", "mujoco.mjx"}
+suites = {"brax", "gymnax", "mujoco", "mujoco.mjx", "craftax", "xminigrid"}
 import rlx, rlx.envs, rlx.envs.registry
 rlx.envs.names(), rlx.envs.registry.full_name("halfcheetah"), rlx.envs.check
 try:

@@ -97,7 +97,7 @@ def test_going_on_from_a_generation_is_bitwise_not_having_stopped(name):
 
 
 def test_openai_needs_pairs():
-    with pytest.raises(ValueError, match="population = 7: open_es has pairs of candidates, give an even number"):
+    with pytest.raises(ValueError, match="population = 7: candidates are in pairs, give an even number"):
         meta.open_es(SOLUTION, population=7)
 
 

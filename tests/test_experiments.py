@@ -11,12 +11,15 @@ FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 NAMES = sorted(path.parent.name for path in FOLDER.glob("*/compare.py") if (path.parent / "results").exists())
 # By what the results of an experiment are told apart.
 KEYS = {
+    "curricula": ("task", "method"),
     "discovery": ("task",),
     "fine_tuning": ("task", "method"),
+    "games": ("task", "method"),
     "groups": ("task",),
     "learned_rules": ("task",),
     "memory": ("task", "method"),
     "meta_gradient": ("task", "method"),
+    "panel": ("task", "method"),
     "robustness": ("task", "trained"),
     "sequences": ("task", "variant"),
     "trust_regions": ("task", "method"),

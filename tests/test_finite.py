@@ -235,9 +235,13 @@ import jax, jax.numpy as jnp
 from importlib import import_module
 import rlx
 SIZES = dict(total_steps=64, warmup_steps=32, num_envs=4, num_steps=8, batch_size=16, hidden_sizes=(8,), capacity=128)
-for name, env in (("sac", "Pendulum-v1"), ("mdpo_offpolicy", "Pendulum-v1"), ("sac_discrete", "CartPole-v1")):
+for name, env in (("sac", "Pendulum-v1"), ("mdpo_offpolicy", "Pendulum-v1"), ("sac_discrete", "CartPole-v1"),
+        ("ddpg", "Pendulum-v1"), ("tqc", "Pendulum-v1"), ("redq", "Pendulum-v1"), ("crossq", "Pendulum-v1"),
+        ("fast_td3", "Pendulum-v1")):
     algorithm, env = import_module(f"rlx.algos.{name}"), rlx.envs.make(env)
-    config = algorithm.Config(**SIZES, activation="tanh")
+    has = algorithm.Config.__dataclass_fields__
+    more = dict(critic_hidden_sizes=(8,), utd_ratio=1.0, policy_delay=2)
+    config = algorithm.Config(**SIZES, activation="tanh", **{k: v for k, v in more.items() if k in has})
 
     def last(rate):
         state, _ = rlx.train(algorithm, rlx.replace(config, learning_rate=rate), env, jax.random.key(0))
@@ -256,6 +260,6 @@ def test_gradients_through_training_are_finite_differences_where_losses_take_eac
     )
     assert out.returncode == 0, out.stderr
     pairs = [[float(x) for x in line.split()] for line in out.stdout.splitlines()]
-    assert len(pairs) == 3
+    assert len(pairs) == 7
     for gradient, difference in pairs:
         np.testing.assert_allclose(gradient, difference, rtol=1e-4)

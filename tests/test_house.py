@@ -33,6 +33,9 @@ DIFFERENT = {
     "starts": "answers of a language policy have no states to start again from",
     "kept": "what the buffer keeps",
     "explore": "uniform in a box, or over choices",
+    "epsilon": "one for all environments, or one for each",
+    "learn": "what one step changes is the method",
+    "targets": "what the values are to come to is the method",
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rlx
-from rlx.algos import grpo_recurrent, ppo, ppo_recurrent
+from rlx.algos import grpo_recurrent, ppo, ppo_recurrent, pqn_recurrent
 from rlx.env import Env
 from rlx.networks import CELLS, Memory, Torso, empty_memory, initialize
 from rlx.networks.recurrent import gru, lstm, mingru
@@ -160,11 +160,15 @@ def env():
     return rlx.envs.make("CartPole-v1")
 
 
+SLOW = pytest.mark.more
+RESUMED = [*((cell, ppo_recurrent) for cell in CELLS), pytest.param("gru", pqn_recurrent, marks=SLOW)]
+
+
 @cache
-def trained(cell):
+def trained(cell, algorithm=ppo_recurrent):
     changes = {"normalize_obs": True, "learning_rate": 1e-2, "anneal_learning_rate": False}
-    config = ppo_recurrent.Config(total_steps=4 * 128, cell=cell, sequence_length=16, **SMALL, **changes)
-    return config, rlx.train(ppo_recurrent, config, rlx.envs.make("CartPole-v1"), jax.random.key(0))[0]
+    config = algorithm.Config(total_steps=4 * 128, cell=cell, sequence_length=16, **SMALL, **changes)
+    return config, rlx.train(algorithm, config, rlx.envs.make("CartPole-v1"), jax.random.key(0))[0]
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -198,20 +202,53 @@ def test_the_ratio_is_1_on_the_first_minibatch_across_ends_of_episodes_and_rollo
     assert value < 1e-4  # of values of about 1
 
 
+@pytest.mark.parametrize("cell", ["gru", *(pytest.param(cell, marks=SLOW) for cell in CELLS if cell != "gru")])
+def test_values_of_sequences_are_those_of_acting(cell, env):
+    """Of pqn_recurrent, across ends of episodes and rollouts: the targets and the loss see the memories of acting."""
+    config, state = trained(cell, pqn_recurrent)
+    empty, core = pqn_recurrent.memory(config, env, 4), pqn_recurrent.networks(config, env)[0]
+    values = lambda obs, h: pqn_recurrent.networks(config, env)[1].apply(state.params["values"], obs, h)
+
+    @jax.jit
+    def compared(state):
+        policy = partial(pqn_recurrent.act, config, env, state)
+        _, traj, _ = rollout(env, policy, state.env_state, jax.random.key(1), 32, state.memory, empty)
+        data = pqn_recurrent.targets(config, env, state, traj)
+        batch = sequences(data, 16)
+        first = jax.tree.map(lambda x: x[:, 0], batch.memory)
+        h, _ = core.apply(state.params["memory"], batch.obs, first, batch.reset)
+        obs = pqn_recurrent.normalized(config, state, traj.obs)
+        one, _ = core.apply(state.params["memory"], obs, traj.recorded.memory)
+        q = values(obs, one)
+        onwards = jnp.roll(q.max(-1), -1, axis=0)  # of the next step, which at ends is of another episode
+        one_step = pqn_recurrent.targets(replace(config, td_lambda=0.0), env, state, traj).target
+        plain = traj.reward + config.gamma * jnp.where(traj.terminated, 0.0, onwards)
+        same = jnp.where(traj.done, 0.0, jnp.abs(one_step - plain))[:-1].max()
+        return jnp.abs(values(batch.obs, h) - sequences(q, 16)).max(), same, traj.done.sum()
+
+    sequence, target, ends = compared(state)
+    assert ends > 1
+    assert sequence < 1e-4
+    assert target < 1e-4
+
+
 def first_of(tree):
     return jax.tree.leaves(tree)[0]
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_a_resumed_run_and_a_lane_of_a_sweep_are_the_single_run(cell, env):
-    config, state = trained(cell)
-    first, _ = rlx.train(ppo_recurrent, replace(config, total_steps=2 * 128), env, jax.random.key(0))
-    second, _ = rlx.resume(ppo_recurrent, config, env, first)
+@pytest.mark.parametrize(("cell", "algorithm"), RESUMED)
+def test_a_resumed_run_and_a_lane_of_a_sweep_are_the_single_run(cell, algorithm, env):
+    config, state = trained(cell, algorithm)
+    if algorithm is pqn_recurrent:  # whose epsilon falls with the length of the run
+        config = replace(config, epsilon_start=0.2, epsilon_end=0.2)
+        state, _ = rlx.train(algorithm, config, env, jax.random.key(0))
+    first, _ = rlx.train(algorithm, replace(config, total_steps=2 * 128), env, jax.random.key(0))
+    second, _ = rlx.resume(algorithm, config, env, first)
     raw = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
     equal = lambda a, b: np.asarray(raw(a)).tobytes() == np.asarray(raw(b)).tobytes()
     assert all(map(equal, jax.tree.leaves(state), jax.tree.leaves(second)))
     keys = jnp.stack([jax.random.key(5), jax.random.key(0)])
-    lanes, _ = jax.vmap(partial(rlx.train, ppo_recurrent), in_axes=(None, None, 0))(config, env, keys)
+    lanes, _ = jax.vmap(partial(rlx.train, algorithm), in_axes=(None, None, 0))(config, env, keys)
     for one, lane in zip(jax.tree.leaves(state.params), jax.tree.leaves(lanes.params), strict=True):
         np.testing.assert_allclose(lane[1], one, atol=1e-4)  # a batch of matrices is summed in another order
 
@@ -251,7 +288,8 @@ def test_a_recurrent_group_policy_gives_its_own_log_probs_back(env):
 @pytest.mark.parametrize(("algorithm", "sizes"), [
     (ppo_recurrent, {"num_envs": 32, "num_steps": 16, "sequence_length": 16}),
     (grpo_recurrent, {"num_groups": 16, "group_size": 8, "num_steps": 4}),
-], ids=["ppo", "grpo"])  # fmt: skip
+    (pqn_recurrent, {"num_envs": 32, "num_steps": 16, "sequence_length": 16, "num_minibatches": 4}),
+], ids=["ppo", "grpo", "pqn"])  # fmt: skip
 def test_a_cue_of_three_steps_ago_is_recalled(algorithm, sizes):
     """The best return without a memory is 0, and with one 1."""
     env = rlx.envs.make("rlx/Recall-8", delay=3)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rlx import replace
 from rlx.distributions import Categorical
 from rlx.objectives import (
+    AWR,
     DPO,
     SPO,
     Clip,
@@ -33,6 +34,7 @@ from rlx.objectives import (
     kl_adapted,
     penalized,
     reverse_kl,
+    weighted_likelihood,
 )
 
 EXACT = True  # bits are compared
@@ -446,3 +448,41 @@ def test_the_learning_rate_follows_the_divergence(kl, expected):
 def test_the_adapted_learning_rate_stays_within_its_bounds():
     np.testing.assert_allclose(kl_adapted(9e-3, 0.0, 0.01), 1e-2, rtol=1e-6)
     np.testing.assert_allclose(kl_adapted(1.2e-6, 1.0, 0.01), 1e-6, rtol=1e-6)
+
+
+@small
+@given(log_ratio=log_ratios, advantage=numbers)
+def test_weighted_likelihood_matches_its_equation(log_ratio, advantage):
+    result = weighted_likelihood(jnp.float32(log_ratio), jnp.float32(advantage), 0.7, 5.0)
+    wanted = -min(np.exp(advantage / 0.7), 5.0) * log_ratio
+    np.testing.assert_allclose(result, wanted, **ROUNDING)
+
+
+def test_weighted_likelihood_has_the_slope_of_its_weight_wherever_the_policy_is():
+    grad = jax.vmap(jax.grad(weighted_likelihood), (0, None, None, None))
+    np.testing.assert_allclose(grad(jnp.array([-2.0, 0.0, 2.0]), jnp.float32(1.5), 0.5, 100.0), -np.exp(3.0), rtol=1e-5)
+    np.testing.assert_allclose(
+        grad(jnp.array([-2.0, 0.0, 2.0]), jnp.float32(1e30), 0.5, 20.0), -20.0, rtol=1e-5
+    )  # no overflow
+
+
+def test_weighted_likelihood_clones_what_was_done_as_the_temperature_grows():
+    """The gradient in logits is that of the likelihood of the actions taken, whatever their advantages."""
+    logits, advantage = jax.random.normal(jax.random.key(0), (2, 6))
+    action = jnp.array([0, 3, 3, 5, 1, 0])
+    log_prob = lambda logits: Categorical(jnp.broadcast_to(logits, (6, 6))).log_prob(action)
+    cloned = jax.grad(lambda x: -log_prob(x).mean())(logits)
+    acted = log_prob(0.3 * logits)
+    awr = lambda x, t: weighted_likelihood(log_prob(x) - acted, advantage, t, 20.0).mean()
+    np.testing.assert_allclose(jax.grad(awr)(logits, jnp.inf), cloned, atol=1e-6)
+    np.testing.assert_allclose(jax.grad(awr)(logits, 1e6), cloned, atol=1e-5)
+    assert np.abs(jax.grad(awr)(logits, 1.0) - cloned).max() > 0.01
+
+
+def test_awr_has_its_coefficients_as_leaves():
+    log_ratio, advantage = jnp.array([-1.0, 0.5, 1.0]), jnp.array([2.0, -1.0, 40.0])
+    found = AWR(0.5, 7.0)(None, log_ratio, advantage, 0.0)
+    np.testing.assert_allclose(found, weighted_likelihood(log_ratio, advantage, 0.5, 7.0))
+    assert jax.tree.leaves(AWR(0.5, 7.0)) == [0.5, 7.0]
+    with pytest.raises(AssertionError):
+        weighted_likelihood(log_ratio[:, None], advantage, 1.0, 20.0)

@@ -12,7 +12,7 @@ import pytest
 import rlx
 from rlx import cli
 from rlx.envs.contract.clauses import CLAUSES
-from rlx.partial import hidden, remembering, stacked
+from rlx.partial import hidden, remembering, stacked, timed
 from rlx.pytree import pytree
 from rlx.rollout import check_horizon, rollout
 from rlx.spaces import Box, Dict, Discrete
@@ -156,6 +156,22 @@ def test_stacks_are_the_last_observations_oldest_first_and_start_with_the_first_
     np.testing.assert_array_equal(space.high, [1, 50, 9] * num)
 
 
+@pytest.mark.parametrize(("max_steps", "limit"), [(None, 4), (3, 3)])
+def test_the_share_of_the_episode_that_is_over_is_shown_last(max_steps, limit):
+    env, plain = timed(ramp(max_steps)), played(ramp(max_steps))
+    first = lambda obs: [obs, np.zeros(1, np.float32)]
+    after = lambda seen, obs, t, n: [obs, seen[1] + np.float32(1) / np.float32(limit)]
+    traj, (obs, next_obs) = played(env), shown(plain, first, after)
+    np.testing.assert_allclose(traj.obs, obs, rtol=1e-6)
+    np.testing.assert_allclose(traj.next_obs, next_obs, rtol=1e-6)
+    assert traj.next_obs[..., 3].max() == 1.0
+    for name in ("reward", "terminated", "truncated", "episode_return"):
+        np.testing.assert_array_equal(getattr(traj, name), getattr(plain, name), err_msg=name)
+    np.testing.assert_array_equal(env.observation_space.low, [0, 0, -9, 0])
+    np.testing.assert_array_equal(env.observation_space.high, [1, 50, 9, 1])
+    assert played(timed(ramp(), limit=2)).next_obs[..., 3].max() == 1.0  # it stays 1
+
+
 class Screen(Ramp):
     """Images of which one channel counts the steps and the other has a number for each pixel."""
 
@@ -235,6 +251,7 @@ def test_with_nothing_to_do_it_is_the_environment_itself():
 
 WRAPPED = {
     "hidden": lambda env: hidden(env, (1,)),
+    "timed": timed,
     "remembering": lambda env: remembering(env, 2),
     "stacked": lambda env: stacked(env, 3),
     "all": lambda env: stacked(remembering(hidden(env, (1,)), 2), 3),
@@ -256,7 +273,9 @@ def test_they_keep_what_the_environment_says_of_itself(wrap):
     assert copy.copy(env.environment).dt == 0.02
 
 
-@pytest.mark.parametrize(("name", "entries"), [("hidden", [0, 2]), ("remembering", [0, 1, 2]), ("stacked", [0, 1, 2])])
+@pytest.mark.parametrize(
+    ("name", "entries"), [("hidden", [0, 2]), ("timed", [0, 1, 2]), ("remembering", [0, 1, 2]), ("stacked", [0, 1, 2])]
+)
 def test_what_is_drawn_is_what_is_inside(name, entries):
     env, inner = WRAPPED[name](ramp()), ramp()
     s, plain = env.reset(jax.random.key(0)), inner.reset(jax.random.key(0))
@@ -344,6 +363,9 @@ def test_chunks_of_what_remembers_write_with_every_action():
         (lambda: remembering(rlx.envs.make("CartPole-v1"), 2), "a memory is of actions that are a vector of real"),
         (lambda: remembering(rlx.Env(Screen(), Params()), 2), "a memory is of observations that are a vector of real"),
         (lambda: remembering(rlx.Env(Steps(), Params()), 2), "a memory is of observations that are a vector of real"),
+        (lambda: timed(ramp(), 0), "an episode of 0 steps: give an integer of at least 1"),
+        (lambda: timed(rlx.Env(Steps(), Params())), "time stands beside a vector of real numbers"),
+        (lambda: timed(rlx.envs.make("probe/Constant")), "not known: give max_steps, or a limit"),
         (lambda: stacked(ramp(), 0), "0 observations in one: give an integer of at least 1"),
         (lambda: stacked(ramp(), 1.5), "1.5 observations in one"),
     ],
@@ -404,13 +426,17 @@ def test_they_are_options_of_make_one_around_the_other():
     assert env.horizon == 40
     np.testing.assert_allclose(single.observation_space.high, [1, 1, 1, 1] * 3)
     np.testing.assert_allclose(single.action_space.high, [2, 1, 1])
+    assert rlx.envs.make("Pendulum-v1", hide=2, time=True, remember=1).observation_space.shape == (4,)
+    assert rlx.envs.make("CartPole-v1", time=False) is rlx.envs.make("CartPole-v1")
     assert rlx.envs.make("CartPole-v1", hide=1).observation_space.shape == (3,)
     factors = {"g": (0.5, 2.0)}
     assert rlx.envs.make("Pendulum-v1", randomize=factors, hide=2).params.low.shape == (1,)
 
 
 @pytest.mark.more
-@pytest.mark.parametrize("options", [{"hide": 2, "remember": 2, "stack": 3}, {"remember": 1, "chunk": 2}])
+@pytest.mark.parametrize(
+    "options", [{"hide": 2, "remember": 2, "stack": 3}, {"time": True}, {"remember": 1, "chunk": 2}]
+)
 def test_they_keep_the_contract(options):
     assert len(rlx.envs.check(rlx.envs.make("Pendulum-v1", max_steps=40, **options))) == len(CLAUSES)
 

@@ -1,6 +1,5 @@
 """The adapter for MuJoCo Playground; most of it needs the package, `pip install 'rlx[playground]'`."""
 
-import sys
 from functools import partial
 from importlib.util import find_spec
 
@@ -30,8 +29,8 @@ def cartpole():
     return rlx.envs.make("playground/CartpoleBalance")
 
 
-def test_without_the_package_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mujoco_playground", None)  # an import of it fails
+def test_without_the_package_it_says_what_to_install(without):
+    without("mujoco_playground")
     with pytest.raises(
         ValueError, match=r"playground/CheetahRun needs another package: pip install 'rlx\[playground\]'"
     ):

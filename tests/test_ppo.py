@@ -248,6 +248,46 @@ def test_advantages_are_gae_of_the_critic(ppo, small, cartpole, problem):
     np.testing.assert_allclose(batch.value, value.ravel(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["a2c", "reinforce"])
+def test_variants_with_one_step_have_the_policy_gradient_in_closed_form(ppo, cartpole, variant):
+    """Of a linear policy: `-mean_t A_t (1[a_t] - pi(s_t)) s_t^T`, with A returns, or returns less values."""
+    sizes = {"num_envs": 4, "num_steps": 16, "hidden_sizes": (), "total_steps": 640, "normalize_advantage": False}
+    config = ppo.Config(**ppo.VARIANTS[variant] | sizes, entropy_coef=0.0)
+    state = jax.jit(ppo.init)(config, cartpole, jax.random.key(3))
+    _, traj = experience(config, cartpole, state)
+    batch = batch_of(config, cartpole, state, traj)
+    assert traj.done.any()
+    to_numpy = lambda x: np.asarray(x, np.float64)
+    reward, terminated, done = (np.asarray(x) for x in (traj.reward, traj.terminated, traj.done))
+    critic = partial(ppo.networks(config, cartpole)[1].apply, state.params["critic"])
+    value, after = (to_numpy(critic(x)) * (variant == "a2c") for x in (traj.obs, traj.next_obs))
+    goal = np.zeros((17, 4))
+    goal[16] = after[15]  # what a rollout ends before
+    for t in reversed(range(16)):
+        goal[t] = reward[t] + 0.99 * np.where(terminated[t], 0.0, np.where(done[t], after[t], goal[t + 1]))
+    advantage = goal[:16] - value
+    np.testing.assert_allclose(batch.advantage, advantage.ravel(), rtol=1e-4, atol=1e-4)
+    logits = to_numpy(ppo.networks(config, cartpole)[0].apply(state.params["actor"], traj.obs).logits)
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    score = np.eye(2)[np.asarray(traj.recorded.action)] - probs
+    wanted = -np.einsum("tn,tno,tna->oa", advantage, to_numpy(traj.obs), score) / 64
+    grads, _ = jax.grad(ppo.loss, has_aux=True)(state.params, config, cartpole, batch, 0.0)
+    (kernel,) = (x for x in jax.tree.leaves(grads["actor"]) if x.shape == (4, 2))
+    np.testing.assert_allclose(kernel, wanted, rtol=1e-3, atol=1e-4)
+    critics = max(np.abs(x).max() for x in jax.tree.leaves(grads["critic"]))
+    assert (critics > 0) == (variant == "a2c")
+
+
+@pytest.mark.parametrize("variant", ["a2c", "reinforce"])
+def test_variants_with_one_step_do_not_know_the_clip(ppo, small, cartpole, variant):
+    config = replace(small, **ppo.VARIANTS[variant])
+    state = jax.jit(ppo.init)(config, cartpole, jax.random.key(0))
+    run = jax.jit(lambda clip: ppo.update(replace(config, clip=clip), cartpole, state))
+    (one, metrics), (other, _) = run(1e-3), run(10.0)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-7), one.params, other.params)
+    assert abs(metrics["approx_kl"]) < 1e-6
+
+
 def test_a_minibatch_of_equal_advantages_has_no_policy_gradient(small, problem):
     state, batch, gradient = problem
     config = replace(small, value_coef=0.0, entropy_coef=0.0)
@@ -350,6 +390,7 @@ CHANGED = {
     "target_kl": 1e-7,
     "gamma": 0.5,
     "gae_lambda": 0.5,
+    "baseline": False,
     "clip": 0.01,
     "value_clip": 0.01,
     "value_coef": 2.0,

@@ -18,7 +18,7 @@ from rlx.presets import configure, defaults, of_episode, origin, preset, publish
 
 FILES = sorted(Path(rlx.algos.__path__[0]).glob("*.toml"))
 MEASURED = sorted((Path(__file__).parent.parent / "benchmarks" / "results" / "returns").glob("*.json"))
-SPACES = ("gymnax", "brax", "mjx", "playground", "rlx")
+SPACES = ("gymnax", "brax", "mjx", "playground", "craftax", "xminigrid", "jumanji", "pgx", "jaxmarl", "rlx")
 NAMES = [name for space in SPACES for name in rlx.envs.names(space)]
 
 

@@ -263,7 +263,7 @@ def test_pytrees_and_arrays_may_take_the_place_of_a_traced_number():
 def test_fields_say_that_they_are_per_environment():
     """Those of `EnvState`, all of them; the data of a replay buffer; and of a State whatever it marks itself."""
     marked = lambda kind: [field.name for field in dataclasses.fields(kind) if is_per_env(field)]
-    assert marked(EnvState) == ["state", "obs", "time", "episode_return", "reported"]
+    assert marked(EnvState) == ["state", "obs", "time", "episode_return", "reported", "pace"]
     assert marked(Replay) == ["data"]
     assert marked(RewardScale) == ["discounted"]
 

@@ -11,7 +11,13 @@ import pytest
 
 import rlx
 from rlx.algos import (
+    avg,
+    crossq,
+    ddpg,
     dppo,
+    dqn,
+    es,
+    fast_td3,
     fpo,
     grpo,
     grpo_tokens,
@@ -20,22 +26,31 @@ from rlx.algos import (
     mdpo_offpolicy,
     policyflow,
     ppo,
+    pqn,
+    redq,
+    reppo,
     sac,
     sac_discrete,
+    stream_ac,
+    stream_q,
+    tqc,
     trpo,
+    vmpo,
 )
 from rlx.env import Env
 from rlx.spaces import Box, Dict, Discrete, Space, Tuple, parts, zeros
 from rlx.train import check, state_shapes
 from rlx.wrappers import bounded, chunked
 
-ANY = (ppo, mdpo, trpo, grpo)
+ANY = (ppo, mdpo, trpo, grpo, vmpo, es, stream_ac)
 CONTINUOUS = (fpo, dppo, policyflow)
-TANH = (sac, mdpo_offpolicy)
-DISCRETE = (sac_discrete, lpg)
+ENTROPY = (sac, mdpo_offpolicy, tqc, redq, crossq)
+TANH = (*ENTROPY, ddpg, fast_td3, reppo, avg)
+DISCRETE = (sac_discrete, lpg, dqn, pqn, stream_q)
 NAMES = {"ids": lambda x: getattr(x, "__name__", "").rpartition(".")[2] or None}
 SMALL = {"num_envs": 2, "num_steps": 4, "hidden_sizes": (8,), "num_groups": 2, "group_size": 2, "warmup_steps": 8}
-SMALL |= {"batch_size": 4, "capacity": 64, "utd_ratio": 0.25, "total_steps": 64}
+SMALL |= {"num_minibatches": 4, "batch_size": 4, "capacity": 64, "utd_ratio": 0.25, "total_steps": 64}
+SMALL |= {"critic_hidden_sizes": (8,), "policy_delay": 1}
 
 
 def small(algorithm, **changes):
@@ -130,7 +145,7 @@ def test_training_keeps_every_kind_of_bound():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, metrics)))
 
 
-@pytest.mark.parametrize("algorithm", TANH, **NAMES)
+@pytest.mark.parametrize("algorithm", ENTROPY, **NAMES)
 def test_a_constant_dimension_asks_for_the_entropy_of_a_uniform_one(algorithm):
     env = game(None, Box([-1.0, 0.3, -2.0], [1.0, 0.3, 5.0], (3,)))
     config, log_alpha = small(algorithm, target_entropy=-0.7), jnp.log(0.5)
@@ -202,10 +217,10 @@ def test_observations_of_several_entries_are_served_by_every_algorithm(algorithm
     inputs = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(state.params)}
     first = {name: shape[-2] for name, shape in inputs.items() if name.endswith("['Dense_0']['kernel']")}
     convolved, other = 4 * 4 * 4, 4 + 2 + 3
-    actor = next((size for name, size in first.items() if name.startswith("['actor']")), None)
+    actor = next((size for name, size in first.items() if name.startswith(("['actor']", "['values']"))), None)
     if algorithm not in CONTINUOUS:  # whose actors have further inputs
         assert actor == convolved + other
-    if algorithm not in (grpo, lpg):
+    if algorithm not in (grpo, lpg, dqn, pqn, stream_q, es):
         critic = next(size for name, size in first.items() if name.startswith("['critic']"))
         assert critic == convolved + other + 5 + (2 if algorithm in TANH else 0)
 

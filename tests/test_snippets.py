@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ class Snippet:
     said: str | None
     continued: bool
     file: str | None
+    needs: str | None  # a module of an extra
 
     def __str__(self):
         return f"{self.page.relative_to(ROOT)}:{self.number}"
@@ -55,10 +57,9 @@ def snippets(page):
     found = []
     for number, match in enumerate(SNIPPET.finditer(page.read_text())):
         how = match["how"] or ""
-        file = re.search(r"saved as (\S+)", how)
-        found.append(
-            Snippet(page, number, match["kind"], match["code"], match["said"], "continued" in how, file and file[1])
-        )
+        file, needs = (re.search(rf"{words} (\S+)", how) for words in ("saved as", "needs"))
+        rest = match["said"], "continued" in how, file and file[1], needs and needs[1]
+        found.append(Snippet(page, number, match["kind"], match["code"], *rest))
     return found
 
 
@@ -142,7 +143,14 @@ def shape(text):
     return " ".join(re.sub(r"-?[\d.,]+(e[-+]\d+)?", "#", text).split())
 
 
-@pytest.mark.parametrize("snippet", ALL, ids=str)
+def marks(snippet):
+    """Snippets that need an extra run where these are installed."""
+    if snippet.needs is None:
+        return ()
+    return pytest.mark.more, pytest.mark.skipif(find_spec(snippet.needs) is None, reason=f"needs {snippet.needs}")
+
+
+@pytest.mark.parametrize("snippet", [pytest.param(snippet, marks=marks(snippet), id=str(snippet)) for snippet in ALL])
 def test_a_snippet_runs_and_prints_what_its_page_says(snippet):
     printed = outcome(snippet)
     if snippet.said is not None:

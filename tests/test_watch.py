@@ -449,8 +449,8 @@ def test_what_cannot_be_watched_is_one_line_and_status_2(tmp_path, capsys, make,
     assert words in capsys.readouterr().err
 
 
-def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "dash", None)  # an import of it fails
+def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, without):
+    without("dash")
     monkeypatch.delitem(sys.modules, "rlx.watch.page")
     monkeypatch.delattr(rlx.watch, "page")
     with pytest.raises(ValueError, match=r'pip install "rlx\[watch\]"'):

@@ -38,6 +38,7 @@ from rlx.envs.contract.evidence import (
     single_steps,
 )
 from rlx.envs.contract.reports import reported_values, reports
+from rlx.levels import has_levels
 from rlx.masks import check_mask, mask_of
 from rlx.pytree import stack
 from rlx.spaces import Discrete, check_spaces, named, parts
@@ -103,7 +104,8 @@ def structure(evidence):
 def observation(evidence):
     """Observations have the shape and dtype of their space."""
     spaces = named(evidence.env.observation_space)
-    wanted = {name: (tuple(s.shape), jax.dtypes.canonicalize_dtype(s.dtype)) for name, s in spaces.items()}
+    agents = (evidence.env.num_agents,) if evidence.env.has_agents else ()
+    wanted = {name: ((*agents, *s.shape), jax.dtypes.canonicalize_dtype(s.dtype)) for name, s in spaces.items()}
     for name, obs in (("reset", evidence.reset[0]), ("step", evidence.step[0])):
         arrays = {keystr(path, simple=True, separator="."): x for path, x in tree_leaves_with_path(obs)}
         bad = next((x for x in arrays.values() if not hasattr(x, "shape")), None)
@@ -121,16 +123,18 @@ def observation(evidence):
 
 
 def reward_and_ends(evidence):
-    """Reward is a float scalar, terminated and truncated are bool scalars."""
+    """Reward is a float scalar, or one for each agent, terminated and truncated are bool scalars."""
+    agents = (evidence.env.num_agents,) if evidence.env.has_agents else ()
     for name, kind, value in zip(
         ("reward", "terminated", "truncated"), ("float", "bool", "bool"), evidence.step[2:5], strict=True
     ):
         wanted = jnp.floating if kind == "float" else jnp.bool_
         dtype: Any = getattr(value, "dtype", None)
         shape = getattr(value, "shape", None)
-        if shape != () or not jnp.issubdtype(dtype, wanted):
+        axes = agents if name == "reward" else ()
+        if shape != axes or not jnp.issubdtype(dtype, wanted):
             seen = f"has shape {shape} and dtype {dtype}" if dtype is not None else f"is {value}"
-            raise ContractError(f"{name} {seen}; make it a {kind} scalar")
+            raise ContractError(f"{name} {seen}; make it {f'{kind}s of shape {axes}' if axes else f'a {kind} scalar'}")
 
 
 def carry(evidence):
@@ -158,7 +162,8 @@ def params(evidence):
 
     def program(env, reset_key, step_key, action):
         out = one_episode(env, reset_key, step_key, action)
-        return out, env.observation_space.contains(out[0].obs), env.action_space.sample(step_key)
+        obs = jax.tree.map(lambda x: x[0], out[0].obs) if env.has_agents else out[0].obs
+        return out, env.observation_space.contains(obs), env.action_space.sample(step_key)
 
     args = (evidence.key, evidence.key, evidence.action)
     try:
@@ -185,6 +190,8 @@ def params(evidence):
         read = {id(v) for eqn in closed.jaxpr.eqns for v in eqn.invars} | {id(v) for v in closed.jaxpr.outvars}
         if any(id(v) in read for v in closed.jaxpr.invars[:leaves]):
             return None
+    if has_levels(env):
+        return "each episode has parameters of its own, drawn at its start"
     raise ContractError(
         "neither reset nor step reads the params that it is given, so a sweep over them would change nothing; use the "
         "argument, not an attribute of the environment or default_params"
@@ -204,12 +211,17 @@ def tracers(evidence):
 
 def keys(evidence):
     """No key is consumed twice."""
+    declared = getattr(evidence.env.environment, "reuses_keys", "")
     reset_key, step_key = jax.random.split(evidence.key)
     try:
         with jax.debug_key_reuse(True):
             jax.jit(lambda *args: one_episode(*args)).trace(evidence.env, reset_key, step_key, evidence.action)
     except jax.errors.KeyReuseError as error:
+        if declared:
+            return declared
         raise ContractError(f"{first_line(error)}; split the key, and use each part once") from error
+    if declared:
+        raise ContractError(f"reuses_keys = {declared!r}, and no key is consumed twice; leave it out")
 
 
 def determinism(evidence):
@@ -389,6 +401,8 @@ def gradients(evidence):
         return (
             f"the environment {'does not say whether it is' if said is None else 'says that it is not'} differentiable"
         )
+    if env.has_agents:
+        return "gradients are judged of one agent"
     keys = jax.random.split(evidence.key, NUM_EPISODES)
     leaves, structure = jax.tree.flatten(env.params)
     places = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]

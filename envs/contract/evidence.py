@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from rlx.env import Env, own_limits
 from rlx.masks import sample
-from rlx.spaces import Box, parts, rescale, zeros
+from rlx.spaces import Box, parts, rescale
 
 NUM_EPISODES = 32
 PUSH = 2.0  # standard deviation between policies of the mean of their actions, in unit coordinates
@@ -57,7 +57,7 @@ class Evidence:
     @property
     def action(self) -> Any:
         """The shape of an action."""
-        return jax.eval_shape(lambda: zeros(self.env.action_space))
+        return jax.eval_shape(self.env.sample_action, self.key)
 
     @cached_property
     def reset(self) -> Any:
@@ -174,15 +174,22 @@ def play_episodes(env, keys, num_steps):
 
         def step(env_state, keys):
             step_key, action_key = keys
-            action = sample(space, env_state.obs, action_key)
 
-            def of_policy(space, action, push):
-                if not isinstance(space, Box):
-                    return action
-                normal = rescale(space, push + jax.random.normal(action_key, space.shape))
-                return jnp.where(by_policy, normal, action)
+            def act(obs, action_key):
+                action = sample(space, obs, action_key)
 
-            action = jax.tree.map(of_policy, parts(space), action, push)
+                def of_policy(space, action, push):
+                    if not isinstance(space, Box):
+                        return action
+                    normal = rescale(space, push + jax.random.normal(action_key, space.shape))
+                    return jnp.where(by_policy, normal, action)
+
+                return jax.tree.map(of_policy, parts(space), action, push)
+
+            if env.has_agents:
+                action = jax.vmap(act)(env_state.obs, jax.random.split(action_key, env.num_agents))
+            else:
+                action = act(env_state.obs, action_key)
             stepped, transition = env.advance(step_key, env_state, action)
             names = ("action", "next_obs", "reward", "terminated", "truncated", "diverged", "reported")
             return stepped, {name: getattr(transition, name) for name in names}

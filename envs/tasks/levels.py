@@ -83,6 +83,23 @@ class Levels:
         state = State(place, params.place[:, 0] != NOWHERE)
         return observe(state, params), state
 
+    def level(self, key, params):
+        """A level as `level` draws it, without its time limit."""
+        return level(key, len(params.walls), len(params.reward))[0]
+
+    def mutate(self, key, params):
+        """One change: half of the time a wall comes or goes where there is no object, else a reward changes."""
+        kind_key, cell_key, object_key, reward_key = jax.random.split(key, 4)
+        free = ~_objects(params)
+        cell = jax.random.categorical(cell_key, jnp.where(free.reshape(-1), 0.0, -jnp.inf))
+        toggled = params.walls ^ (jnp.arange(free.size) == cell).reshape(free.shape)
+        one = jax.random.randint(object_key, (), 0, len(params.reward)) == jnp.arange(len(params.reward))
+        drawn = jnp.where(one, jax.random.uniform(reward_key, minval=-1.0, maxval=1.0), params.reward)
+        wall = jax.random.bernoulli(kind_key)
+        return replace(
+            params, walls=jnp.where(wall, toggled, params.walls), reward=jnp.where(wall, params.reward, drawn)
+        )
+
     def step(self, key, state, action, params):
         end_key, back_key = jax.random.split(key)
         place = jnp.clip(state.place + jnp.array(MOVES)[action], 0, jnp.array(params.walls.shape) - 1)

@@ -6,12 +6,12 @@ from rlx.env import Env
 
 SEQUENCES = ("Reverse", "Sort", "ModularAddition", "Countdown")
 MEMORY = ("Recall-8", "Recall-32", "Recall-128", "TMaze-10", "HiddenCartPole", "HiddenPendulum", "HiddenHopper")
-NAMES = ("MultiGoal", "GridWorld", "Levels", "PointMaze-medium", "PointMaze-large", *SEQUENCES, *MEMORY)
+NAMES = ("MultiGoal", "GridWorld", "Levels", "Maze", "PointMaze-medium", "PointMaze-large", "Nim", *SEQUENCES, *MEMORY)
 
 
 def make(name: str, **options: Any) -> Env:
-    """`options`: for GridWorld `layout=`, for Levels `seed=`; see `sequences.make` and `memory.make` for theirs."""
-    from rlx.envs.tasks import gridworld, levels, memory, multigoal, pointmaze, sequences
+    """`options`: for GridWorld `layout=`, for Levels `seed=`, for Maze `maze=`; for others see their modules."""
+    from rlx.envs.tasks import gridworld, levels, maze, memory, multigoal, nim, pointmaze, sequences
 
     if name == "MultiGoal":
         return multigoal.make(**options)
@@ -19,6 +19,10 @@ def make(name: str, **options: Any) -> Env:
         return gridworld.make(**options)
     if name == "Levels":
         return levels.make(**options)
+    if name == "Maze":
+        return maze.make(**options)
+    if name == "Nim":
+        return nim.make(**options)
     if name in SEQUENCES:
         return sequences.make(name, **options)
     if name in MEMORY:

@@ -10,8 +10,10 @@ import tyro
 import rlx.envs
 from rlx.algorithm import algorithms, load_algorithm, split_name
 from rlx.algorithm_check import check_algorithm
+from rlx.cli.data import saved_data
 from rlx.cli.options import configure_jax, parse_options
 from rlx.cli.play import Checkpoint, load_checkpoint
+from rlx.data.steps import with_data
 from rlx.envs.registry import full_name
 from rlx.files import read_config
 from rlx.run import storage
@@ -51,7 +53,9 @@ def why(arguments: list[str]) -> None:
     job, state, _ = load_checkpoint(Checkpoint(options.run, from_update=options.from_update))
     if not read_config(options.run).get("checkpoint_replay", True):
         raise ValueError(f"{options.run} keeps no replay buffer in its checkpoints: its updates cannot be replayed")
-    done = int(state.num_updates)
+    done, data = int(state.num_updates), saved_data(read_config(options.run), job.env)
+    if data:
+        job = dataclasses.replace(job, algorithm=with_data(job.algorithm, data["data"]))
     lines = why(job.algorithm, job.config, job.env, state)
     print("\n".join([f"update {done + 1}:", *lines] if lines else [f"update {done + 1} is finite"]))
     steps = diverged(job.algorithm, job.config, job.env, state) if lines else []

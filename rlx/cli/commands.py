@@ -9,6 +9,7 @@ import rlx
 from rlx.algorithm import algorithms
 from rlx.devices import hosts
 from rlx.devices.sharding import missing_platform
+from rlx.hosted import Fault
 from rlx.messages import unknown_name
 from rlx.run import storage, streams
 
@@ -26,12 +27,14 @@ COMMANDS = {
         "demonstrations.collect",
         "what policies do, as a file:  rlx collect runs/NAME --output demonstrations.npz",
     ),
+    "data": ("data.data", "exchange demonstrations with Minari:  rlx data export demonstrations.npz --name a/b-v0"),
     "clone": ("demonstrations.clone", "imitate demonstrations:  rlx clone dppo demonstrations.npz"),
     "discover": ("discover.discover", "learn an objective:  rlx discover lpo --train CartPole-v1 --holdout Acrobot-v1"),
     "deploy": (
         "deploy.deploy",
         "the policy of a run for another program:  rlx deploy runs/NAME --to onnx --output DIR",
     ),
+    "play": ("game.play", "play a game against a run:  rlx play runs/NAME"),
     "render": ("play.render", "watch a policy:  rlx render runs/NAME --output episode.gif"),
     "plot": ("report.plot", "draw runs and sweeps:  rlx plot runs/A runs/B --output curves.png"),
     "watch": ("watch.watch", "see runs and sweeps in a browser:  rlx watch runs"),
@@ -81,7 +84,7 @@ def run_file(path: str) -> None:
 
 @contextlib.contextmanager
 def _errors():
-    """Bad input is one line on stderr and exit status 2; so is a disk that is full."""
+    """Bad input is one line on stderr and exit status 2; so is a disk that is full. A fault on the host is status 1."""
     streams.find_home()
     with streams.lasting(), streams.drawing_to_files():
         try:
@@ -94,7 +97,7 @@ def _errors():
             if os.environ.get("RLX_TRACEBACK") or not (said := _said(error)):
                 raise
             print(f"rlx: {' '.join(said.split())}", file=sys.stderr)
-            hosts.leave(2)
+            hosts.leave(1 if isinstance(error, Fault) else 2)
 
 
 def _said(error: Exception) -> str:
@@ -102,6 +105,6 @@ def _said(error: Exception) -> str:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         first = str(error).strip().partition("\n")[0]
         return f"out of memory ({first}): --dry-run says how much a state takes; lower num_envs or capacity"
-    if isinstance(error, ValueError | OSError) or storage.reason(error):
+    if isinstance(error, ValueError | OSError | Fault) or storage.reason(error):
         return str(error)
     return missing_platform() if isinstance(error, RuntimeError | AssertionError) else ""

@@ -26,8 +26,9 @@ from rlx.cli.options import (
 from rlx.cli.play import Checkpoint, load_checkpoint
 from rlx.data.cloning import check_cloning
 from rlx.data.cloning import clone as learn
+from rlx.data.demonstrations import Demonstrations, load, mixture, save
 from rlx.data.demonstrations import collect as play
-from rlx.data.demonstrations import load, mixture, save
+from rlx.data.quality import coverage, trajectory_quality
 from rlx.env import with_params
 from rlx.files import read_config, write_json, write_rows
 from rlx.presets import configure
@@ -54,15 +55,21 @@ class CollectOptions:
     """Number of episodes of all runs together."""
     shares: tuple[float, ...] = ()
     """Share of the episodes of each run, such as 3 1; by default all runs give the same number."""
-    noise: float = 0.0
+    noise: tuple[float, ...] = (0.0,)
     """Standard deviation of the noise on actions within [-1, 1]; the probability of a random action where actions are
-    discrete."""
+    discrete; one for all runs or one for each."""
     stochastic: bool = False
     """Sample actions; by default the policy takes its most likely action."""
     best: bool = False
     """Use the weights that did best in the evaluations during training."""
-    from_update: int | None = None
-    """Use the weights after this update."""
+    from_update: tuple[int, ...] = ()
+    """Use the weights after this update; one for all runs or one for each."""
+    random_return: float | None = None
+    """Mean return of a random policy; with --best-return, the quality TQ of the file is told."""
+    best_return: float | None = None
+    """Mean return of the best policy that is known."""
+    reference: Path | None = None
+    """File of demonstrations, best all that an online run has seen; the coverage SACo of the file is told."""
     env_params: tuple[str, ...] = ()
     """Parameters of the environment that differ from those of the runs, as name=value."""
     seed: int = 0
@@ -113,18 +120,29 @@ def collect(arguments: list[str]) -> None:
     shares = np.array(options.shares or [1.0] * len(options.runs))
     if len(shares) != len(options.runs) or not (shares > 0).all():
         raise ValueError(f"--shares {' '.join(map(str, options.shares))}: give a positive number for each of the runs")
-    if not options.noise >= 0:
-        raise ValueError(f"--noise {options.noise}: give 0 or more")
+    for flag, values in (("noise", options.noise), ("from-update", options.from_update)):
+        if not all(value >= 0 for value in values):
+            raise ValueError(f"--{flag} {' '.join(map(str, values))}: give 0 or more")
+        if len(values) not in {1, len(options.runs)} and values:
+            raise ValueError(f"--{flag} {' '.join(map(str, values))}: give one for all runs, or one for each")
+    if (options.random_return is None) != (options.best_return is None):
+        raise ValueError("--random-return and --best-return make a scale together: give both")
+    if options.best_return is not None and not options.best_return > options.random_return:
+        raise ValueError(f"--best-return {options.best_return}: give more than --random-return")
+    reference = None if options.reference is None else load(options.reference)
     ends = np.cumsum(shares / shares.sum() * options.episodes).round().astype(int)
     counts = np.diff(ends, prepend=0).tolist()
     if min(counts) < 1:
         raise ValueError(f"--episodes {options.episodes}: give at least one for each of the {len(counts)} runs")
     with reserved(options.output), naming(options.output, lambda: "the runs are as they were"):
-        _collect(options, counts)
+        _collect(options, counts, reference)
 
 
-def _collect(options: CollectOptions, counts: list[int]) -> None:
-    asked = {"best": options.best, "from_update": options.from_update, "stochastic": options.stochastic}
+def _collect(options: CollectOptions, counts: list[int], reference: Demonstrations | None) -> None:
+    asked = {"best": options.best, "stochastic": options.stochastic}
+    num = len(options.runs)
+    noises = ((options.noise or (0.0,)) * num)[:num]
+    froms: tuple[int | None, ...] = ((options.from_update or (None,)) * num)[:num]
     parts, policies, where = [], [], {}
     changed = assignments("--env-params", options.env_params)
     for run in options.runs:  # all of them before any is played
@@ -138,17 +156,17 @@ def _collect(options: CollectOptions, counts: list[int]) -> None:
         if "chunk" in saved["env_options"]:
             raise ValueError(f"{run} acts in chunks: demonstrations are of single actions, collect from a run without")
         where = here
-    for run, count in zip(options.runs, counts, strict=True):
-        chosen = Checkpoint(run, **asked, seed=options.seed, compile_cache=options.compile_cache)
+    for run, count, noise, update in zip(options.runs, counts, noises, froms, strict=True):
+        chosen = Checkpoint(run, **asked, from_update=update, seed=options.seed, compile_cache=options.compile_cache)
         job, state, key = load_checkpoint(chosen)
         env = with_params(job.env, changed)
-        if isinstance(env.action_space, Discrete) and options.noise > 1:
-            raise ValueError(f"--noise {options.noise}: of discrete actions it is a probability, give at most 1")
+        if isinstance(env.action_space, Discrete) and noise > 1:
+            raise ValueError(f"--noise {noise}: of discrete actions it is a probability, give at most 1")
         key = jax.random.fold_in(key, len(parts))
         deterministic = not options.stochastic
         program = program_name(f"episodes of {short_name(job.algorithm_name)}", job.env_name, job.config, count)
         with announced(program, partial(print, flush=True)):
-            part = play(job.algorithm, job.config, env, state, key, count, options.noise, deterministic)
+            part = play(job.algorithm, job.config, env, state, key, count, noise, deterministic)
         returns = part.returns
         parts.append(part)
         policies.append(
@@ -157,7 +175,7 @@ def _collect(options: CollectOptions, counts: list[int]) -> None:
                 "algorithm": short_name(job.algorithm_name),
                 "update": int(state.num_updates),
                 "episodes": count,
-                "noise": options.noise,
+                "noise": noise,
                 "deterministic": deterministic,
                 "mean_return": float(returns.mean()),
                 "std_return": float(returns.std()),
@@ -165,9 +183,21 @@ def _collect(options: CollectOptions, counts: list[int]) -> None:
         )
         print(f"{run}: {count} episodes, mean return {returns.mean():.1f}, standard deviation {returns.std():.1f}")
     found = mixture(parts, where | {"policies": policies, "seed": options.seed})
+    if quality := _quality(found, options, reference):
+        found = dataclasses.replace(found, about=found.about | {"quality": quality})
     save(options.output, found)
     size = options.output.stat().st_size / 2**20
     print(f"{options.output}: {len(found.ends)} episodes, {len(found.reward):,} steps, {size:.1f} MiB")
+    if quality:
+        print(f"quality: {', '.join(f'{name} {value:.3g}' for name, value in quality.items())}")
+
+
+def _quality(found: Demonstrations, options: CollectOptions, reference: Demonstrations | None) -> dict[str, float]:
+    """The measures of `rlx.data.quality` that were asked for."""
+    quality = {} if reference is None else coverage(found, reference)
+    if options.random_return is not None and options.best_return is not None:
+        quality = {"tq": trajectory_quality(found, options.random_return, options.best_return)} | quality
+    return quality
 
 
 def clone(arguments: list[str]) -> None:

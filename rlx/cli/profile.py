@@ -24,6 +24,7 @@ from rlx.presets import configure
 from rlx.profile.counts import ceilings
 from rlx.profile.phases import fastest, profile
 from rlx.run.saved import environment, saved_run
+from rlx.train import takes_data
 
 AROUND = (0.25, 0.5, 1, 2, 4)  # the number of environments that it has
 
@@ -51,6 +52,8 @@ class ProfileOptions(Sources):
 def measure(arguments: list[str]) -> None:
     """`rlx profile`."""
     options, algorithm, name, config, env, env_name = _asked(arguments)
+    if takes_data(algorithm):
+        raise ValueError(f"{short_name(name)} learns from data: rlx profile measures algorithms that need none")
     if options.turns < 1 or not options.budget > 0:
         raise ValueError("--turns and --budget: give at least 1 turn and more than 0 seconds")
     configure_jax(compile_cache=False)  # what is found in a cache is not compiled

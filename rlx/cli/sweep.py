@@ -64,6 +64,8 @@ class SweepOptions(Sources):
     """Options of the environment as name=value, such as backend=mjx or max_steps=200."""
     env_params: tuple[str, ...] = ()
     """Parameters of the environment as name=VALUES, such as gravity=9.8,12 or length=log:0.3:1."""
+    curriculum: tuple[str, ...] = ()
+    """Parameters of the environment that change over each run, such as gravity=linear:1:9.8; see rlx train --help."""
     configs: Path | None = None
     """File with a configuration a line, each a JSON object of fields, in place of a grid."""
     num_seeds: int = 1
@@ -205,6 +207,7 @@ def _new_job(
     single = {key: values[0] for key, values in space.items() if isinstance(values, list) and len(values) == 1}
     space = {key: values for key, values in space.items() if key not in single}
     own, env_params = split(single)
+    env_params |= assignments("--curriculum", options.curriculum)
     config, env = replace(config, **own), environment(env_name, env_options, env_params)
     if options.configs is None:
         found = points(space, options.num_samples, options.seed)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rlx import source
 from rlx.algorithm import saved_config, short_name, split_name
 from rlx.algorithm_check import check_module
+from rlx.cli.data import check_same, given_data, in_words
 from rlx.cli.options import (
     TrainSources,
     algorithm_of,
@@ -35,14 +36,15 @@ from rlx.cli.options import (
 from rlx.cli.play import Checkpoint, load_checkpoint
 from rlx.devices import hosts
 from rlx.devices.sharding import num_cores, use_devices
-from rlx.envs.registry import full_name
+from rlx.envs.registry import full_name, on_host
 from rlx.files import read_config
 from rlx.presets import configure
 from rlx.run import storage
-from rlx.run.job import CHECKPOINT_SECONDS, OPTIONS, Job, identity, plan
+from rlx.run.job import CHECKPOINT_SECONDS, HOST_OPTIONS, OPTIONS, Job, check_data, identity, plan
 from rlx.run.loop import execute
 from rlx.run.saved import environment
 from rlx.run.sinks import check_names
+from rlx.run.watching import LIMIT
 from rlx.schedules import changed_besides
 from rlx.stopping import stopping
 from rlx.train import total_updates
@@ -51,7 +53,7 @@ from rlx.train import total_updates
 NETWORKS = {"hidden_sizes", "conv_features", "activation", "normalize_obs", "num_components", "num_features"}
 NETWORKS |= {"denoising_steps", "action_bound", "flow_steps", "predict_noise"}
 SAME = ("num_evaluations", "eval_episodes", "checkpoint_seconds", "checkpoint_replay", "render_every")  # in a Job
-SAME += ("stop_at_return", "patience", "max_seconds")
+SAME += ("stop_at_return", "patience", "max_seconds", "host_timeout", "overlap")
 MANY = 1024  # environments that are faster on several cores than on one, see benchmarks/scaling.py
 
 
@@ -68,6 +70,9 @@ class TrainOptions(TrainSources):
     """Options of the environment as name=value, such as backend=mjx or max_steps=200."""
     env_params: tuple[str, ...] = ()
     """Parameters of the environment as name=value, such as gravity=3.7 or opt.gravity=[0,0,-3.7]."""
+    curriculum: tuple[str, ...] = ()
+    """Parameters of the environment that change over the run: gravity=linear:1:9.8 by its progress, as schedules of
+    settings do, and gravity=success:1:9.8:400 while episodes return at least 400."""
     seed: int = 0
     """Random seed of the whole run."""
     out: Path | None = None
@@ -93,6 +98,8 @@ class TrainOptions(TrainSources):
     """Stop after so many seconds of training; the run is evaluated and can be resumed."""
     log: tuple[str, ...] = ()
     """Logs to write beside metrics.jsonl and evaluations.jsonl: csv, tensorboard, wandb."""
+    data: Path | None = None
+    """File of demonstrations to learn from, as rlx collect writes it, for algorithms such as iql."""
     devices: int | None = None
     """Number of GPUs, or cores of a CPU, that the environments are spread over; by default that of the resumed run,
     else 1, and on a CPU all cores from 1,024 environments on."""
@@ -105,6 +112,10 @@ class TrainOptions(TrainSources):
     """Number of processes of a distributed run."""
     process_id: int | None = None
     """Number of this process in a distributed run, from 0."""
+    host_timeout: float = LIMIT
+    """Seconds that a step of an environment on the host may take; after them the run is saved, and ends."""
+    overlap: bool = False
+    """Step an environment on the host while the device learns, with the policy of one update before."""
     dry_run: bool = False
     """Print what would run and the memory of its state, and stop."""
     compile_cache: bool = True
@@ -142,10 +153,11 @@ def train_algorithm(
         raise ValueError(f"{prog} needs an environment: --env NAME; `rlx envs` lists them")
     _check_numbers(options)
     configure_jax(options.compile_cache)
-    devices = _devices(options, beginning.saved)
+    devices = _devices(options, beginning)
     console.quiet = not hosts.first()
     env_options = beginning.env_options | assignments("--env-options", options.env_options)
     env_params = beginning.env_params | assignments("--env-params", options.env_params)
+    env_params |= assignments("--curriculum", options.curriculum)
     env = environment(beginning.env_name, env_options, env_params)
     if beginning.saved is None:
         tuned = tuned_settings(algorithm, beginning.env_name, sources, env)
@@ -167,8 +179,10 @@ def train_algorithm(
         preset=beginning.preset,
         start_from=sources.start_from,
         sinks=options.log,
+        **given_data(options.data, env),
         **{name: getattr(options, name) for name in SAME},
     )
+    check_data(job)
     if sources.start_from is not None:
         job = dataclasses.replace(job, learned=_learned(job, beginning, options))
     if beginning.saved is None:
@@ -221,8 +235,9 @@ def _resumed(algorithm: ModuleType, algorithm_name: str, sources: TrainSources) 
     if sources.start_from is not None:
         raise ValueError("--resume continues a run and --start-from begins a new one: give one of them")
     _check_same_algorithm(sources.resume, saved["algorithm"], algorithm_name)
-    defaults = {name: saved[name] for name in ("seed", *OPTIONS) if name in saved}
+    defaults = {name: saved[name] for name in ("seed", *OPTIONS, *HOST_OPTIONS) if name in saved}
     defaults |= {name: as_texts(saved[name]) for name in ("env_options", "env_params")}
+    defaults |= {"data": Path(saved["data"]["file"])} if "data" in saved else {}
     defaults |= {"config": saved_config(algorithm, saved), "log": tuple(saved.get("log", ()))}
     env_name = full_name(sources.env) if sources.env else saved["env"]
     return Beginning(env_name, saved["preset"], defaults, saved=saved)
@@ -247,6 +262,8 @@ def _tell(console: Console, job: Job, beginning: Beginning, told: bool) -> None:
     for title, values in (("your settings", chosen), ("environment", job.env_params)):
         if values:
             console.print(f"{title}: {', '.join(f'{k}={v}' for k, v in values.items())}")
+    if job.data_about is not None:
+        console.print(f"data: {in_words(job.data_about)}")
     if text := changed_besides(job.config):
         console.print(text)
     with _explained(job.algorithm_name):
@@ -293,8 +310,9 @@ def _explained(algorithm_name: str) -> Iterator[None]:
         ) from error
 
 
-def _devices(options: Any, saved: dict[str, Any] | None) -> int:
+def _devices(options: Any, beginning: Beginning) -> int:
     """How many devices the run of these `TrainOptions` has; jax has not been used yet."""
+    saved = beginning.saved
     if options.distributed:
         if options.devices not in (None, (saved or {}).get("devices")):
             raise ValueError("--devices is of a run of one process: with --distributed it has all devices")
@@ -306,7 +324,7 @@ def _devices(options: Any, saved: dict[str, Any] | None) -> int:
     if options.devices is not None:
         use_devices(max(1, options.devices))
         return options.devices
-    if saved is not None or (cores := cores_for(options.config)) == 1:
+    if saved is not None or on_host(beginning.env_name) or (cores := cores_for(options.config)) == 1:
         return 1
     return cores if use_devices() >= cores and jax.default_backend() == "cpu" else 1
 
@@ -344,8 +362,9 @@ def _check_numbers(options: Any) -> None:
         raise ValueError(f"--render-every {options.render_every}: give 0 for never, or a number of evaluations")
     if not options.checkpoint_seconds >= 0:
         raise ValueError(f"--checkpoint-seconds {options.checkpoint_seconds}: give 0 or more")
-    if options.max_seconds is not None and not options.max_seconds > 0:
-        raise ValueError(f"--max-seconds {options.max_seconds}: give more than 0")
+    for flag, number in (("max-seconds", options.max_seconds), ("host-timeout", options.host_timeout)):
+        if number is not None and not number > 0:
+            raise ValueError(f"--{flag} {number}: give more than 0")
     stopping(options.stop_at_return, options.patience, 1)
 
 
@@ -357,6 +376,7 @@ def _check_new(directory: Path, options: Any) -> None:
 
 def _check_resume(saved: dict[str, Any], job: Job, options: Any) -> None:
     """Raises ValueError where a resumed run would become another one."""
+    check_same(saved, job.data_about)
     now = identity(job)
     pairs = [(name, saved[name], now[name]) for name in ("env", "env_options", "env_params", "seed")]
     pairs += [("out", job.directory, options.out or job.directory)]

@@ -19,6 +19,7 @@ from rlx.deploy import to_numpy, to_onnx, to_stablehlo
 from rlx.deploy.program import Port, Program
 from rlx.deploy.runner import Policy
 from rlx.files import strict, write_json
+from rlx.multiagent import folded, unfolded
 from rlx.run.job import provenance
 from rlx.spaces import parts
 
@@ -125,7 +126,8 @@ def compared(program: Program, policy: Policy, seed: int = 0) -> tuple[int, floa
     reset, step = jax.jit(jax.vmap(env.reset)), jax.jit(jax.vmap(env.step))
     keys = lambda key: jax.random.split(key, EPISODES)
     key, start_key = jax.random.split(jax.random.key(seed))
-    blank = agent.policy(program.deterministic)[1](EPISODES)
+    rows = EPISODES * env.num_agents
+    blank = agent.policy(program.deterministic)[1](rows)
     state, memory = reset(keys(start_key)), blank
     spaces = jax.tree.leaves(parts(agent.action_space))
     act = jax.jit(lambda obs, key, memory: program.policy(obs, key, memory))
@@ -134,21 +136,22 @@ def compared(program: Program, policy: Policy, seed: int = 0) -> tuple[int, floa
     while num < OBSERVATIONS:
         key, act_key, step_key, start_key = jax.random.split(key, 4)
         with jax.default_matmul_precision("float32"):
-            action, memory = act(state.obs, act_key, memory)
-        found = policy.act(jax.tree.map(np.asarray, state.obs), noise=program.draw(act_key, EPISODES))
+            action, memory = act(folded(env, state.obs), act_key, memory)
+        obs = jax.tree.map(np.asarray, folded(env, state.obs))
+        found = policy.act(obs, noise=program.draw(act_key, rows))
         for space, own, theirs in zip(spaces, jax.tree.leaves(action), jax.tree.leaves(found), strict=True):
             own, theirs = np.asarray(own), np.asarray(theirs)
             if not np.issubdtype(own.dtype, np.floating):
-                other += int((own != theirs).reshape(EPISODES, -1).any(1).sum())
+                other += int((own != theirs).reshape(rows, -1).any(1).sum())
             elif own.size:
                 difference = np.abs(own - theirs) / _unit(space)
                 largest = max(largest, float(np.nan_to_num(difference, nan=np.inf).max()))
         starts = reset(keys(start_key))
-        state, transition = step(keys(step_key), state, action, starts)
-        done = np.asarray(transition.done)
+        state, transition = step(keys(step_key), state, unfolded(env, action), starts)
+        done = np.repeat(np.asarray(transition.done), env.num_agents)
         memory = _begun(done, blank, memory)
         policy.reset(done)
-        num += EPISODES
+        num += rows
     return num, largest, other
 
 

@@ -2,7 +2,19 @@
 
 from rlx.meta.curriculum import Buffer, choose, fill, record
 from rlx.meta.drifts import LPO, TALPO, drift_features, learned_surrogate, load, lpo, save, talpo
-from rlx.meta.evolution import STRATEGIES, Generation, Strategy, evolve, first, mean, open_es, snes
+from rlx.meta.evolution import (
+    STRATEGIES,
+    Generation,
+    Strategy,
+    antithetic,
+    ascent,
+    centered_ranks,
+    evolve,
+    first,
+    mean,
+    open_es,
+    snes,
+)
 from rlx.meta.gradients import MetaState, detached, meta_train, meta_update, outcome, unrolled
 from rlx.meta.lifetimes import Lifetime, alone, fitness, last_return, lived, scaled, trial
 from rlx.meta.rules import LPG, lpg
@@ -18,6 +30,9 @@ __all__ = [
     "MetaState",
     "Strategy",
     "alone",
+    "antithetic",
+    "ascent",
+    "centered_ranks",
     "choose",
     "detached",
     "drift_features",

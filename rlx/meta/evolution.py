@@ -2,6 +2,9 @@
 
 What a generation does follows from its number and the state before it: a run that is stopped and resumed from a
 checkpoint is bitwise the uninterrupted one.
+
+`antithetic`, `centered_ranks` and `ascent` are the parts of OpenAI's strategy as pure functions, for programs in which
+a generation is written out, such as `algos/es.py`.
 """
 
 from collections.abc import Callable
@@ -10,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from rlx.pytree import pytree, replace
 
@@ -45,8 +49,7 @@ def open_es(
     Raises:
         ValueError: for an odd population, which is not one of pairs.
     """
-    if population < 2 or population % 2:
-        raise ValueError(f"population = {population}: open_es has pairs of candidates, give an even number")
+    check_pairs(population)
     from evosax.algorithms import Open_ES  # here: importing it uses jax, which then has the devices that it has
 
     rate = optax.exponential_decay(learning_rate, 1, decay, end_value=0.1 * learning_rate)
@@ -69,6 +72,48 @@ def snes(solution: Any, population: int = 32, sigma: float = 0.04, learning_rate
 
 
 STRATEGIES = {"open_es": open_es, "snes": snes}
+
+
+def antithetic(key: jax.Array, mean: Any, population: int, sigma: jax.Array) -> Any:
+    """Pairs around a solution: `mean + sigma z_i` and, half a population later, `mean - sigma z_i`, z standard normal.
+
+    Leaves are `[P, ...]`. Source: Salimans et al. 2017, arXiv:1703.03864, section 2.1.
+
+    Raises:
+        ValueError: for an odd population.
+    """
+    check_pairs(population)
+    flat, unravel = ravel_pytree(mean)
+    noise = jax.random.normal(key, (population // 2, flat.shape[0]))
+    return jax.vmap(unravel)(flat + sigma * jnp.concatenate([noise, -noise]))
+
+
+def centered_ranks(fitness: jax.Array) -> jax.Array:
+    """Ranks of fitnesses `[P]` from -1/2 for the least to 1/2; equal ones share the middle of theirs.
+
+    What is not finite ranks as the least. Source: Salimans et al. 2017, arXiv:1703.03864, section 2.1, on fitness
+    shaping.
+    """
+    known = jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)
+    below, upto = (jnp.searchsorted(jnp.sort(known), known, side=side) for side in ("left", "right"))
+    return (below + upto - 1) / (2.0 * (fitness.shape[0] - 1)) - 0.5
+
+
+def ascent(mean: Any, candidates: Any, weights: jax.Array, sigma: jax.Array) -> Any:
+    """`sum_i w_i (x_i - mean) / (P sigma^2)` of candidates x with leaves `[P, ...]`, like `mean`: the way up.
+
+    With `w` the fitness itself it estimates the gradient of the mean fitness of a normal population around `mean`.
+
+    Source: Salimans et al. 2017, arXiv:1703.03864, algorithm 1, with noise `(x_i - mean) / sigma`.
+    """
+    scale = weights / (weights.shape[0] * sigma**2)
+    return jax.tree.map(lambda x, m: jnp.tensordot(scale, x - m, axes=1), candidates, mean)
+
+
+def check_pairs(population: int) -> None:
+    """Raises ValueError for a population that is not one of pairs."""
+    if population < 2 or population % 2:
+        raise ValueError(f"population = {population}: candidates are in pairs, give an even number")
 
 
 def first(strategy: Strategy, mean: Any, key: jax.Array) -> Generation:
@@ -110,4 +155,5 @@ def evolve(
     return generation
 
 
-__all__ = ["STRATEGIES", "Generation", "Strategy", "evolve", "first", "mean", "open_es", "snes"]
+__all__ = ["STRATEGIES", "Generation", "Strategy", "antithetic", "ascent", "centered_ranks", "check_pairs", "evolve"]
+__all__ += ["first", "mean", "open_es", "snes"]

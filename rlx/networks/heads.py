@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from rlx.distributions import Beta, Categorical, Joint, Normal, NormalMixture, TanhNormal
 from rlx.masks import masked, masks_of
-from rlx.networks.torso import Module, Torso
+from rlx.networks.torso import Module, Torso, is_separate, separate
 from rlx.spaces import Box, Discrete, Space, named, parts
 
-POLICIES = ("normal", "state_std", "tanh_normal", "beta")  # densities over a Box
+POLICIES = ("normal", "state_std", "tanh_normal", "beta", "softplus_std")  # densities over a Box
 BOUNDED = ("tanh_normal", "beta")  # of these, those that act within bounds
 
 
@@ -37,6 +37,7 @@ class Actor(Module):
         normal       `Normal`; log_std is one free parameter a dimension, the same for every observation, from 0
         state_std    `Normal`; log_std is a function of the observation, within [-5, 2], from 0
         tanh_normal  `TanhNormal`, log_std as in state_std
+        softplus_std `Normal`; std is 1e-5 + softplus of a function of the observation
         beta         `Beta`; alpha and beta are 1 + softplus of a function of the observation
 
     With more than one component it is a `NormalMixture`, whose means start at random places around 0. Over a Dict, a
@@ -51,6 +52,8 @@ class Actor(Module):
 
     @nn.compact
     def __call__(self, obs: Any, *others: jax.Array) -> Any:
+        if is_separate(self.torso):
+            return separate(self, obs, *others)
         x = self.torso(obs, *others)
         spaces = named(self.action_space)
         self._check(list(spaces.values()))
@@ -89,6 +92,8 @@ class Actor(Module):
         first, second = jnp.split(outputs, 2, axis=-1)
         if self.policy == "beta":
             return Beta(1.0 + jax.nn.softplus(first), 1.0 + jax.nn.softplus(second))
+        if self.policy == "softplus_std":
+            return Normal(first, jnp.log(1e-5 + jax.nn.softplus(second)))
         kind = TanhNormal if self.policy == "tanh_normal" else Normal
         return kind(first, jnp.clip(second, -5.0, 2.0))
 
@@ -123,19 +128,43 @@ class TanhActor(Module):
 
     @nn.compact
     def __call__(self, obs: Any, *others: jax.Array) -> TanhNormal:
+        if is_separate(self.torso):
+            return separate(self, obs, *others)
         mean, log_std = jnp.split(
             nn.Dense(2 * action_size(self.action_space), name="head")(self.torso(obs, *others)), 2, axis=-1
         )
         return TanhNormal(mean, jnp.clip(log_std, -10.0, 2.0))
 
 
-class Critic(Module):
-    """`V(obs)`, or `Q(obs, action)`, `[...]`; what is given beside the observation is a vector of any kind."""
+class DeterministicActor(Module):
+    """An action in unit coordinates for each observation, `[..., A]`, the tanh of a linear layer."""
 
+    action_space: Space
     torso: Torso
 
     @nn.compact
+    def __call__(self, obs: Any, *others: jax.Array) -> jax.Array:
+        if is_separate(self.torso):
+            return separate(self, obs, *others)
+        return jnp.tanh(nn.Dense(action_size(self.action_space), name="head")(self.torso(obs, *others)))
+
+
+class Critic(Module):
+    """`V(obs)`, or `Q(obs, action)`, `[...]`; what is given beside the observation is a vector of any kind.
+
+    With `num_values` K, above 0, there are as many numbers for each, `[..., K]`: the quantiles of a return, or the
+    logits of its atoms.
+    """
+
+    torso: Torso
+    num_values: int = 0
+
+    @nn.compact
     def __call__(self, obs: Any, *action: jax.Array) -> jax.Array:
+        if is_separate(self.torso):
+            return separate(self, obs, *action)
+        if self.num_values:
+            return nn.Dense(self.num_values, name="head")(self.torso(obs, *action))
         return nn.Dense(1, name="head")(self.torso(obs, *action))[..., 0]
 
 
@@ -147,7 +176,9 @@ class ActionValues(Module):
 
     @nn.compact
     def __call__(self, obs: Any, *others: jax.Array) -> jax.Array:
+        if is_separate(self.torso):
+            return separate(self, obs, *others)
         return nn.Dense(self.action_space.n, name="head")(self.torso(obs, *others))
 
 
-__all__ = ["BOUNDED", "POLICIES", "ActionValues", "Actor", "Critic", "TanhActor", "action_size"]
+__all__ = ["BOUNDED", "POLICIES", "ActionValues", "Actor", "Critic", "DeterministicActor", "TanhActor", "action_size"]

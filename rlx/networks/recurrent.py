@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rlx.networks.torso import Module, Torso
+from rlx.networks.torso import Module, Torso, is_separate
 
 GATES = {"gru": 3, "lstm": 4, "mingru": 2}  # blocks of H numbers that a step computes from what it is given
 CELLS = tuple(GATES)
@@ -93,6 +93,10 @@ class Memory(Module):
             memory: of what was before, `[B, ...]`; see `empty_memory`.
             reset: bool `[B, L]`: True at steps before which the memory is emptied, as an episode has ended there.
         """
+        if is_separate(self.torso):
+            raise ValueError(
+                "a memory has one network for all: leave separate out, or take an algorithm without a memory"
+            )
         if self.cell not in GATES:
             raise ValueError(f"cell = {self.cell!r}: choose among {', '.join(GATES)}")
         x = nn.Dense(GATES[self.cell] * self.size, name="inputs", bias_init=self._biases)(self.torso(obs))

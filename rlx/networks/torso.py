@@ -1,5 +1,6 @@
 """What networks have in common: how observations are encoded, their layers and their first parameters."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -8,9 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rlx.spaces import Discrete, Space, named, seen
+from rlx.networks.noisy import NOISE, NoisyDense
+from rlx.networks.norms import STATS, BatchRenorm, Dropout, Residual, unit_length
+from rlx.spaces import Dict, Discrete, Space, named, seen
 
 TORSOS = ("mlp", "nature", "impala")  # by the convolutions that come before its layers
+SEPARATE = "separate"  # in the names of parameters: one leading axis of networks, see `separate`
 FILTERS = {"nature": (32, 64, 64), "impala": (16, 32, 32)}
 
 if TYPE_CHECKING:
@@ -36,9 +40,15 @@ def initialize(key: jax.Array, obs: jax.Array, **networks: tuple) -> dict[str, A
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     names = [[entry.key for entry in path] for path, _ in leaves]
     kernels = [i for i, name in enumerate(names) if name[-1] == "kernel"]
-    matrices = orthogonal(key, [leaves[i][1].shape for i in kernels])
-    values = [leaf.astype(matrices[0].dtype) for _, leaf in leaves]  # all float64 under jax_enable_x64
-    for i, matrix in zip(kernels, matrices, strict=True):
+    # Of separate networks each has kernels of its own.
+    copies = [leaves[i][1].shape[0] if SEPARATE in names[i] else 1 for i in kernels]
+    shapes = [leaves[i][1].shape[SEPARATE in names[i] :] for i in kernels]
+    drawn = orthogonal(key, [shape for shape, num in zip(shapes, copies, strict=True) for _ in range(num)])
+    real = lambda leaf: leaf.astype(drawn[0].dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    values = [real(leaf) for _, leaf in leaves]  # all float64 under jax_enable_x64
+    for i, num in zip(kernels, copies, strict=True):
+        own, drawn = drawn[:num], drawn[num:]
+        matrix = jnp.stack(own) if SEPARATE in names[i] else own[0]
         values[i] = matrix * (networks[names[i][0]][1] if "head" in names[i] else 2**0.5)
     return jax.tree.unflatten(structure, values)
 
@@ -74,6 +84,31 @@ def orthogonal(key: jax.Array, shapes: list[tuple[int, ...]]) -> list[jax.Array]
     ]
 
 
+def sparse(key: jax.Array, params: dict[str, Any], sparsity: float = 0.9) -> dict[str, Any]:
+    """The parameters with new kernels, of which each unit keeps few inputs; what is not a kernel stays.
+
+        k ~ U(-1 / sqrt(n), 1 / sqrt(n)),    of each column ceil(sparsity n) at random places are 0, n - 1 at most
+
+    `n` are the inputs of a unit, the product of all axes of its kernel but the last.
+
+    Source: Elsayed et al. 2024, arXiv:2410.14606. There a unit with fewer than ten inputs keeps none.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    names, values = [[entry.key for entry in path] for path, _ in leaves], [leaf for _, leaf in leaves]
+    kernels = [i for i, name in enumerate(names) if name[-1] == "kernel"]
+    drawn = jax.random.uniform(key, (2 * sum(values[i].size for i in kernels),), values[kernels[0]].dtype)
+    start = 0
+    for i in kernels:
+        shape, separate = values[i].shape, SEPARATE in names[i]
+        num, size = math.prod(shape[separate:-1]), values[i].size
+        flat = drawn[start : start + 2 * size].reshape(2, -1, num, shape[-1])
+        rank = jnp.argsort(jnp.argsort(flat[0], axis=1), axis=1)
+        kept = rank >= min(math.ceil(sparsity * num), num - 1)
+        values[i] = jnp.where(kept, (2.0 * flat[1] - 1.0) / num**0.5, 0.0).reshape(shape)
+        start += 2 * size
+    return jax.tree.unflatten(structure, values)
+
+
 def activation(name: str) -> Callable:
     """The function of `jax.nn` with this name.
 
@@ -100,13 +135,50 @@ def join(*vectors: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.broadcast_to(x, (*batch_shape, x.shape[-1])) for x in vectors], axis=-1)
 
 
+def separate(network: Any, obs: Any, *others: Any) -> Any:
+    """What a network gives that has parameters of its own for each category of an entry, `[..., ]`; see `Dict`.
+
+    All of them are computed, and of each row that of its category is taken. Is called within a compact `__call__`.
+    """
+    space = network.torso.observation_space
+    entry, num = space.separate
+    shared = Dict(space.spaces, privileged=space.privileged)
+    fields = {f.name: getattr(network, f.name) for f in dataclasses.fields(network) if f.name not in ("parent", "name")}
+    fields["torso"] = network.torso.clone(observation_space=shared, parent=None)
+    kind = nn.vmap(
+        type(network),
+        variable_axes={"params": 0, STATS: 0},
+        split_rngs={"params": True, "dropout": True, NOISE: True},
+        in_axes=None,  # pyright: ignore[reportArgumentType] (of all inputs)
+        axis_size=num,
+    )
+    found = kind(**fields, name=SEPARATE)(obs, *others)
+    which = obs[entry]
+
+    def chosen(x):
+        index = which.reshape(1, *which.shape, *[1] * (x.ndim - 1 - which.ndim))
+        return jnp.take_along_axis(x, index, axis=0)[0]
+
+    return jax.tree.map(chosen, found)
+
+
+def is_separate(torso: Any) -> bool:
+    """Whether networks on a torso have parameters of their own for the categories of an entry; see `Dict`.
+
+    A torso without a space, such as one of your own, has none of them.
+    """
+    space = getattr(torso, "observation_space", None)
+    return isinstance(space, Dict) and space.separate is not None
+
+
 class Torso(Module):
     """Observations of a space to features `[..., hidden_sizes[-1]]`.
 
     Categories are one-hot encoded, and bytes of images divided by 255. Images `[H, W, C]` go through convolutions;
     everything is then flattened, joined by what else is given (vectors `[..., n]`, leading axes are broadcast), and
-    goes through dense layers, with `layer_norm` before each activation. Of an observation with more entries than the
-    space has, those of the space are seen.
+    goes through dense layers. `layer_norm` comes before each activation, also of 3 x 3 convolutions, and with `noise`
+    the dense layers are `NoisyDense`. Of an observation with more entries than the space has, those of the space are
+    seen.
 
     `kind` names the convolutions, and `conv_features` are their filters:
 
@@ -114,6 +186,12 @@ class Torso(Module):
         nature  8 x 8 by 4, 4 x 4 by 2, 3 x 3: 32, 64 and 64 filters; Mnih et al. 2015, Nature 518
         impala  for each of 16, 32 and 32 filters 3 x 3, the maximum of 3 x 3 by 2, and two residual blocks of two
                 3 x 3 each; Espeholt et al. 2018, arXiv:1802.01561
+
+    `dropout` is the share of the hidden units that is dropped, before the layer norm; `apply` then needs
+    `rngs={"dropout": key}`. With `batch_norm` what the layers are given, and what each gives, is normalised by the
+    batch, see `BatchRenorm`. With `residual` the first of `hidden_sizes` is a layer without an activation, each further
+    one, which has to be the same, a `Residual` block, and a layer norm is last: SimBa. Layer norms have no scale and no
+    shift where they are not `trained_norm`. With `unit_features` what comes out is divided by its length.
     """
 
     observation_space: Space
@@ -122,6 +200,12 @@ class Torso(Module):
     conv_features: tuple[int, ...] = ()
     layer_norm: bool = False
     kind: str = "mlp"
+    dropout: float = 0.0
+    batch_norm: bool = False
+    residual: bool = False
+    noise: float = 0.0
+    trained_norm: bool = True
+    unit_features: bool = False
 
     @nn.compact
     def __call__(self, obs: Any, *others: jax.Array) -> jax.Array:
@@ -129,10 +213,32 @@ class Torso(Module):
         arrays = jax.tree.leaves(seen(self.observation_space, obs))
         self._check_images([space.shape for space in spaces.values()])
         x = join(*(self._encoded(*pair, act) for pair in zip(spaces.values(), arrays, strict=True)), *others)
+        if self.residual:
+            return self._residual(x, act)
+        x = BatchRenorm()(x) if self.batch_norm else x
         for features in self.hidden_sizes:
-            x = nn.Dense(features)(x)
-            x = act(nn.LayerNorm()(x) if self.layer_norm else x)
-        return x
+            x = (NoisyDense(features, self.noise) if self.noise else nn.Dense(features))(x)
+            x = Dropout(self.dropout)(x) if self.dropout else x
+            x = act(self._norm()(x) if self.layer_norm else x)
+            x = BatchRenorm()(x) if self.batch_norm else x
+        return unit_length(x) if self.unit_features else x
+
+    def _norm(self) -> nn.LayerNorm:
+        return nn.LayerNorm(use_scale=self.trained_norm, use_bias=self.trained_norm)
+
+    def _residual(self, x: jax.Array, act: Callable) -> jax.Array:
+        """Residual blocks in place of layers."""
+        if not self.hidden_sizes or len(set(self.hidden_sizes)) > 1:
+            raise ValueError(
+                f"hidden_sizes = {self.hidden_sizes} of residual blocks: give one size, once for the first layer and "
+                "once for each block"
+            )
+        if self.layer_norm or self.batch_norm or self.dropout:
+            raise ValueError("residual blocks have layer norms of their own: leave layer_norm and the like off")
+        x = nn.Dense(self.hidden_sizes[0])(x)
+        for _ in self.hidden_sizes[1:]:
+            x = Residual(act)(x)
+        return nn.LayerNorm()(x)
 
     def _encoded(self, space: Any, obs: jax.Array, act: Callable) -> jax.Array:
         """One part of the observation as a vector."""
@@ -159,7 +265,8 @@ class Torso(Module):
             x = act(x)
         else:
             for features in filters:
-                x = act(nn.Conv(features, (3, 3), padding="VALID")(x))
+                x = nn.Conv(features, (3, 3), padding="VALID")(x)
+                x = act(self._norm()(x) if self.layer_norm else x)
         return x.reshape(*batch_shape, -1)
 
     def _check_images(self, shapes: list[tuple[int, ...]]) -> None:
@@ -184,4 +291,16 @@ class Torso(Module):
             raise ValueError(f"{given}: it needs images of 36 x 36 or more, and three conv_features or none")
 
 
-__all__ = ["FILTERS", "TORSOS", "Module", "Torso", "activation", "initialize", "join", "orthogonal"]
+__all__ = [
+    "FILTERS",
+    "TORSOS",
+    "Module",
+    "Torso",
+    "activation",
+    "initialize",
+    "is_separate",
+    "join",
+    "orthogonal",
+    "separate",
+    "sparse",
+]

@@ -55,7 +55,8 @@ def curve(runs: list[Path], path: Path, y: str = "return") -> None:
 
     Dots are logged rows (means over the episodes that ended within them), lines their moving average over 5 % of the
     run weighted by episodes, the diamond with a bar the final evaluation: mean and standard deviation over episodes, of
-    which only that of returns is known.
+    which only that of returns is known. A run in which no episode has ended, as it learns
+    from data, has its evaluations.
 
     Raises:
         ValueError: when the runs are on several environments.
@@ -65,9 +66,12 @@ def curve(runs: list[Path], path: Path, y: str = "return") -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=COLOURS)
+    units = set()
     for run, config in zip(runs, configs, strict=True):
         logged = [row for row in read_rows(run / "metrics.jsonl") if row.get(f"episode_{y}") is not None]
-        if not logged:
+        units.add("environment steps" if logged or "data" not in config else "gradient steps")
+        if not logged:  # it plays no episodes: it learns from data
+            axes.plot(*_evaluated(run, y), "o-", label=f"evaluations, {run.name}" if len(runs) > 1 else "evaluations")
             continue
         steps, returns, weights = _series(logged, y)
         label = f"seed {config['seed']}" if len(runs) == 1 else f"{run.name}"
@@ -91,13 +95,20 @@ def curve(runs: list[Path], path: Path, y: str = "return") -> None:
                 capsize=4,
                 clip_on=False,
             )
-    axes.set(xlabel="environment steps", ylabel="episode return" if y == "return" else y)
+    axes.set(xlabel=" or ".join(sorted(units)), ylabel="episode return" if y == "return" else y)
     axes.set_title(", ".join(sorted({f"{short_name(c['algorithm']).upper()} on {c['env']}" for c in configs})))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     tidy(axes)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best", fontsize=8)
     save_figure(figure, path)
+
+
+def _evaluated(run: Path, y: str) -> tuple[list[int], list[float]]:
+    """Steps and means of the evaluations of a run."""
+    rows = read_rows(run / "evaluations.jsonl")
+    of = lambda row: row["mean"] if y == "return" else row["reported"].get(y, math.nan)
+    return [row["step"] for row in rows], [float(of(row)) for row in rows]
 
 
 def learning_curves(runs: Sequence[dict[str, Any]], path: Path, max_lines: int = len(COLOURS)) -> None:

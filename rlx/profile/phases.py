@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from rlx.env import Env
+from rlx.multiagent import folded
 from rlx.policy import acting
 from rlx.profile.counts import cost, seconds
 from rlx.pytree import replace
 from rlx.rollout import rollout
-from rlx.train import Current, advance, now, play, state_bytes
+from rlx.train import Current, advance, here, now, play, state_bytes
 
 MAX_STEPS = 100_000
 EVAL_EPISODES = 32
@@ -60,10 +61,10 @@ def programs(algorithm: Any, config: Any, env: Env) -> tuple[dict[str, Any], lis
     """The programs of `rlx train`, compiled here and now: `init`, `update`, `evaluation`."""
     key = jax.random.key(0)
     current = Current(algorithm, env)
-    like = jax.eval_shape(lambda key: algorithm.init(now(config), env, key), key)
+    like = jax.eval_shape(lambda key: algorithm.init(now(config), here(config, env), key), key)
     step = jax.jit(advance, static_argnames=("algorithm", "length"), donate_argnames="state")
     made = {
-        "init": (jax.jit(lambda key: algorithm.init(now(config), env, key)), key),
+        "init": (jax.jit(lambda key: algorithm.init(now(config), here(config, env), key)), key),
         "update": (step, current, config, env, like, jnp.int32(0), jnp.int32(1), 1),
         "evaluation": (play, current, config, env, like, key, EVAL_EPISODES, True, MAX_STEPS),
     }
@@ -83,7 +84,7 @@ def phases(algorithm: Any, config: Any, env: Env, state: Any) -> dict[str, Calla
         return found
     num_envs = jax.tree.leaves(state.env_state.time)[0].shape[0]
     num_steps = getattr(config, "num_steps", None) or max(1, config.steps_per_update // num_envs)
-    actions = jax.vmap(env.action_space.sample)(jax.random.split(jax.random.key(1), num_envs))
+    actions = folded(env, jax.vmap(env.sample_action)(jax.random.split(jax.random.key(1), num_envs)))
 
     def played(policy: Callable, state: Any, memory: Any = None) -> Any:
         begun = {} if memory is None else {"memory": memory, "empty": memory}
@@ -91,7 +92,7 @@ def phases(algorithm: Any, config: Any, env: Env, state: Any) -> dict[str, Calla
 
     def acted(state: Any) -> Any:
         policy, start = acting(algorithm, config, env, state, deterministic=False)
-        memory = start(num_envs)
+        memory = start(num_envs * env.num_agents)
         if memory is None:
             return played(lambda obs, key: policy(obs, key)[:2], state)
         return played(policy, state, memory)
@@ -187,8 +188,8 @@ def fastest(
             return
         try:
             own = replace(config, num_envs=num)
-            state = jax.jit(lambda key, own=own: algorithm.init(now(own), env, key))(jax.random.key(0))
-            update = lambda state, own=own: algorithm.update(now(own, state), env, state)
+            state = jax.jit(lambda key, own=own: algorithm.init(now(own), here(own, env), key))(jax.random.key(0))
+            update = lambda state, own=own: algorithm.update(now(own, state), here(own, env, state), state)
             took, _ = timed({"update": update}, state, 1, budget)
         except ValueError as error:  # a setting that does not go with this number
             yield {"num_envs": num, "refused": str(error)}

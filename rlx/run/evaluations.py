@@ -12,13 +12,10 @@ from rich.console import Console
 from rlx.devices.hosts import fetch
 from rlx.files import strict
 from rlx.run.job import Job
+from rlx.run.playing import evaluate
 from rlx.run.render import record, write
 from rlx.run.streams import importing_matplotlib
-from rlx.train import (
-    Episodes,
-    evaluate,
-    steps_taken,
-)
+from rlx.train import Episodes, steps_taken
 
 SHOWN = 4  # of what an environment reported, in the line of an evaluation
 
@@ -27,7 +24,8 @@ def evaluate_run(
     job: Job, state: Any, key: jax.Array, num_episodes: int, console: Console, deterministic: bool = True
 ) -> dict[str, Any]:
     """Evaluates on whole episodes and prints the result. Returns it as strict JSON."""
-    episodes = fetch(evaluate(job.algorithm, job.config, job.env, state, key, num_episodes, deterministic))
+    found = evaluate(job.algorithm, job.config, job.env, state, key, num_episodes, deterministic, job.host_timeout)
+    episodes = fetch(found)
     result = evaluation(episodes, int(state.num_updates), job.config, deterministic)
     console.print(
         f"evaluation after {result['step']:,} steps: mean return {float(result['mean']):.1f}, "

@@ -13,14 +13,18 @@ from rich.console import Console
 from rlx import source
 from rlx.agent import PRECISION, Agent, load
 from rlx.algorithm import checksum, load_algorithm, name_of
+from rlx.data.demonstrations import Demonstrations
+from rlx.data.demonstrations import load as load_demonstrations
+from rlx.data.steps import Columns, columns
 from rlx.env import Env
 from rlx.files import read_config, read_rows, strict
-from rlx.run.job import CHECKPOINT_SECONDS, Job, identity
+from rlx.run.job import CHECKPOINT_SECONDS, Job, check_data, described, identity
 from rlx.run.loop import execute
 from rlx.run.pause import Hook
 from rlx.run.saved import named
 from rlx.run.sinks import check_names
 from rlx.run.storage import owned
+from rlx.run.watching import LIMIT
 from rlx.train import check, check_arguments, total_updates
 
 
@@ -65,6 +69,9 @@ def fit(
     max_seconds: float | None = None,
     log: Sequence[str] = (),
     devices: int = 1,
+    host_timeout: float = LIMIT,
+    overlap: bool = False,
+    data: Demonstrations | Columns | str | Path | None = None,
     console: Console | None = None,
 ) -> Run:
     """Trains in a run directory as `rlx train` does: with logs, evaluations and checkpoints; resumes what it holds.
@@ -100,24 +107,22 @@ def fit(
         max_seconds: of this call, after which the run stops.
         log: sinks beside the log of record, such as csv.
         devices: that the environments are spread over.
+        host_timeout: seconds that a step of an environment on the host may take.
+        overlap: step it while the device learns, with the policy of one update before.
+        data: what to learn from, for an algorithm such as iql: demonstrations, columns of them or the name of a file.
         console: where progress is shown; by default nowhere.
 
     Raises:
+        Fault: where an environment on the host fails (`rlx.hosted.Fault`), when everything is saved.
         ValueError: for settings that do not fit; for a directory that holds something else.
         KeyboardInterrupt: after Ctrl-C, when everything is saved: the same call resumes the run.
     """
     algorithm = load_algorithm(algorithm) if isinstance(algorithm, str) else algorithm
-    if isinstance(env, str):
-        env_name, env = named(env)
-    elif env_name is not None:
-        env_name, same = named(env_name)
-        if checksum(same) != checksum(env):
-            raise ValueError(f"env is not as rlx.envs.make makes {env_name}: leave env_name out")
-    check_arguments("init update act", algorithm, config, env)
+    env_name, env = _named(env, env_name)
+    check_arguments("init update act", algorithm, config, env, kwargs={"data": None if data is None else 0})
     check(algorithm, config, env)
     _check_numbers(every=every, num_evaluations=num_evaluations, eval_episodes=eval_episodes, devices=devices)
-    check_names(log)
-    _check_rest(seed, checkpoint_seconds, render_every, max_seconds, after)
+    _check_rest(seed, checkpoint_seconds, render_every, after, log, max_seconds=max_seconds, host_timeout=host_timeout)
     job = Job(
         algorithm=algorithm,
         algorithm_name=name_of(algorithm),
@@ -125,7 +130,6 @@ def fit(
         env=env,
         env_name=env_name,
         env_options={},
-        env_params={},
         seed=seed,
         directory=Path(directory),
         num_evaluations=num_evaluations,
@@ -140,8 +144,35 @@ def fit(
         max_seconds=max_seconds,
         after=after,
         every=every,
+        host_timeout=host_timeout,
+        overlap=overlap,
+        **_data(data, env),
     )
+    check_data(job)
     return _ran(job, console or Console(quiet=True))
+
+
+def _named(env: Env | str, env_name: str | None) -> tuple[str | None, Env]:
+    """The full name of an environment, if it has one, and the environment."""
+    if isinstance(env, str):
+        return named(env)
+    if env_name is None:
+        return None, env
+    env_name, same = named(env_name)
+    if checksum(same) != checksum(env):
+        raise ValueError(f"env is not as rlx.envs.make makes {env_name}: leave env_name out")
+    return env_name, env
+
+
+def _data(data: Any, env: Env) -> dict[str, Any]:
+    """The fields of a `Job` about the data."""
+    if data is None:
+        return {}
+    name = str(data) if isinstance(data, str | Path) else ""
+    shown: Any = load_demonstrations(Path(data)) if name else data
+    found = shown if isinstance(shown, Columns) else columns(env, shown)
+    of = shown.about.get("env", "") if isinstance(shown, Demonstrations) else ""
+    return {"data": found, "data_about": described(found, str(Path(name).resolve()) if name else "", of)}
 
 
 def _check_numbers(**numbers: Any) -> None:
@@ -150,15 +181,17 @@ def _check_numbers(**numbers: Any) -> None:
             raise ValueError(f"{name} = {number!r}: give an integer of at least 1")
 
 
-def _check_rest(seed: Any, checkpoint_seconds: Any, render_every: Any, max_seconds: Any, after: Any) -> None:
+def _check_rest(seed: Any, checkpoint_seconds: Any, render_every: Any, after: Any, log: Any, **seconds: Any) -> None:
+    check_names(log)
     if type(seed) is not int or not 0 <= seed < 2**31:
         raise ValueError(f"seed = {seed!r}: give an integer from 0 to 2^31 - 1")
     if not checkpoint_seconds >= 0:
         raise ValueError(f"checkpoint_seconds = {checkpoint_seconds}: give 0 or more")
     if type(render_every) is not int or render_every < 0:
         raise ValueError(f"render_every = {render_every!r}: give 0 for never, or a number of evaluations")
-    if max_seconds is not None and not max_seconds > 0:
-        raise ValueError(f"max_seconds = {max_seconds}: give more than 0, or None")
+    for name, number in seconds.items():
+        if number is not None and not number > 0:
+            raise ValueError(f"{name} = {number}: give more than 0, or None")
     if after is not None and not callable(after):
         raise ValueError(f"after = {after!r} is no function of a rlx.run.Pause")
 
@@ -191,6 +224,8 @@ def _resumes(job: Job) -> bool:
     now = json.loads(json.dumps(strict(now)))
     changed = [f"{name} = {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
     changed += [f"{file} {what}" for file, what in source.changes(job.algorithm_name, saved, job.algorithm).items()]
+    if (saved.get("data") or {}).get("checksum") != (job.data_about or {}).get("checksum"):
+        changed.append("data is not what it learned from")
     if changed:
         raise ValueError(f"{job.directory} holds another run: {'; '.join(changed)}")
     return True

@@ -16,17 +16,20 @@ from typing import Any
 import jax
 
 from rlx import source
-from rlx.algorithm import learned, short_name
+from rlx.algorithm import checksum, learned, short_name
 from rlx.devices import compiler
 from rlx.devices.sharding import mesh
 from rlx.env import Env
 from rlx.files import strict
-from rlx.pytree import is_static
+from rlx.hosted import host_of, is_hosted
+from rlx.pytree import is_static, num_rows
 from rlx.run.pause import Hook
-from rlx.train import state_bytes, steps_taken, total_updates
+from rlx.run.watching import LIMIT
+from rlx.train import state_bytes, steps_taken, takes_data, total_updates
 
 CHECKPOINT_SECONDS = 60.0
 OPTIONS = ("num_evaluations", "eval_episodes", "checkpoint_replay", "devices", "stop_at_return", "patience")
+HOST_OPTIONS = ("host_timeout", "overlap")  # of runs on the host
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "gymnax", "brax", "mujoco", "mujoco-mjx")
 PACKAGES += ("playground",)
 MODES = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")  # of JAX, that change what is drawn
@@ -62,6 +65,10 @@ class Job:
     max_seconds: float | None = None  # of this start, after which it stops
     after: Hook | None = None  # is called between chunks
     every: int = 1  # updates between two of its calls
+    host_timeout: float = LIMIT  # seconds that a call of an environment on the host may take
+    overlap: bool = False  # collect on the host while the device learns
+    data: Any = None  # columns to learn from, see rlx.data.steps
+    data_about: dict[str, Any] | None = None  # what `config.json` says of them
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -79,6 +86,39 @@ def devices_of(job: Job) -> Any:
             "run had before"
         )
     return jax.set_mesh(mesh(devices[: job.devices])) if job.devices > 1 else nullcontext()
+
+
+def check_data(job: Job) -> None:
+    """Raises ValueError where data is missing, or is there for an algorithm that learns from none.
+
+    What runs over several devices or on the host is refused with data.
+    """
+    name = short_name(job.algorithm_name)
+    if takes_data(job.algorithm) and job.data is None:
+        raise ValueError(f"{name} learns from data: give --data FILE (data= in Python)")
+    if job.data is not None and not takes_data(job.algorithm):
+        raise ValueError(f"{name} does not learn from data: leave --data out")
+    if job.data is None:
+        return
+    if is_hosted(job.env):
+        raise ValueError(f"{host_of(job.env).name} steps on the host, and {name} needs an environment of JAX")
+    if job.devices > 1 or jax.process_count() > 1:
+        raise ValueError(f"{name} learns from data on one device: leave --devices out")
+
+
+def described(data: Any, file: str, env: str) -> dict[str, Any]:
+    """What `config.json` says of columns of data: the file that they are from, its environment, their size, a checksum.
+
+    The file is an empty text where they were given in Python.
+    """
+    returns = data.returns
+    found = {"file": file, "env": env, "checksum": checksum(data), "episodes": len(returns), "steps": num_rows(data)}
+    return found | {"mean_return": float(returns.mean())}
+
+
+def keywords_of(job: Job) -> dict[str, Any]:
+    """What the algorithm's `update` is given beside the State."""
+    return {} if job.data is None else {"data": job.data}
 
 
 def plan(job: Job) -> str:

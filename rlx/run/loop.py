@@ -32,11 +32,13 @@ from rlx.devices.hosts import agree, barrier, first
 from rlx.devices.sharding import num_blocks
 from rlx.devices.spread import placed
 from rlx.files import loose, read_config, read_rows, write_json
+from rlx.hosted import host_of, is_hosted
 from rlx.pytree import uncommitted
-from rlx.replay import arranged, is_replay, with_replay, without_replay
+from rlx.replay import Replay, arranged, is_replay, with_replay, without_replay
 from rlx.run.background import beside
+from rlx.run.collecting import Collector, collecting
 from rlx.run.evaluations import best, draw
-from rlx.run.job import OPTIONS, Job, describe, devices_of, identity, keys, resumptions
+from rlx.run.job import HOST_OPTIONS, OPTIONS, Job, describe, devices_of, identity, keys, keywords_of, resumptions
 from rlx.run.log import NO_LOG
 from rlx.run.render import check_output
 from rlx.run.sinks import KINDS, Jsonl, LoggedRun, Sink
@@ -45,7 +47,18 @@ from rlx.run.streams import importing_matplotlib
 from rlx.run.timings import announcement, program_name, remember
 from rlx.run.training import CHUNK_UPDATES, End, Start, trained
 from rlx.stopping import Stopping, arrays, stopping
-from rlx.train import MAX_STEPS, Current, advance, advance_until, now, play, state_shapes, steps_taken, total_updates
+from rlx.train import (
+    MAX_STEPS,
+    Current,
+    advance,
+    advance_until,
+    here,
+    now,
+    play,
+    state_shapes,
+    steps_taken,
+    total_updates,
+)
 
 T = TypeVar("T")
 jitted = partial(jax.jit, static_argnames=("algorithm", "length"), donate_argnames="state")
@@ -61,6 +74,7 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
     Returns the exit status: 0, 1 when training died of NaN, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
 
     Raises:
+        Fault: where an environment on the host fails; the run is saved before.
         ValueError: for settings that do not fit the environment, or a checkpoint that does not fit them, before
             anything on disk has changed.
         Full: where the disk is full, or cannot be written for another reason.
@@ -69,8 +83,8 @@ def execute(job: Job, console: Console, resume: bool = False, from_update: int |
         raise ValueError("a hook is for runs of one process")
     if jax.process_count() > 1 and job.render_every:
         raise ValueError("--render-every is for runs of one process: rlx render draws episodes afterwards")
-    with devices_of(job), naming(job.directory, lambda: _safe(job.directory)):
-        return _execute(job, console, resume, from_update)
+    with devices_of(job), naming(job.directory, lambda: _safe(job.directory)), collecting(job) as collector:
+        return _execute(job, console, resume, from_update, collector)
 
 
 def _safe(directory: Path) -> str:
@@ -87,19 +101,19 @@ def _safe(directory: Path) -> str:
     )
 
 
-def _execute(job: Job, console: Console, resume: bool, from_update: int | None) -> int:
+def _execute(job: Job, console: Console, resume: bool, from_update: int | None, collector: Collector | None) -> int:
     started, updates = time.perf_counter(), total_updates(job.config)
     name = program_name(short_name(job.algorithm_name), job.env_name, job.config, job.devices)
     like = placed(state_shapes(Current(job.algorithm), job.config, job.env))
     check_counters(job.config, like)
     console.print(announcement(name))
-    programs = _traced(job, like)
+    programs = _traced(job, like, collector)
     start = _restored(job, programs, console, from_update) if resume else Start(rule=programs.rule)
     if not job.render_every:  # which draws at once, and parts of a library are not to be imported by two at a time
         # Compiling and training leave the interpreter to others: they do not wait for this second.
         threading.Thread(target=_import_early, args=("rlx.plot",), daemon=True).start()
     step = programs.step.compile()
-    start = _begun(job, programs, start)
+    start = _begun(job, programs, start, collector)
 
     # Everything that can fail early has succeeded: only from here on is anything written or deleted.
     barrier("everything is read")
@@ -113,7 +127,7 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None) 
     with contextlib.ExitStack() as stack:
         for sink in sinks:
             stack.callback(sink.close)
-        end = trained(job, step, programs.length, start, sinks, console)
+        end = trained(job, step, programs.length, start, sinks, console, collector)
         return _ended(job, end, console)
 
 
@@ -124,16 +138,16 @@ class Programs:
     like: Any  # shapes and shardings of the State
     shardings: Any  # of the State; None on one device
     step: Any  # of a chunk of at most `length` updates
-    init: Any
+    init: Any  # None where experience on the host has to be collected for it
     length: int
     rule: Stopping | None  # that stops it, with nothing seen
 
 
-def _traced(job: Job, like: Any) -> Programs:
+def _traced(job: Job, like: Any, collector: Collector | None) -> Programs:
     """Traces all that will run: every error of a user's code and settings comes here."""
-    algorithm, config, env = Current(job.algorithm), job.config, job.env
+    algorithm, config, env = Current(job.algorithm), job.config, job.env if collector is None else collector.like
     train_key, evaluate_key = keys(job.seed)
-    length = min(total_updates(config), CHUNK_UPDATES)
+    length = min(total_updates(config), CHUNK_UPDATES if collector is None else 1)
     rule = stopping(job.stop_at_return, job.patience, total_updates(config))
     shardings = None if num_blocks() == 1 else jax.tree.map(lambda x: x.sharding, like)
     everywhere = None if shardings is None else NamedSharding(jax.sharding.get_mesh(), P())
@@ -144,12 +158,15 @@ def _traced(job: Job, like: Any) -> Programs:
         if shardings is not None:
             step = jitted(advance_until, out_shardings=(shardings, everywhere, everywhere))
     states = (like,) if rule is None else (like, rule)
-    lowered = step.lower(algorithm, config, env, *states, jnp.int32(0), jnp.int32(1), length)
+    lowered = step.lower(algorithm, config, env, *states, jnp.int32(0), jnp.int32(1), length, **keywords_of(job))
     check_metrics(lowered.out_info[1], 1)
-    init = jax.jit(lambda *args: algorithm.init(*args), out_shardings=shardings).lower(now(config), env, train_key)
-    play.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True, MAX_STEPS)
     if job.render_every:
         check_output(env, job.directory / "episodes.gif")
+    if collector is not None:
+        return Programs(like, shardings, lowered, None, length, rule)
+    begin = jax.jit(lambda *args: algorithm.init(*args), out_shardings=shardings)
+    init = begin.lower(now(config), here(config, env), train_key)
+    play.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True, MAX_STEPS)
     return Programs(like, shardings, lowered, init, length, rule)
 
 
@@ -179,6 +196,8 @@ def _restored(job: Job, programs: Programs, console: Console, from_update: int |
         if first():
             _check_unfinished(job.directory, done, updates, rows["evaluations"])
     console.print(f"resuming after {done} of {updates} updates")
+    if is_hosted(job.env):
+        console.print(f"{host_of(job.env).name} begins new episodes: it keeps none of those that were under way")
     _warn_of_schedules(job.directory, steps_taken(job.config, done), steps_taken(job.config, updates), console)
     saved = read_config(job.directory)
     origin = {name: value for name, value in saved.items() if name in ("start_from", "cloned")}
@@ -207,7 +226,7 @@ def _ruled(job: Job, rule: Stopping | None, about: dict[str, Any]) -> Stopping |
 
 def _regrouped(state: T, num_before: int, num_devices: int) -> T:
     """The state with the rows of its replay buffer arranged for another number of devices."""
-    regroup = lambda x: arranged(replace(x, blocks=num_before), num_devices) if is_replay(x) else x
+    regroup = lambda x: arranged(replace(x, blocks=num_before), num_devices) if isinstance(x, Replay) else x
     regrouped = lambda state: jax.tree.map(regroup, state, is_leaf=is_replay)
     at = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(regrouped, out_shardings=at, donate_argnums=0)(state)
@@ -218,9 +237,15 @@ def _stored(job: Job, state: T) -> T:
     return state if job.checkpoint_replay else without_replay(state)
 
 
-def _begun(job: Job, programs: Programs, start: Start) -> Start:
+def _begun(job: Job, programs: Programs, start: Start, collector: Collector | None) -> Start:
     """The start with a whole state: a fresh one, that of another run, or what a checkpoint left out."""
-    fresh = lambda: programs.init.compile()(now(job.config), job.env, keys(job.seed)[0])
+    key = keys(job.seed)[0]
+    if collector is None:
+        fresh = lambda: programs.init.compile()(now(job.config), here(job.config, job.env), key)
+    else:
+        collector.open(start.done)
+        init = jax.jit(lambda *args: job.algorithm.init(*args))
+        fresh = lambda: init(now(job.config), collector.begin(job.config, key), key)
     if start.state is None:
         state = fresh()
         if job.learned is not None:
@@ -242,7 +267,10 @@ def _written(job: Job, start: Start, resume: bool, console: Console) -> list[Sin
                 (job.directory / stale).unlink(missing_ok=True)
     record = Jsonl(job.directory, start.rows)
     source.keep(job.directory, source.read(job.algorithm_name, job.algorithm))
-    settings = describe(job, *OPTIONS) | {"env_checksum": checksum(job.env), "log": list(job.sinks)} | start.origin
+    options = OPTIONS + HOST_OPTIONS * is_hosted(job.env)
+    settings = describe(job, *options) | {"env_checksum": checksum(job.env), "log": list(job.sinks)} | start.origin
+    if job.data_about is not None:
+        settings["data"] = job.data_about
     if start.changes:
         settings["changes"] = start.changes
     if resume:
@@ -273,6 +301,12 @@ def _ended(job: Job, end: End, console: Console) -> int:
             stopped = {"stopped": end.reason} if end.reason and end.done < updates else {}
             write_json(directory / "evaluation.json", end.evaluations[-1] | stopped)
         drawn = draw(directory, console)
+    if end.fault is not None:
+        console.print(
+            f"{end.fault}: the checkpoint of update {end.done} is saved, and everything else is in {directory}; resume "
+            f"with --resume {directory}"
+        )
+        raise end.fault
     if not complete:
         console.print(
             f"interrupted after {steps_taken(job.config, end.done):,} of {steps_taken(job.config, updates):,} steps; "
@@ -286,8 +320,8 @@ def _ended(job: Job, end: End, console: Console) -> int:
         )
     if not end.alive:
         console.print(
-            f"update {end.done + 1} turned the training state into NaN or infinity: it ends with the last finite one; "
-            f"rlx why {directory} says what was first"
+            f"update {end.done + 1} turned the training state into NaN or infinity: it ends with the last finite one"
+            + ("" if is_hosted(job.env) else f"; rlx why {directory} says what was first")
         )
     if (top := best(end.evaluations)) is not None and top["update"] != end.done:
         console.print(

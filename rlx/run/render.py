@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlx.env import Env, EnvState
+from rlx.multiagent import folded, unfolded
 from rlx.policy import acting
 from rlx.train import EVALUATION, Current, now
 
@@ -32,11 +33,11 @@ def _play(algorithm, config, env, state, key, num_steps, deterministic):
     def step(carry, time):
         env_state, memory = carry
         act_key, env_key = jax.random.split(jax.random.fold_in(steps_key, time))
-        action, _, memory = policy(jax.tree.map(lambda x: x[None], env_state.obs), act_key, memory)
-        stepped, transition = env.advance(env_key, env_state, jax.tree.map(lambda x: x[0], action))
-        return (stepped, memory), (env_state, transition.done, transition.episode_return)
+        action, _, memory = policy(folded(env, jax.tree.map(lambda x: x[None], env_state.obs)), act_key, memory)
+        stepped, transition = env.advance(env_key, env_state, jax.tree.map(lambda x: x[0], unfolded(env, action)))
+        return (stepped, memory), (env_state, transition.done, transition.episode_return.mean())
 
-    begin = env.reset(reset_key), start(1)
+    begin = env.reset(reset_key), start(env.num_agents)
     (last, _), (states, done, returns) = jax.lax.scan(step, begin, jnp.arange(num_steps))
     return jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), states, last), done, returns
 
@@ -72,7 +73,7 @@ def check_output(env: Env, path: Path, camera: str | None = None) -> None:
         raise ValueError("this environment cannot be drawn: give it a method frames, see rlx/run/render.py")
     if path.suffix == ".mp4":
         _mediapy()
-    cameras = getattr(env.environment, "cameras", lambda params: [])(env.params)
+    cameras = getattr(env.environment, "cameras", lambda params: [])(env.settled)
     if camera is not None and (path.suffix == ".html" or camera not in cameras):
         known = f"there are {', '.join(cameras)}" if cameras and path.suffix != ".html" else "leave it out"
         raise ValueError(f"--camera {camera}: there is no such camera; {known}")
@@ -91,7 +92,7 @@ def write(
     """
     check_output(env, path, camera)
     environment: Any = env.environment  # that draws, see `check_output`
-    params = env.params
+    params = env.settled
     dt = getattr(environment, "dt", STEP_SECONDS)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".html":

@@ -11,6 +11,7 @@ from rlx.algorithm import saved_algorithm, saved_config
 from rlx.devices import hosts
 from rlx.env import Env, with_params
 from rlx.files import read_config, read_rows
+from rlx.hosted import is_hosted
 from rlx.replay import without_replay
 from rlx.run.evaluations import best
 from rlx.run.job import Job, identity
@@ -28,10 +29,8 @@ def environment(name: str, options: dict[str, Any], params: dict[str, Any]) -> E
     try:
         with hosts.local_devices():
             env = import_module(REGISTRY).make(name, **options)
-            if options:  # a suite may keep what it is given until it is stepped
-                jax.eval_shape(
-                    lambda key: env.advance(key, env.reset(key), env.action_space.sample(key)), jax.random.key(0)
-                )
+            if options and not is_hosted(env):  # a suite may keep what it is given until it is stepped
+                jax.eval_shape(lambda key: env.advance(key, env.reset(key), env.sample_action(key)), jax.random.key(0))
     except ValueError:
         raise
     except Exception as error:  # whatever a suite raises for an option of another kind

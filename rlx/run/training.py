@@ -12,9 +12,11 @@ from rich.console import Console
 
 from rlx.devices.hosts import most
 from rlx.files import evaluation_points, read_config, strict, write_json
+from rlx.hosted import Fault
 from rlx.replay import without_replay
+from rlx.run.collecting import Collector
 from rlx.run.evaluations import best, evaluate_run, render_episode
-from rlx.run.job import Job, identity, keys
+from rlx.run.job import Job, identity, keys, keywords_of
 from rlx.run.log import NO_LOG, ROWS, Logger
 from rlx.run.pause import Pause, given
 from rlx.run.progress import Display
@@ -50,6 +52,7 @@ class End:
     signal: int  # that stopped it, or 0
     reason: str  # why a rule or a hook stopped it; empty otherwise
     evaluations: list[dict[str, Any]]
+    fault: Fault | None = None  # of an environment on the host
 
 
 class Rows:
@@ -67,8 +70,8 @@ class Rows:
 class Training:
     """A run under way: what it holds, and what is done with it between two chunks."""
 
-    def __init__(self, job: Job, start: Start, sinks: list[Sink], console: Console):
-        self.job, self.sinks, self.console = job, sinks, console
+    def __init__(self, job: Job, start: Start, sinks: list[Sink], console: Console, collector: Collector | None = None):
+        self.job, self.sinks, self.console, self.collector = job, sinks, console, collector
         self.updates = total_updates(job.config)
         self.state, self.done, self.rule = start.state, start.done, start.rule
         self.alive, self.reason = True, ""
@@ -109,11 +112,13 @@ class Training:
 
     def advance(self, step: Any, num: int) -> None:
         """At most `num` updates by the compiled program `step`, and their rows of the log."""
-        counts = jnp.int32(self.done), jnp.int32(num)
+        counts, env, data = (jnp.int32(self.done), jnp.int32(num)), self.job.env, keywords_of(self.job)
+        if self.collector is not None:
+            env = self.collector.experience(self.config, self.state)
         if self.rule is None:
-            self.state, metrics = step(self.config, self.job.env, self.state, *counts)
+            self.state, metrics = step(self.config, env, self.state, *counts, **data)
         else:
-            self.state, metrics, self.rule = step(self.config, self.job.env, self.state, self.rule, *counts)
+            self.state, metrics, self.rule = step(self.config, env, self.state, self.rule, *counts, **data)
         survived = int(self.state.num_updates) - self.done
         made = {name: np.asarray(x)[:survived] for name, x in metrics.items()}
         self.logger.add(self.done, made)
@@ -147,9 +152,32 @@ class Training:
             write_json(self.job.directory / "config.json", saved | {"changes": self.changes})
 
 
-def trained(job: Job, step: Any, length: int, start: Start, sinks: list[Sink], console: Console) -> End:
-    """Trains from `start` in chunks of at most `length` updates, and evaluates, saves and logs between them."""
-    run, size, began = Training(job, start, sinks, console), 1, time.perf_counter()
+def trained(
+    job: Job,
+    step: Any,
+    length: int,
+    start: Start,
+    sinks: list[Sink],
+    console: Console,
+    collector: Collector | None = None,
+) -> End:
+    """Trains from `start` in chunks of at most `length` updates, and evaluates, saves and logs between them.
+
+    `collector` has the environments that step on the host.
+    """
+    run = Training(job, start, sinks, console, collector)
+    try:
+        asked, fault = _trained(run, step, length, console), None
+    except Fault as error:  # what was trained before it is whole
+        asked, fault = 0, error
+    run.save()
+    run.logger.flush(run.done)
+    return End(run.done, run.alive, asked, run.reason, run.evaluations, fault)
+
+
+def _trained(run: Training, step: Any, length: int, console: Console) -> int:
+    """Trains to the end or until something stops the run; returns the signal that did, or 0."""
+    job, size, began = run.job, 1, time.perf_counter()
     points, limit = evaluation_points(run.updates, job.num_evaluations), job.max_seconds or math.inf
     with Stop() as stop:
         run.save()  # a state that cannot be stored is known before it is trained
@@ -179,6 +207,4 @@ def trained(job: Job, step: Any, length: int, start: Start, sinks: list[Sink], c
                 if due:
                     run.save()
                     saved_at = time.perf_counter()
-        run.save()
-        run.logger.flush(run.done)
-    return End(run.done, run.alive, asked, run.reason, run.evaluations)
+    return asked

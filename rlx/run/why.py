@@ -21,7 +21,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from rlx.env import Env
 from rlx.pytree import replace
 from rlx.replay import is_replay
-from rlx.train import now
+from rlx.train import here, now
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex")
 
@@ -34,7 +34,7 @@ def not_finite(tree: Any) -> list[str]:
 
 def why(algorithm: Any, config: Any, env: Any, state: Any) -> list[str]:
     """Lines that say what of the update after `state` is not finite, and which operation made it so; none if all is."""
-    update = lambda state: algorithm.update(now(config, state), env, state)
+    update = lambda state: algorithm.update(now(config, state), here(config, env, state), state)
     new, metrics = jax.jit(update)(state)
     fields = [name for name in not_finite(new) if name not in not_finite(state) and ".state." not in f".{name}"]
     lines = [f"metrics that are not finite: {', '.join(found)}"] if (found := not_finite(metrics)) else []
@@ -85,7 +85,9 @@ def diverged(algorithm: Any, config: Any, env: Env, state: Any, most: int = 8) -
         return np.zeros(np.shape(bad), np.float32)
 
     watched = replace(env, environment=_Watched(env.environment, see))
-    jax.block_until_ready(jax.jit(lambda state: algorithm.update(now(config, state), watched, state))(state))
+    jax.block_until_ready(
+        jax.jit(lambda state: algorithm.update(now(config, state), here(config, watched, state), state))(state)
+    )
     return found
 
 
@@ -93,13 +95,13 @@ class _Watched:
     """An environment that shows every step to `see`; everything else of it is as it was."""
 
     def __init__(self, environment: Any, see: Any):
-        self.environment, self.see = environment, see
+        self.looked_at, self.see = environment, see
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.environment, name)
+        return getattr(self.looked_at, name)
 
     def step(self, key: jax.Array, state: Any, action: Any, params: Any) -> tuple:
-        next_obs, stepped, reward, terminated, truncated, info = self.environment.step(key, state, action, params)
+        next_obs, stepped, reward, terminated, truncated, info = self.looked_at.step(key, state, action, params)
         reported = jnp.any(info["diverged"]) if isinstance(info, dict) and "diverged" in info else False
         finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((next_obs, reward)) if _floating(x)]
         bad = ~jnp.all(jnp.array(finite)) | reported

@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 
-from rlx.algorithm import checksum
+from rlx.algorithm import checksum, short_name
 from rlx.algorithm_check import check_counters, check_metrics
 from rlx.env import Env, with_params
+from rlx.hosted import check_hosted
 from rlx.presets import configure
 from rlx.pytree import is_static
 from rlx.run.job import CHECKPOINT_SECONDS
@@ -21,7 +22,7 @@ from rlx.stopping import Stopping, stopping
 from rlx.sweeps.lanes import MIB, Group, groups, shapes
 from rlx.sweeps.search import python, split
 from rlx.sweeps.strategies import Grid, numbers_of
-from rlx.train import now, state_shapes, steps_taken
+from rlx.train import now, state_shapes, steps_taken, takes_data
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,13 @@ def check_rank_by(rank_by: Any, env: Env, metrics: Mapping[str, Any]) -> None:
 
 def check_programs(job: SweepJob, programs: list[Group]) -> None:
     """Traces an update of every program: every error of settings comes here, before anything is written."""
+    if takes_data(job.algorithm):
+        raise ValueError(
+            f"{short_name(job.algorithm_name)} learns from data, which lanes are not given: rlx train --data --seed "
+            "trains one after another, and rlx.train(..., data=) can be vmapped over configs and keys"
+        )
+    for group in programs:
+        check_hosted(group.env, "a sweep compiles its lanes as one program: rlx train --seed trains one after another")
     job.strategy.check_programs(programs)
     check_rule(job)
     for group in programs:

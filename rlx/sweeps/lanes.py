@@ -24,7 +24,7 @@ from rlx.env import Env
 from rlx.schedules import Schedule, alike
 from rlx.stopping import Stopping
 from rlx.sweeps.strategies import Grid
-from rlx.train import advance, advance_until, evaluate, now, total_updates
+from rlx.train import advance, advance_until, evaluate, here, now, total_updates
 
 MIB = 2**20
 
@@ -125,7 +125,7 @@ class Program:
 
         def init(values, shared, key):
             config, env = group.join(values, shared)
-            return algorithm.init(now(config), env, key)
+            return algorithm.init(now(config), here(config, env), key)
 
         def train(values, shared, state, rule, done, num):
             if rule is None:
@@ -222,7 +222,7 @@ def shapes(
         return carry(values, state, keys, interacts, rule)
 
     def init(config, env, key):
-        return algorithm.init(now(config), env, key)
+        return algorithm.init(now(config), here(config, env), key)
 
     return jax.eval_shape(start)
 

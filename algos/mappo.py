@@ -1,0 +1,248 @@
+"""Multi-Agent PPO: agents that share a reward act by what each observes, and the critic sees the world.
+
+    python algos/mappo.py --env jaxmarl/MPE_simple_spread_v3 --env-options world=true
+
+Reference: Yu et al. 2022, The Surprising Effectiveness of PPO in Cooperative Multi-Agent Games, arXiv:2103.01955;
+PPO: Schulman et al. 2017, arXiv:1707.06347; time limits as in Pardo et al. 2018, arXiv:1712.00378.
+
+Axes: T time, N rows, one for each agent of each environment, B minibatch, O observation, A action.
+
+The critic sees what the observation holds for critics alone. Its targets are normalised by running statistics, its loss
+is that of Huber, and actions of agents that are out of the game (`info["alive"]`) have no weight in the policy's loss.
+
+Deviations from the paper:
+- The critic sees the agent's own observation beside the world, unless `critic_obs` says otherwise. It is evaluated for
+  each agent, also where all of them are paid the same.
+- Statistics of the targets are of everything seen, where the published code lets old ones fade.
+- Actor and critic are separate networks under one optimiser, which clips the global norm of their joint gradient.
+- Advantages are standardised in each minibatch.
+- The learning rate falls linearly to 0 over the run (`anneal_learning_rate`), or is adapted by the KL after each update
+  (`adapt_learning_rate`), or both.
+- Observations may be normalised by running statistics, which change after the gradient steps only.
+- Steps cut by a time limit bootstrap from the value of their true successor.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlx.advantages import gae, standardize
+from rlx.clipping import clip_by_global_norm, global_norm
+from rlx.env import EnvState
+from rlx.networks import BOUNDED, POLICIES, TORSOS, Actor, Critic, Torso, initialize
+from rlx.normalize import Statistics, denormalize, normalize, statistics, update_statistics
+from rlx.objectives import approx_kl, clipped_huber_loss, clipped_surrogate, explained_variance, kl_adapted
+from rlx.pytree import num_rows, pytree, static, traced
+from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
+from rlx.spaces import Dict, check_spaces, rescale, visible, zeros
+from rlx.train import training_progress
+
+
+@pytree
+class Config:
+    total_steps: int = static(500_000)  # environment steps of the whole run, rounded up to whole updates
+    num_envs: int = static(16)  # N / the number of agents
+    num_steps: int = static(128)  # T, steps of each environment between updates
+    num_epochs: int = static(10)
+    num_minibatches: int = static(1)
+    learning_rate: float = traced(7e-4, at_least=0)
+    anneal_learning_rate: bool = True
+    adapt_learning_rate: bool = static(False)  # by the KL of an update's last epoch, towards its target
+    target_kl: float = traced(0.01, above=0)
+    gamma: float = traced(0.99, at_least=0, at_most=1)
+    gae_lambda: float = traced(0.95, at_least=0, at_most=1)
+    clip: float = traced(0.2, above=0)
+    value_clip: float = traced(0.2, above=0)
+    value_coef: float = traced(1.0, at_least=0)
+    huber_delta: float = traced(10.0, above=0)  # from which on an error of the value counts linearly
+    entropy_coef: float = traced(0.01, at_least=0)
+    max_grad_norm: float = traced(10.0, above=0)
+    adam_epsilon: float = traced(1e-5, above=0)
+    normalize_advantage: bool = True
+    normalize_obs: bool = static(False)
+    hidden_sizes: tuple[int, ...] = static((64, 64))
+    torso: str = static("mlp", one_of=TORSOS)  # convolutions before them, for image observations
+    conv_features: tuple[int, ...] = static(())  # their filters; with mlp of 3 x 3 convolutions
+    activation: str = static("tanh")
+    actor_obs: tuple[str, ...] = static(())  # entries of a Dict that the actor sees; none: all that are not privileged
+    critic_obs: tuple[str, ...] = static(())  # entries of a Dict that the critic sees; none: all
+    policy: str = static("normal", one_of=POLICIES)  # density of continuous actions
+    num_components: int = static(1)  # of the normal mixture over continuous actions
+
+    @property
+    def steps_per_update(self) -> int:
+        return self.num_envs * self.num_steps
+
+
+@pytree
+class State:
+    params: dict  # of actor and critic
+    opt_state: optax.OptState
+    env_state: EnvState  # [N]
+    obs_stats: Statistics
+    target_stats: Statistics  # of the critic's targets
+    learning_rate: jax.Array | None  # before annealing, where it is adapted
+    num_updates: jax.Array
+    key: jax.Array
+
+
+@pytree
+class Recorded:
+    """What the loss needs of the moment of acting."""
+
+    action: jax.Array  # in unit coordinates, before clipping
+    log_prob: jax.Array
+
+
+@pytree
+class Batch:
+    obs: jax.Array  # normalised
+    action: jax.Array
+    log_prob: jax.Array
+    value: jax.Array  # normalised, as is the target
+    advantage: jax.Array
+    target: jax.Array
+    alive: jax.Array  # bool: the agent is in the game
+
+
+def networks(config, env):
+    """Actor and critic, separate and of the same shape."""
+    torso = lambda x: Torso(x, config.hidden_sizes, config.activation, config.conv_features, kind=config.torso)
+    actor = torso(visible(env.observation_space, config.actor_obs))
+    critic = torso(visible(env.observation_space, config.critic_obs, privileged=True))
+    return Actor(env.action_space, actor, config.num_components, config.policy), Critic(critic)
+
+
+def optimizer(config, learning_rate):
+    clip = clip_by_global_norm(config.max_grad_norm)
+    adam = optax.adam(learning_rate, eps=config.adam_epsilon, eps_root=1e-20)  # to be differentiable at gradients of 0
+    return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
+
+
+def check(config, env):
+    """Raises ValueError for settings that do not fit each other or the environment."""
+    check_spaces(env, bounded=config.policy in BOUNDED, normalized=config.normalize_obs)
+    check_divides(config.steps_per_update, config.num_minibatches)
+    seen = lambda entries, privileged: set(visible(env.observation_space, entries, privileged=privileged).spaces)
+    if not isinstance(env.observation_space, Dict) or seen(config.critic_obs, True) <= seen(config.actor_obs, False):
+        raise ValueError("the critic sees no more than the actor: give the environment world=true, or use ppo")
+
+
+def init(config, env, key):
+    check(config, env)
+    key, params_key, env_key = jax.random.split(key, 3)
+    actor, critic = networks(config, env)
+    env_state = reset(env, env_key, config.num_envs)
+    params = initialize(params_key, zeros(env.observation_space), actor=(actor, 0.01), critic=(critic, 1.0))
+    return State(
+        params=params,
+        opt_state=optimizer(config, config.learning_rate).init(params),
+        env_state=env_state,
+        obs_stats=statistics(env.observation_space),
+        target_stats=statistics(),
+        learning_rate=jnp.float32(config.learning_rate) if config.adapt_learning_rate else None,
+        num_updates=jnp.int32(0),
+        key=key,
+    )
+
+
+def normalized(config, state, obs):
+    """What the networks see of an observation."""
+    return normalize(state.obs_stats, obs) if config.normalize_obs else obs
+
+
+def act(config, env, state, obs, key, deterministic=False):
+    """The environment's action for obs `[N, O]`, and what the loss will need of it."""
+    actor, _ = networks(config, env)
+    pi = actor.apply(state.params["actor"], normalized(config, state, obs))
+    action = jax.lax.stop_gradient(pi.mode() if deterministic else pi.sample(key))
+    return rescale(env.action_space, pi.squash(action)), Recorded(action, pi.log_prob(action))
+
+
+def cloning_loss(config, env, params, obs, action, key):
+    """Loss `[B]` of demonstrated actions in unit coordinates: how unlikely they are."""
+    actor, _ = networks(config, env)
+    pi = actor.apply(params["actor"], obs)
+    return -pi.log_prob(pi.unsquash(action))
+
+
+def objective(config, log_ratio, advantage, progress):
+    """Policy loss of each element `[B]`; `progress` through the run is in [0, 1]."""
+    return clipped_surrogate(log_ratio, advantage, config.clip)
+
+
+def loss(params, config, env, batch, progress, objective=objective):
+    """Loss of one minibatch `[B]`, and its metrics."""
+    actor, critic = networks(config, env)
+    pi, value = actor.apply(params["actor"], batch.obs), critic.apply(params["critic"], batch.obs)
+    log_ratio = pi.log_prob(batch.action) - batch.log_prob
+    mean = lambda x: jnp.where(batch.alive, x, 0.0).sum() / jnp.maximum(batch.alive.sum(), 1)
+    standardized = standardize(batch.advantage, where=batch.alive)
+    advantage = jnp.where(config.normalize_advantage, standardized, batch.advantage)
+    policy_loss = mean(objective(config, log_ratio, advantage, progress))
+    errors = clipped_huber_loss(value, batch.value, batch.target, config.value_clip, config.huber_delta)
+    value_loss = errors.mean()
+    entropy = mean(pi.entropy())
+    return policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy, {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "entropy": entropy,
+        "approx_kl": mean(approx_kl(log_ratio)),
+        "clip_fraction": mean(jnp.abs(jnp.expm1(log_ratio)) > config.clip),
+    }
+
+
+def advantages(config, env, state, traj):
+    """What there is to learn from a rollout, `[T, N]`, and the statistics of the targets after it."""
+    _, critic = networks(config, env)
+    obs, next_obs = normalized(config, state, traj.obs), normalized(config, state, traj.next_obs)
+    found = [critic.apply(state.params["critic"], x) for x in (obs, next_obs)]
+    value, next_value = (denormalize(state.target_stats, x) for x in found)
+    advantage = gae(traj.reward, value, next_value, traj.terminated, traj.done, config.gamma, config.gae_lambda)
+    stats = update_statistics(state.target_stats, advantage + value)
+    target = normalize(stats, advantage + value, limit=jnp.inf)
+    alive = traj.info.get("alive", jnp.ones_like(traj.done))
+    return Batch(obs, traj.recorded.action, traj.recorded.log_prob, found[0], advantage, target, alive), stats
+
+
+def update(config, env, state, *, objective: Callable = objective):
+    """One rollout and the epochs of gradient steps on it; `objective` may be any callable pytree of its signature."""
+    key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
+    policy = partial(act, config, env, state)
+    env_state, traj = rollout(env, policy, state.env_state, rollout_key, config.num_steps)
+    data, target_stats = advantages(config, env, state, traj)
+    elements = flatten(data)
+    progress = training_progress(config, state)
+    rate = state.learning_rate if config.adapt_learning_rate else config.learning_rate
+    learning_rate = rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
+
+    def step(carry, batch):
+        params, opt_state = carry
+        grads, metrics = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
+        metrics["grad_norm"] = global_norm(grads)
+        updates, opt_state = optimizer(config, learning_rate).update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), metrics
+
+    def epoch(carry, index):
+        return jax.lax.scan(step, carry, gather(elements, index))
+
+    indices = minibatches(shuffle_key, num_rows(elements), config.num_minibatches, config.num_epochs)
+    (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), indices)
+    rate = kl_adapted(rate, metrics["approx_kl"][-1].mean(), config.target_kl) if config.adapt_learning_rate else None
+    metrics = {
+        **episode_metrics(traj),
+        **jax.tree.map(jnp.mean, metrics),
+        "explained_variance": explained_variance(data.value, data.target),
+        "learning_rate": learning_rate,
+    }
+    obs_stats = update_statistics(state.obs_stats, traj.obs) if config.normalize_obs else state.obs_stats
+    return State(params, opt_state, env_state, obs_stats, target_stats, rate, state.num_updates + 1, key), metrics
+
+
+if __name__ == "__main__":
+    from rlx.cli import run_file
+
+    run_file(__file__)
