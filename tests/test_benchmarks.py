@@ -224,6 +224,7 @@ def test_measured_returns_are_not_measured_again(tmp_path, monkeypatch):
 
 
 def test_speed_cases_are_whole_updates_of_one_configuration():
+    from peers.rlx_values import configured
     from speed import AIMS, CASES, QUANTITIES, shortened
 
     import rlx
@@ -234,9 +235,9 @@ def test_speed_cases_are_whole_updates_of_one_configuration():
         for of_case in (settings, shortened(settings)):
             names = {"env", "options", "critic_sizes"}
             ours = sides["rlx"]
-            config = algorithms[ours.settings.get("algorithm", ours.module)].Config(
-                **{k: v for k, v in of_case.items() if k not in names}
-            )
+            algorithm = algorithms.get(ours.settings.get("algorithm", ours.module))
+            alone = {k: v for k, v in of_case.items() if k not in names}
+            config = algorithm.Config(**alone) if algorithm else configured(of_case)[1]
             assert rlx.steps_taken(config, rlx.total_updates(config)) == config.total_steps
             assert config.steps_per_update % getattr(config, "num_minibatches", 1) == 0
     assert all(other in CASES[case][1] and quantity in QUANTITIES for case, other, quantity in AIMS)
