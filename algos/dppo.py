@@ -32,7 +32,7 @@ from rlx.diffusion import add_noise, ddpm, denoise, denoised_mean, mean_log_prob
 from rlx.env import EnvState
 from rlx.networks import TORSOS, Critic, Denoiser, Torso, action_size, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
-from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance, kl_adapted
+from rlx.objectives import Elements, approx_kl, clipped_surrogate, clipped_value_loss, explained_variance, kl_adapted
 from rlx.pytree import num_rows, pytree, replace, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import Box, check_spaces, rescale, visible, zeros
@@ -200,9 +200,9 @@ def cloning_loss(config, env, params, obs, action, key):
     return jnp.square(predicted - noise).mean(-1)
 
 
-def objective(config, log_ratio, advantage, progress):
+def objective(config, elements, progress):
     """Policy loss of each element `[B]`; `progress` through the run is in [0, 1]."""
-    return clipped_surrogate(log_ratio, advantage, config.clip)
+    return clipped_surrogate(elements.log_ratio, elements.advantage, config.clip)
 
 
 def loss(params, config, env, batch, i, progress, objective=objective):
@@ -218,11 +218,12 @@ def loss(params, config, env, batch, i, progress, objective=objective):
         deviation = after - denoised_mean(schedule, before, noise, config.action_bound)
         return mean_log_prob(carried_out(env, deviation), jnp.maximum(schedule.std[:, 0], config.least_std))
 
-    log_ratio = log_prob(batch.recorded.chain) - at(batch.recorded.log_prob, i)
+    new = log_prob(batch.recorded.chain)
+    log_ratio = new - at(batch.recorded.log_prob, i)
     advantage = jnp.where(config.normalize_advantage, standardize(batch.advantage), batch.advantage)
     advantage *= config.denoising_gamma ** (config.trained_steps - 1.0 - i)
     clip = step_clips(config.trained_steps, config.first_clip, config.clip, config.clip_rate)[i]
-    policy_loss = objective(replace(config, clip=clip), log_ratio, advantage, progress).mean()
+    policy_loss = objective(replace(config, clip=clip), Elements(log_ratio, advantage, new), progress).mean()
     value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()
     imitation_loss = -log_prob(batch.imitation_chain).mean() if config.imitation_coef else 0.0
     return policy_loss + config.value_coef * value_loss + config.imitation_coef * imitation_loss, {

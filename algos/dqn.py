@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlx.bonuses import begin, pay
 from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.env import EnvState
 from rlx.exploration import epsilon_at, epsilon_greedy, greedy
@@ -55,7 +56,6 @@ from rlx.values import (
     soft_value,
 )
 
-DISTRIBUTIONS = ("mean", "atoms", "quantiles", "implicit")
 RAINBOW = {"n_step": 3, "dueling": True, "prioritized": True, "distribution": "atoms", "noise": 0.5}
 VARIANTS = {
     "dqn": {"double": False},
@@ -98,7 +98,7 @@ class Config:
     priority_power: float = traced(0.5, at_least=0)
     importance_power: float = traced(0.4, at_least=0, at_most=1)  # at the start; at the end 1
     noise: float = static(0.0, at_least=0)  # of the layers, in shares of their weights; 0 has none
-    distribution: str = static("mean", one_of=DISTRIBUTIONS)
+    distribution: str = static("mean", one_of=("mean", "atoms", "quantiles", "implicit"))
     num_atoms: int = static(51, at_least=1)  # K, or quantiles
     lowest_return: float = traced(-10.0)  # of the atoms
     highest_return: float = traced(10.0)
@@ -134,6 +134,7 @@ class State:
     replay: Any  # with priorities or without
     num_updates: jax.Array
     key: jax.Array
+    bonus: Any = None  # what a bonus for what is new has learned
 
 
 @pytree
@@ -169,18 +170,19 @@ def check(config, env):
         raise ValueError("munchausen_coef is of values alone: leave distribution at 'mean'")
 
 
-def init(config, env, key):
+def init(config, env, key, bonus=None):
     check(config, env)
     key, params_key, env_key, warmup_key = jax.random.split(key, 4)
     num_steps = config.init_steps // config.num_envs
     env_state, traj = rollout(env, partial(explore, env), reset(env, env_key, config.num_envs), warmup_key, num_steps)
+    traj, learned, _ = pay(bonus, env, begin(bonus, env, config.num_envs, key), traj)
     elements = flatten(kept(config, traj))
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), elements)
     buffer = replay(example, config.capacity, config.steps_per_update * env.num_agents, config.prioritized)
     network = networks(config, env), 1.0, midpoints(config.num_atoms)
     params = initialize(params_key, zeros(env.observation_space), values=network)
     opt_state = optimizer(config).init(params)
-    return State(params, params, opt_state, env_state, insert(buffer, elements), jnp.int32(0), key)
+    return State(params, params, opt_state, env_state, insert(buffer, elements), jnp.int32(0), key, learned)
 
 
 def kept(config, traj):
@@ -220,8 +222,7 @@ def act(config, env, state, obs, key, deterministic=False):
 
 def epsilon(config, state):
     """How often any action is taken, at the State's progress."""
-    progress = training_progress(config, state)
-    return epsilon_at(progress, config.epsilon_start, config.epsilon_end, config.epsilon_share)
+    return epsilon_at(training_progress(config, state), config.epsilon_start, config.epsilon_end, config.epsilon_share)
 
 
 def targets(config, env, params, target_params, batch, key):
@@ -259,13 +260,13 @@ def loss(params, config, env, batch, target, weight, key):
     return (weight * each).mean(), (priority, value)
 
 
-def update(config, env, state):
-    """One rollout and the gradient steps that belong to it."""
+def update(config, env, state, bonus=None):
+    """One rollout and the gradient steps that belong to it; `bonus` pays for what is new, see rlx.bonuses."""
     key, rollout_key, sample_key = jax.random.split(state.key, 3)
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
+    traj, learned, extra = pay(bonus, env, state.bonus, traj)
     buffer = insert(state.replay, flatten(kept(config, traj)))
     beta = epsilon_at(training_progress(config, state), config.importance_power, 1.0, 1.0)
-    first = state.num_updates * config.gradient_steps
 
     def step(carry, x):
         (params, target_params, opt_state, buffer), (i, key) = carry, x
@@ -277,7 +278,8 @@ def update(config, env, state):
         (q_loss, (priority, value)), grads = jax.value_and_grad(loss, has_aux=True)(*inputs)
         updates, opt_state = optimizer(config).update(grads, opt_state)
         params = optax.apply_updates(params, updates)
-        rate = jnp.where((first + i + 1) % config.target_period == 0, config.tau, 0.0)
+        steps = state.num_updates * config.gradient_steps + i + 1
+        rate = jnp.where(steps % config.target_period == 0, config.tau, 0.0)
         target_params = optax.incremental_update(params, target_params, rate)
         buffer = reprioritize(buffer, index, (priority + 1e-6) ** config.priority_power)
         metrics = {"value_loss": q_loss, "value": value.mean(), "grad_norm": global_norm(grads)}
@@ -288,8 +290,13 @@ def update(config, env, state):
     carry = state.params, state.target_params, state.opt_state, buffer
     xs = jnp.arange(config.gradient_steps), jax.random.split(sample_key, config.gradient_steps)
     (params, target_params, opt_state, buffer), metrics = jax.lax.scan(step, carry, xs)
-    metrics = {**episode_metrics(traj), **jax.tree.map(jnp.mean, metrics), "epsilon": epsilon(config, state)}
-    return State(params, target_params, opt_state, env_state, buffer, state.num_updates + 1, key), metrics
+    metrics = {
+        **episode_metrics(traj),
+        **extra,
+        **jax.tree.map(jnp.mean, metrics),
+        "epsilon": epsilon(config, state),
+    }
+    return State(params, target_params, opt_state, env_state, buffer, state.num_updates + 1, key, learned), metrics
 
 
 if __name__ == "__main__":

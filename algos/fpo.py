@@ -35,6 +35,7 @@ from rlx.flow import euler, interpolate, noise_and_time, noise_loss, samplewise,
 from rlx.networks import TORSOS, Critic, Torso, Velocity, action_size, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
 from rlx.objectives import (
+    Elements,
     approx_kl,
     asymmetric_surrogate,
     clipped_surrogate,
@@ -213,10 +214,10 @@ def cloning_loss(config, env, params, obs, action, key):
     return flow_loss(config, partial(actor.apply, params["actor"]), obs, action, draws).mean(-1)
 
 
-def objective(config, log_ratio, advantage, progress):
+def objective(config, elements, progress):
     """Policy loss of each element and sample `[B, S]`; `progress` through the run is in [0, 1]."""
     surrogate = asymmetric_surrogate if config.asymmetric else clipped_surrogate
-    return surrogate(log_ratio, advantage, config.clip)
+    return surrogate(elements.log_ratio, elements.advantage, config.clip)
 
 
 def loss(params, config, env, batch, progress, objective=objective):
@@ -229,7 +230,7 @@ def loss(params, config, env, batch, progress, objective=objective):
     log_ratio += jax.lax.stop_gradient(jnp.minimum(log_ratio, config.log_ratio_clamp) - log_ratio)
     advantage = jnp.where(config.normalize_advantage, standardize(batch.advantage), batch.advantage)
     advantage = jnp.broadcast_to(advantage[:, None], log_ratio.shape)
-    policy_loss = objective(config, log_ratio, advantage, progress).mean()
+    policy_loss = objective(config, Elements(log_ratio, advantage), progress).mean()
     value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()
     return policy_loss + config.value_coef * value_loss, {
         "policy_loss": policy_loss,

@@ -34,7 +34,7 @@ from rlx import groups
 from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.networks import BOUNDED, CELLS, POLICIES, TORSOS, Actor, Memory, Torso, empty_memory, initialize
 from rlx.normalize import Statistics, normalize, statistics, update_statistics
-from rlx.objectives import approx_kl, clipped_surrogate, kl_adapted
+from rlx.objectives import Elements, approx_kl, clipped_surrogate, kl_adapted
 from rlx.pytree import num_rows, pytree, replace, static, traced
 from rlx.relatives import BASELINES, CREDITS, RATIOS, SCALES, WEIGHTS
 from rlx.relatives import VARIANTS as VARIANTS
@@ -185,18 +185,20 @@ def act(config, env, state, obs, key, memory, deterministic=False):
     return rescale(env.action_space, pi.squash(action)), Recorded(action, pi.log_prob(action)), after
 
 
-def objective(config, log_ratio, advantage, progress):
+def objective(config, elements, progress):
     """Policy loss of each step; `progress` through the run is in [0, 1]."""
-    return clipped_surrogate(log_ratio, advantage, config.clip, config.clip_high)
+    return clipped_surrogate(elements.log_ratio, elements.advantage, config.clip, config.clip_high)
 
 
 def loss(params, config, env, batch, progress, objective=objective):
     """Loss of one minibatch of episodes `[B, T]`, and its metrics."""
     pi = played(config, env, params, batch.obs)
-    log_ratio_step = jnp.where(batch.alive, pi.log_prob(batch.action) - batch.log_prob, 0.0)
+    log_prob = pi.log_prob(batch.action)
+    log_ratio_step = jnp.where(batch.alive, log_prob - batch.log_prob, 0.0)
     log_ratio = RATIOS[config.ratio](log_ratio_step, batch.alive)
     mean = lambda x: config.num_minibatches * (batch.weight * jnp.where(batch.alive, x, 0.0)).sum()
-    policy_loss = mean(objective(config, log_ratio, batch.advantage, progress))
+    elements = Elements(log_ratio, batch.advantage, log_prob, batch.alive)
+    policy_loss = mean(objective(config, elements, progress))
     entropy, kl = mean(pi.entropy()), mean(pi.kl(batch.reference))
     return policy_loss + config.kl_coef * kl - config.entropy_coef * entropy, {
         "policy_loss": policy_loss,

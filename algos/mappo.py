@@ -34,7 +34,7 @@ from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.env import EnvState
 from rlx.networks import BOUNDED, POLICIES, TORSOS, Actor, Critic, Torso, initialize
 from rlx.normalize import Statistics, denormalize, normalize, statistics, update_statistics
-from rlx.objectives import approx_kl, clipped_huber_loss, clipped_surrogate, explained_variance, kl_adapted
+from rlx.objectives import Elements, approx_kl, clipped_huber_loss, clipped_surrogate, explained_variance, kl_adapted
 from rlx.pytree import num_rows, pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import Dict, check_spaces, rescale, visible, zeros
@@ -169,20 +169,21 @@ def cloning_loss(config, env, params, obs, action, key):
     return -pi.log_prob(pi.unsquash(action))
 
 
-def objective(config, log_ratio, advantage, progress):
+def objective(config, elements, progress):
     """Policy loss of each element `[B]`; `progress` through the run is in [0, 1]."""
-    return clipped_surrogate(log_ratio, advantage, config.clip)
+    return clipped_surrogate(elements.log_ratio, elements.advantage, config.clip)
 
 
 def loss(params, config, env, batch, progress, objective=objective):
     """Loss of one minibatch `[B]`, and its metrics."""
     actor, critic = networks(config, env)
     pi, value = actor.apply(params["actor"], batch.obs), critic.apply(params["critic"], batch.obs)
-    log_ratio = pi.log_prob(batch.action) - batch.log_prob
+    log_prob = pi.log_prob(batch.action)
+    log_ratio = log_prob - batch.log_prob
     mean = lambda x: jnp.where(batch.alive, x, 0.0).sum() / jnp.maximum(batch.alive.sum(), 1)
     standardized = standardize(batch.advantage, where=batch.alive)
     advantage = jnp.where(config.normalize_advantage, standardized, batch.advantage)
-    policy_loss = mean(objective(config, log_ratio, advantage, progress))
+    policy_loss = mean(objective(config, Elements(log_ratio, advantage, log_prob), progress))
     errors = clipped_huber_loss(value, batch.value, batch.target, config.value_clip, config.huber_delta)
     value_loss = errors.mean()
     entropy = mean(pi.entropy())

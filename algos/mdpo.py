@@ -38,7 +38,7 @@ from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.env import EnvState
 from rlx.networks import BOUNDED, POLICIES, TORSOS, Actor, Critic, Torso, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
-from rlx.objectives import approx_kl, clipped_value_loss, explained_variance, importance_weighted, kl_adapted
+from rlx.objectives import Elements, approx_kl, clipped_value_loss, explained_variance, importance_weighted, kl_adapted
 from rlx.pytree import num_rows, pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import check_spaces, rescale, visible, zeros
@@ -163,18 +163,19 @@ def act(config, env, state, obs, key, deterministic=False):
     return rescale(env.action_space, pi.squash(action)), Recorded(action, pi)
 
 
-def objective(config, log_ratio, advantage, progress):
+def objective(config, elements, progress):
     """Policy loss of each element `[B]`; `progress` through the run is in [0, 1]."""
-    return importance_weighted(log_ratio, advantage)
+    return importance_weighted(elements.log_ratio, elements.advantage)
 
 
 def loss(params, config, env, batch, progress, objective=objective):
     """Loss of one minibatch `[B]`, and its metrics."""
     actor, critic = networks(config, env)
     pi, value = actor.apply(params["actor"], batch.obs), critic.apply(params["critic"], batch.obs)
-    log_ratio = pi.log_prob(batch.action) - batch.pi.log_prob(batch.action)
+    log_prob = pi.log_prob(batch.action)
+    log_ratio = log_prob - batch.pi.log_prob(batch.action)
     advantage = jnp.where(config.normalize_advantage, standardize(batch.advantage), batch.advantage)
-    policy_loss = objective(config, log_ratio, advantage, progress).mean()
+    policy_loss = objective(config, Elements(log_ratio, advantage, log_prob), progress).mean()
     step_size = config.step_size * jnp.maximum(1.0 - progress, 1.0 / total_updates(config)) ** config.step_size_decay
     divergence = pi.tsallis(batch.pi, config.tsallis).mean()
     value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()

@@ -37,7 +37,7 @@ from rlx.env import EnvState
 from rlx.flow import brownian_residual, interpolate, midpoint
 from rlx.networks import TORSOS, Critic, FourierVelocity, Torso, action_size, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
-from rlx.objectives import clipped_surrogate, clipped_value_loss, explained_variance, kl_adapted
+from rlx.objectives import Elements, clipped_surrogate, clipped_value_loss, explained_variance, kl_adapted
 from rlx.pytree import num_rows, pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import Box, check_spaces, rescale, visible, zeros
@@ -168,9 +168,9 @@ def act(config, env, state, obs, key, deterministic=False):
     return rescale(env.action_space, end + noise), Recorded(start, end, noise)
 
 
-def objective(config, log_ratio, advantage, progress):
+def objective(config, elements, progress):
     """Policy loss of each element `[B]`; `progress` through the run is in [0, 1]."""
-    return clipped_surrogate(log_ratio, advantage, config.clip)
+    return clipped_surrogate(elements.log_ratio, elements.advantage, config.clip)
 
 
 def loss(params, reference, config, env, batch, t, progress, objective=objective):
@@ -183,7 +183,7 @@ def loss(params, reference, config, env, batch, t, progress, objective=objective
     old = Normal(jnp.zeros_like(velocity), reference["log_std"])
     log_ratio = pi.log_prob(recorded.noise) - old.log_prob(recorded.noise)
     advantage = jnp.where(config.normalize_advantage, standardize(batch.advantage), batch.advantage)
-    policy_loss = objective(config, log_ratio, advantage, progress).mean()
+    policy_loss = objective(config, Elements(log_ratio, advantage), progress).mean()
     value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()
     entropy = pi.entropy().mean()
     brownian = jnp.mean(brownian_residual(velocity, old_velocity, x, t) ** 2)

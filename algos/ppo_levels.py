@@ -18,8 +18,7 @@ Axes: T time, N environments, L levels, B minibatch, O observation, A action, K 
 Deviations from the papers:
 - As in the code of JaxUED (arXiv:2403.13091), all levels of an update are of one kind.
 - What scoring takes counts as steps, and so it does in SFL, whose code does it outside of its updates.
-- Networks have no memory.
-- Those of `ppo.py`, whose normalisation and adapted learning rate are not here.
+- Networks have no memory. Those of `ppo.py`; its normalisation and adapted learning rate are not here.
 """
 
 from functools import partial
@@ -34,7 +33,7 @@ from rlx.level_buffer import SCORES, LevelBuffer, best_return, choose, cleared, 
 from rlx.levels import begin, can_mutate, draw_levels, has_levels, mutate_levels, pick
 from rlx.multiagent import check_one_agent
 from rlx.networks import TORSOS, Actor, Critic, Torso, initialize
-from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss
+from rlx.objectives import Elements, approx_kl, clipped_surrogate, clipped_value_loss
 from rlx.pytree import num_rows, pytree, static, traced
 from rlx.rollout import check_divides, check_horizon, episode_metrics, flatten, gather, minibatches, rollout
 from rlx.spaces import check_spaces, rescale, visible, zeros
@@ -181,17 +180,18 @@ def cloning_loss(config, env, params, obs, action, key):
     return -pi.log_prob(pi.unsquash(action))
 
 
-def objective(config, log_ratio, advantage, progress):
+def objective(config, elements, progress):
     """Policy loss of each element `[B]`; `progress` through the run is in [0, 1]."""
-    return clipped_surrogate(log_ratio, advantage, config.clip)
+    return clipped_surrogate(elements.log_ratio, elements.advantage, config.clip)
 
 
 def loss(params, config, env, batch, progress, objective=objective):
     """Loss of one minibatch `[B]`, and its metrics."""
     actor, critic = networks(config, env)
     pi, value = actor.apply(params["actor"], batch.obs), critic.apply(params["critic"], batch.obs)
-    log_ratio = pi.log_prob(batch.action) - batch.log_prob
-    policy_loss = objective(config, log_ratio, standardize(batch.advantage), progress).mean()
+    log_prob = pi.log_prob(batch.action)
+    log_ratio = log_prob - batch.log_prob
+    policy_loss = objective(config, Elements(log_ratio, standardize(batch.advantage), log_prob), progress).mean()
     value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()
     entropy = pi.entropy().mean()
     return policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy, {

@@ -36,7 +36,7 @@ from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.env import EnvState
 from rlx.games import OUTCOMES, facing, versus
 from rlx.networks import TORSOS, Actor, Critic, Torso, initialize
-from rlx.objectives import approx_kl, clipped_surrogate, clipped_value_loss, explained_variance, kl_adapted
+from rlx.objectives import Elements, approx_kl, clipped_surrogate, clipped_value_loss, explained_variance, kl_adapted
 from rlx.pytree import num_rows, pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.selfplay import count_results, elo_update, insert, opponent_weights, scores_of, win_rates, with_self
@@ -188,18 +188,19 @@ def cloning_loss(config, env, params, obs, action, key):
     return -actor.apply(params["actor"], obs).log_prob(action)
 
 
-def objective(config, log_ratio, advantage, progress):
+def objective(config, elements, progress):
     """Policy loss of each element `[B]`; `progress` through the run is in [0, 1]."""
-    return clipped_surrogate(log_ratio, advantage, config.clip)
+    return clipped_surrogate(elements.log_ratio, elements.advantage, config.clip)
 
 
 def loss(params, config, env, batch, progress, objective=objective):
     """Loss of one minibatch `[B]`, and its metrics."""
     actor, critic = networks(config, env)
     pi, value = actor.apply(params["actor"], batch.obs), critic.apply(params["critic"], batch.obs)
-    log_ratio = pi.log_prob(batch.action) - batch.log_prob
+    log_prob = pi.log_prob(batch.action)
+    log_ratio = log_prob - batch.log_prob
     advantage = jnp.where(config.normalize_advantage, standardize(batch.advantage), batch.advantage)
-    policy_loss = objective(config, log_ratio, advantage, progress).mean()
+    policy_loss = objective(config, Elements(log_ratio, advantage, log_prob), progress).mean()
     value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()
     entropy = pi.entropy().mean()
     return policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy, {

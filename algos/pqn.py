@@ -21,11 +21,13 @@ Deviations from the paper:
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from rlx.bonuses import begin, pay
 from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.env import EnvState
 from rlx.exploration import epsilon_at, epsilon_greedy, greedy
@@ -78,6 +80,7 @@ class State:
     obs_stats: Statistics
     num_updates: jax.Array
     key: jax.Array
+    bonus: Any = None  # what a bonus for what is new has learned
 
 
 @pytree
@@ -106,7 +109,7 @@ def check(config, env):
     check_divides(config.steps_per_update * env.num_agents, config.num_minibatches)
 
 
-def init(config, env, key):
+def init(config, env, key, bonus=None):
     check(config, env)
     key, params_key, env_key = jax.random.split(key, 3)
     params = initialize(params_key, zeros(env.observation_space), values=(networks(config, env), 1.0))
@@ -117,6 +120,7 @@ def init(config, env, key):
         obs_stats=statistics(env.observation_space),
         num_updates=jnp.int32(0),
         key=key,
+        bonus=begin(bonus, env, config.num_envs, key),
     )
 
 
@@ -156,10 +160,11 @@ def targets(config, env, state, traj):
     return Batch(obs, traj.recorded, target)
 
 
-def update(config, env, state):
-    """One rollout and the epochs of gradient steps on it."""
+def update(config, env, state, bonus=None):
+    """One rollout and the epochs of gradient steps on it; `bonus` pays for what is new, see rlx.bonuses."""
     key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
+    traj, bonus_state, explored = pay(bonus, env, state.bonus, traj)
     elements = flatten(targets(config, env, state, traj))
     progress = training_progress(config, state)
     learning_rate = config.learning_rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
@@ -178,12 +183,13 @@ def update(config, env, state):
     (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), indices)
     metrics = {
         **episode_metrics(traj),
+        **explored,
         **jax.tree.map(jnp.mean, metrics),
         "epsilon": epsilon(config, state, config.num_envs).mean(),
         "learning_rate": learning_rate,
     }
     obs_stats = update_statistics(state.obs_stats, traj.obs) if config.normalize_obs else state.obs_stats
-    return State(params, opt_state, env_state, obs_stats, state.num_updates + 1, key), metrics
+    return State(params, opt_state, env_state, obs_stats, state.num_updates + 1, key, bonus_state), metrics
 
 
 if __name__ == "__main__":

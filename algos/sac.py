@@ -21,11 +21,13 @@ Deviations from the paper:
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from rlx.bonuses import begin, pay
 from rlx.env import EnvState
 from rlx.networks import TORSOS, Critic, TanhActor, Torso, initialize
 from rlx.normalize import Statistics, normalize, statistics, update_statistics
@@ -88,6 +90,7 @@ class State:
     obs_stats: Statistics
     num_updates: jax.Array
     key: jax.Array
+    bonus: Any = None  # what a bonus for what is new has learned
 
 
 @pytree
@@ -129,11 +132,12 @@ def check(config, env):
         )
 
 
-def init(config, env, key):
+def init(config, env, key, bonus=None):
     check(config, env)
     key, actor_key, critic_key, env_key, warmup_key = jax.random.split(key, 5)
     num_steps = config.init_steps // config.num_envs
     env_state, traj = rollout(env, partial(explore, env), reset(env, env_key, config.num_envs), warmup_key, num_steps)
+    traj, bonus_state, _ = pay(bonus, env, begin(bonus, env, config.num_envs, key), traj)
     elements = flatten(kept(config, traj))
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), elements)
     obs_stats = statistics(env.observation_space)
@@ -147,6 +151,7 @@ def init(config, env, key):
         obs_stats=update_statistics(obs_stats, traj.obs) if config.normalize_obs and num_steps else obs_stats,
         num_updates=jnp.int32(0),
         key=key,
+        bonus=bonus_state,
     )
 
 
@@ -251,11 +256,12 @@ def loss(params, fixed, target_params, config, env, batch, noise):
     return q_loss + pi_loss, (log_prob, metrics)
 
 
-def update(config, env, state):
-    """One rollout and the gradient steps that belong to it."""
+def update(config, env, state, bonus=None):
+    """One rollout and the gradient steps that belong to it; `bonus` pays for what is new, see rlx.bonuses."""
     state = renewed(config, env, state) if config.resets else state
     key, rollout_key, sample_key, noise_key = jax.random.split(state.key, 4)
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
+    traj, bonus_state, explored = pay(bonus, env, state.bonus, traj)
     buffer = insert(state.replay, flatten(kept(config, traj)))
     indices = sample(buffer, sample_key, (config.gradient_steps, config.batch_size))
     noise = jax.random.normal(noise_key, (config.gradient_steps, 2, config.batch_size, *env.action_space.shape))
@@ -277,9 +283,11 @@ def update(config, env, state):
 
     carry = state.params, state.target_params, state.opt_state
     (params, target_params, opt_state), metrics = jax.lax.scan(step, carry, (indices, noise))
-    metrics = {**episode_metrics(traj), **jax.tree.map(jnp.mean, metrics)}
+    metrics = {**episode_metrics(traj), **explored, **jax.tree.map(jnp.mean, metrics)}
     obs_stats = update_statistics(state.obs_stats, traj.obs) if config.normalize_obs else state.obs_stats
-    return State(params, target_params, opt_state, env_state, buffer, obs_stats, state.num_updates + 1, key), metrics
+    num_updates = state.num_updates + 1
+    state = State(params, target_params, opt_state, env_state, buffer, obs_stats, num_updates, key, bonus_state)
+    return state, metrics
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from rlx.clipping import clip_by_global_norm
 from rlx.env import EnvState
 from rlx.networks import BOUNDED, POLICIES, TORSOS, Actor, Critic, Torso, initialize
 from rlx.normalize import RewardScale, Statistics, normalize, reward_scale, scale_rewards, statistics, update_statistics
-from rlx.objectives import clipped_value_loss, explained_variance, importance_weighted
+from rlx.objectives import Elements, clipped_value_loss, explained_variance, importance_weighted
 from rlx.pytree import num_rows, pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import check_spaces, rescale, visible, zeros
@@ -156,18 +156,19 @@ def act(config, env, state, obs, key, deterministic=False):
     return rescale(env.action_space, pi.squash(action)), Recorded(action, pi)
 
 
-def objective(config, log_ratio, advantage, progress):
+def objective(config, elements, progress):
     """Policy loss of each element `[B]`; `progress` through the run is in [0, 1]."""
-    return importance_weighted(log_ratio, advantage)
+    return importance_weighted(elements.log_ratio, elements.advantage)
 
 
 def loss(params, config, env, batch, progress, objective=objective):
     """The actor's loss on a batch `[B]`, and its metrics."""
     actor, _ = networks(config, env)
     pi = actor.apply(params, batch.obs)
-    log_ratio = pi.log_prob(batch.action) - batch.pi.log_prob(batch.action)
+    log_prob = pi.log_prob(batch.action)
+    log_ratio = log_prob - batch.pi.log_prob(batch.action)
     advantage = jnp.where(config.normalize_advantage, standardize(batch.advantage), batch.advantage)
-    policy_loss = objective(config, log_ratio, advantage, progress).mean()
+    policy_loss = objective(config, Elements(log_ratio, advantage, log_prob), progress).mean()
     entropy = pi.entropy().mean()
     kl = batch.pi.kl(pi).mean()
     return policy_loss - config.entropy_coef * entropy, {"policy_loss": policy_loss, "entropy": entropy, "kl": kl}

@@ -2,6 +2,8 @@
 
     python benchmarks/returns.py
     python benchmarks/returns.py --task CartPole-v1 --force
+    python benchmarks/returns.py --algorithm dqn:rainbow --task Breakout-MinAtar
+    python benchmarks/returns.py --algorithm dqn+RND --task MountainCar-v0
 
 All seeds of a task train in one program, as lanes that are spread over the devices; on a CPU there is one virtual
 device a core. Then every seed plays whole episodes, deterministically. A task whose result is there is skipped.
@@ -16,9 +18,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import jax
@@ -29,6 +31,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import rlx
+from rlx.algorithm import load_algorithm
 from rlx.devices.spread import spread
 from rlx.presets import preset, settings
 from rlx.report import interval, iqm
@@ -85,10 +88,26 @@ AGENTS = {  # independent learners
     "simple_spread": new("jaxmarl/MPE_simple_spread_v3", 2_000_000, episodes=128),
     "SMAX-3m": new("jaxmarl/HeuristicEnemySMAX", 2_000_000, {"scenario": "3m"}, episodes=128),
 }
+# Of values.
+MINATAR = {
+    f"{name}-MinAtar": Task(f"gymnax/{name}-MinAtar", 500_000, seeds=5)
+    for name in ("Breakout", "Asterix", "Freeway", "SpaceInvaders")
+}
+VALUES = {
+    "CartPole-v1": Task("gymnax/CartPole-v1", 100_000, at_least=475, share=0.7),
+    "Acrobot-v1": Task("gymnax/Acrobot-v1", 500_000, at_least=-95, episodes=128),
+    "MountainCar-v0": Task("gymnax/MountainCar-v0", 500_000, at_least=-190, share=0.5),
+    **MINATAR,
+}
+# Of bonuses: with nothing but small costs until the end is found.
+SPARSE = {
+    "MountainCar-v0": VALUES["MountainCar-v0"],
+    "DeepSea": Task("gymnax/DeepSea-bsuite", 200_000, {"size": 16}, at_least=0.9, share=0.8),
+}
 PENDULUM_OFF_POLICY = Task("gymnax/Pendulum-v1", 20_000, at_least=-170, share=0.9, episodes=128)
 # Of algorithms that need fewer steps for these, or more.
 OWN = {
-    "ppo": TASKS | CRAFTAX | JUMANJI | AGENTS,
+    "ppo": TASKS | CRAFTAX | JUMANJI | AGENTS | SPARSE,
     "ppo_recurrent": CRAFTAX | MINIGRID,
     "mappo": {name: replace(task, options=task.options | {"world": True}) for name, task in AGENTS.items()},
     "sac": {
@@ -98,7 +117,17 @@ OWN = {
         "inverted_pendulum": Task("brax/inverted_pendulum", 50_000, {"backend": "mjx"}, at_least=950, share=0.9),
         **{name: task for name, task in TASKS.items() if name.startswith(("hopper-", "halfcheetah-"))},
     },
-    **{name: {"Pendulum-v1": PENDULUM_OFF_POLICY} for name in ("ddpg", "tqc", "redq", "crossq")},
+    **{name: {"Pendulum-v1": PENDULUM_OFF_POLICY} for name in ("ddpg", "tqc", "redq", "redq:droq", "crossq")},
+    "reppo": {"Pendulum-v1": Task("gymnax/Pendulum-v1", 300_000, at_least=-200, episodes=128)},
+    "es": {"CartPole-v1": Task("gymnax/CartPole-v1", 3_200_000, at_least=475, share=0.9)},
+    "dqn": VALUES | SPARSE,
+    **{f"dqn:{variant}": VALUES for variant in ("rainbow", "c51", "qr", "iqn", "munchausen")},
+    "pqn": {
+        "CartPole-v1": Task("gymnax/CartPole-v1", 200_000, at_least=475, share=0.9),
+        "Acrobot-v1": Task("gymnax/Acrobot-v1", 500_000, at_least=-90, episodes=128),
+        **{name: replace(task, total_steps=1_000_000) for name, task in MINATAR.items()},
+    },
+    **{f"{name}+{bonus}": SPARSE for name in ("ppo", "dqn") for bonus in ("RND", "Counts")},
     "sac_discrete": {
         "CartPole-v1": Task("gymnax/CartPole-v1", 50_000, at_least=475, share=0.9),
         "Acrobot-v1": Task("gymnax/Acrobot-v1", 50_000, at_least=-100),
@@ -146,6 +175,13 @@ def curve(episode_return: np.ndarray, num_episodes: np.ndarray, steps: Callable,
     return {"steps": [steps(int(edge)) for edge in edges[1:]], "mean_return": points}
 
 
+def named(name: str) -> tuple[ModuleType, dict[str, Any]]:
+    """The algorithm of a name, and the settings of the variant that may be behind it: `dqn:rainbow`, `ppo+RND`."""
+    base, _, variant = name.partition(":")
+    algorithm = load_algorithm(base)
+    return algorithm, algorithm.VARIANTS[variant] if variant else {}
+
+
 def lanes_program(algorithm, updates, task):
     """Training of a lane a key, with an evaluation after each number of `updates`; every device has its own lanes."""
 
@@ -173,7 +209,8 @@ def measure(
 
     Returns the results as they are written to their files.
     """
-    algorithm = import_module(f"rlx.algos.{algorithm_name}")
+    algorithm, of_variant = named(algorithm_name)
+    changed = of_variant | changed
     env_name, options, num_episodes = tasks[0].env, tasks[0].options, tasks[0].episodes
     configs = [preset(algorithm, task.env, **{"total_steps": task.total_steps} | changed) for task in tasks]
     updates = [rlx.total_updates(config) for config in configs]
@@ -224,7 +261,7 @@ def measure(
 def batches(algorithm_name: str) -> list[dict[str, Task]]:
     """The tasks of an algorithm by name, those together that one run serves, fewest steps first."""
     together: dict[Any, dict[str, Task]] = {}
-    annealed = hasattr(import_module(f"rlx.algos.{algorithm_name}").Config, "anneal_learning_rate")
+    annealed = hasattr(named(algorithm_name)[0].Config, "anneal_learning_rate")
     for name, task in OWN.get(algorithm_name, TASKS).items():
         same = name if annealed else (task.env, str(task.options))
         together.setdefault(same, {})[name] = task
@@ -243,7 +280,7 @@ def main(
 
     Args:
         task: only this one.
-        algorithm: a module of rlx.algos.
+        algorithm: a module of rlx.algos, with the name of a variant after a colon, or of a bonus after a plus.
         seeds: how many; these are 0, 1, 2, ...
         force: measure also what is done.
         short: a hundredth of the steps, to see that everything works; writes below runs/ unless told where.
@@ -255,7 +292,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     console, code = Console(), commit()  # of the start: what is imported now is what will run
     for tasks in batches(algorithm):
-        paths = {name: out / f"{algorithm}-{name}.json" for name in tasks}
+        paths = {name: out / f"{algorithm.replace(':', '-')}-{name}.json" for name in tasks}
         if task is not None and task not in tasks:
             continue
         if all(path.exists() for path in paths.values()) and not force:
@@ -267,7 +304,7 @@ def main(
             console.print(f"{', '.join(tasks)}: needs another package, pip install 'rlx[{extra}]'")
             continue
         if short:
-            before = getattr(preset(import_module(f"rlx.algos.{algorithm}"), chosen[0].env), "init_steps", 0)
+            before = getattr(preset(named(algorithm)[0], chosen[0].env), "init_steps", 0)
             chosen = [replace(one, total_steps=before + one.total_steps // 100) for one in chosen]
         num_seeds = min(seeds, chosen[0].seeds or seeds)
         console.print(f"{', '.join(tasks)}: {num_seeds} seeds of {chosen[-1].total_steps:,} steps")

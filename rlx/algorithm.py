@@ -14,15 +14,20 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from rlx import objectives, source
+from rlx import batch_objectives, bonuses, kl_objectives, objectives, source
 from rlx.algorithm_check import check_module
 from rlx.messages import unknown_name
 from rlx.presets import configure
 from rlx.schedules import is_written
 
 FOLDER = "rlx.algos"  # the package of those that ship; imported by name, as those of users are
-NAMES = ("AWR", "Clip", "ClipHigher", "DPO", "ForwardKL", "ImportanceWeighted", "ReverseKL", "Rollback", "SPO")
+NAMES = ("AWR", "Clip", "ClipHigher", "DPO", "DualClip", "ForwardKL", "ImportanceWeighted", "LogRatio")
+NAMES += ("ReverseKL", "Rollback", "SPO")
+OF_BATCHES = ("BAPO", "ClipCov", "DropoutClip", "KLCov")
 OBJECTIVES = {name: getattr(objectives, name) for name in NAMES}
+OBJECTIVES |= {"KLRegularized": kl_objectives.KLRegularized}
+OBJECTIVES |= {name: getattr(batch_objectives, name) for name in OF_BATCHES}
+BONUSES = {name: getattr(bonuses, name) for name in ("Counts", "RND")}
 LEARNED = ".npz"  # how the file of a learned objective ends
 
 
@@ -71,9 +76,9 @@ def load_algorithm(name: str) -> ModuleType:
     Raises:
         ValueError: unknown name, naming the closest; or a file that is not an algorithm.
     """
-    base, objective = split_name(name)
-    if objective:
-        return with_named(load_algorithm(base), objective)
+    base, given = split_name(name)
+    if given:
+        return with_named(load_algorithm(base), given)
     short = name.removeprefix("rlx.algos.")
     if short in algorithms():
         return importlib.import_module(f"{FOLDER}.{short}")
@@ -111,9 +116,12 @@ def name_of(algorithm: ModuleType) -> str:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """`ppo+SPO` as `ppo` and `SPO`; the second is empty where no objective is named, by its own name or a file's."""
-    base, _, objective = name.rpartition("+")
-    return (base, objective) if objective in OBJECTIVES or (base and objective.endswith(LEARNED)) else (name, "")
+    """`ppo+SPO+RND` as `ppo` and `SPO+RND`, an objective, by its own name or a file's, and a bonus, or either."""
+    base, _, last = name.rpartition("+")
+    if last not in {**OBJECTIVES, **BONUSES} and not (base and last.endswith(LEARNED)):
+        return name, ""
+    base, others = split_name(base)
+    return base, f"{others}+{last}" if others else last
 
 
 def load_objective(name: str) -> Any:
@@ -121,25 +129,29 @@ def load_objective(name: str) -> Any:
     return importlib.import_module("rlx.meta.drifts").load(Path(name)) if name.endswith(LEARNED) else OBJECTIVES[name]
 
 
-def with_named(algorithm: ModuleType, objective: str) -> ModuleType:
-    """The algorithm with the objective of this name, or of this file."""
-    found = objectives.with_objective(algorithm, load_objective(objective))
-    if objective.endswith(LEARNED):
-        file = Path(objective)
-        vars(found)["__sources__"] = getattr(algorithm, "__sources__", {}) | {file.name: file.read_bytes()}
-    return found
+def with_named(algorithm: ModuleType, given: str) -> ModuleType:
+    """The algorithm with the objective of this name, or of this file, with this bonus, or with both: `SPO+RND`."""
+    for name in given.split("+"):
+        if name in BONUSES:
+            algorithm = bonuses.with_bonus(algorithm, BONUSES[name])
+            continue
+        before, algorithm = algorithm, objectives.with_objective(algorithm, load_objective(name))
+        if name.endswith(LEARNED):
+            file = Path(name)
+            vars(algorithm)["__sources__"] = getattr(before, "__sources__", {}) | {file.name: file.read_bytes()}
+    return algorithm
 
 
 def saved_algorithm(directory: Path, saved: dict[str, Any], whole: bool = True) -> ModuleType:
-    """The algorithm of a run or a sweep, with its objective where `whole`.
+    """The algorithm of a run or a sweep, with its objective and its bonus where `whole`.
 
     Where its files have become others since, it is made of the copies in the directory, which is said.
     """
     changed = source.changes(saved["algorithm"], saved)
     for file, what in changed.items():
         print(f"{file} {what} since {directory} began: its copy in {directory / source.FOLDER} is used")
-    base, objective = source.kept(directory, saved) if changed else split_name(saved["algorithm"])
-    return with_named(load_algorithm(base), objective) if whole and objective else load_algorithm(base)
+    base, given = source.kept(directory, saved) if changed else split_name(saved["algorithm"])
+    return with_named(load_algorithm(base), given) if whole and given else load_algorithm(base)
 
 
 def saved_config(algorithm: ModuleType, saved: dict[str, Any]) -> Any:
@@ -169,7 +181,9 @@ def checksum(tree: Any) -> int:
 
 def short_name(algorithm_name: str) -> str:
     """`ppo` for `rlx.algos.ppo` and for `/somewhere/ppo.py`; `ppo+SPO` with another objective, by its name or file."""
-    base, _, objective = algorithm_name.rpartition("+")
-    if objective.endswith(".npz"):
-        return f"{short_name(base)}+{Path(objective).stem}"
+    base, _, given = algorithm_name.rpartition("+")
+    if given.endswith(LEARNED):
+        return f"{short_name(base)}+{Path(given).stem}"
+    if given in BONUSES:
+        return f"{short_name(base)}+{given}"
     return re.sub(r"\.py(?=\+|$)", "", Path(algorithm_name.removeprefix("rlx.algos.")).name)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rlx.around import unchanged
 from rlx.curriculum import has_pace
 from rlx.env import Env, EnvState
 from rlx.hosted import check_hosted
@@ -47,6 +48,8 @@ class At:
 
 class Drawn:
     """Another environment whose episodes have levels of their own; see `drawn`. Its parameters are the other's."""
+
+    __getattr__ = unchanged
 
     def __init__(self, environment: Any):
         self.environment = environment
@@ -86,24 +89,6 @@ class Drawn:
 
     def horizon(self, params):
         return Env(self.environment, _own(params)).horizon
-
-    @property
-    def num_agents(self):
-        """The inner environment's, where it has several."""
-        return self.environment.num_agents
-
-    @property
-    def reuses_keys(self):
-        """The inner environment's reason, where it has one."""
-        return self.environment.reuses_keys
-
-    @property
-    def differentiable(self):
-        return self.environment.differentiable
-
-    @property
-    def dt(self):
-        return self.environment.dt
 
     @property
     def frames(self):

@@ -11,8 +11,6 @@ in place of its own are callable pytrees as well, with their coefficients as lea
 `with_objective(ppo, SPO)` is an algorithm whose Config has these coefficients, for sweeps and the command line.
 """
 
-import inspect
-from dataclasses import field, fields
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlx.given import with_argument
 from rlx.pytree import pytree, traced
 
 Number = float | jax.Array  # a coefficient: one of a Config, or of a sweep's lane
@@ -48,6 +47,17 @@ def clipped_surrogate(
     chex.assert_equal_shape([log_ratio, advantage])
     ratio, high = jnp.exp(log_ratio), clip if clip_high is None else clip_high
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - clip, 1.0 + high) * advantage)
+
+
+def dual_clipped_surrogate(
+    log_ratio: jax.Array, advantage: jax.Array, clip: Number, clip_high: Number, bound: Number
+) -> jax.Array:
+    """`clipped_surrogate`, but for `A < 0` at most `-bound A`, any shape: large ratios of bad actions have no slope.
+
+    Source: Ye et al. 2020, Mastering Complex Control in MOBA Games, arXiv:1912.09729.
+    """
+    surrogate = clipped_surrogate(log_ratio, advantage, clip, clip_high)
+    return jnp.where(advantage < 0, jnp.minimum(surrogate, -bound * advantage), surrogate)
 
 
 def rollback_surrogate(log_ratio: jax.Array, advantage: jax.Array, clip: Number, slope: Number) -> jax.Array:
@@ -225,11 +235,24 @@ def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
 
 
 @pytree
+class Elements:
+    """What an objective is given of a minibatch: all elements, so that it may look at their statistics.
+
+    An objective returns a loss for each, 0 for those that it leaves out: the algorithm takes the mean.
+    """
+
+    log_ratio: jax.Array  # of the new policy to the one that acted, [B], as are all of these
+    advantage: jax.Array
+    log_prob: Any = None  # of the action under the new policy; None where the policy has none
+    alive: Any = None  # bool, the elements that count; None where all do
+
+
+@pytree
 class ImportanceWeighted:
     """`importance_weighted`: nothing holds the policy back."""
 
-    def __call__(self, config, log_ratio, advantage, progress):
-        return importance_weighted(log_ratio, advantage)
+    def __call__(self, config, elements, progress):
+        return importance_weighted(elements.log_ratio, elements.advantage)
 
 
 @pytree
@@ -238,8 +261,8 @@ class Clip:
 
     clip: float = traced(0.2, above=0)
 
-    def __call__(self, config, log_ratio, advantage, progress):
-        return clipped_surrogate(log_ratio, advantage, self.clip)
+    def __call__(self, config, elements, progress):
+        return clipped_surrogate(elements.log_ratio, elements.advantage, self.clip)
 
 
 @pytree
@@ -249,8 +272,35 @@ class ClipHigher:
     clip: float = traced(0.2, above=0)
     clip_high: float = traced(0.28, above=0)
 
-    def __call__(self, config, log_ratio, advantage, progress):
-        return clipped_surrogate(log_ratio, advantage, self.clip, self.clip_high)
+    def __call__(self, config, elements, progress):
+        return clipped_surrogate(elements.log_ratio, elements.advantage, self.clip, self.clip_high)
+
+
+@pytree
+class DualClip:
+    """`dual_clipped_surrogate`."""
+
+    clip: float = traced(0.2, above=0)
+    clip_high: float = traced(0.28, above=0)
+    dual_clip: float = traced(3.0, above=1)
+
+    def __call__(self, config, elements, progress):
+        bounds = self.clip, self.clip_high, self.dual_clip
+        return dual_clipped_surrogate(elements.log_ratio, elements.advantage, *bounds)
+
+
+@pytree
+class LogRatio:
+    """`-A log rho`: A2C's loss, the linear part of all others; with the ratios of `fpo` advantage-weighted matching.
+
+    For `A < 0` it has no lower bound: take one gradient step an update, or few.
+
+    Source: Xue et al. 2025, Advantage Weighted Matching, arXiv:2509.25050.
+    """
+
+    def __call__(self, config, elements, progress):
+        chex.assert_equal_shape([elements.log_ratio, elements.advantage])
+        return -elements.log_ratio * elements.advantage
 
 
 @pytree
@@ -260,8 +310,8 @@ class Rollback:
     clip: float = traced(0.2, above=0)
     slope: float = traced(0.3, at_least=0)
 
-    def __call__(self, config, log_ratio, advantage, progress):
-        return rollback_surrogate(log_ratio, advantage, self.clip, self.slope)
+    def __call__(self, config, elements, progress):
+        return rollback_surrogate(elements.log_ratio, elements.advantage, self.clip, self.slope)
 
 
 @pytree
@@ -270,8 +320,8 @@ class SPO:
 
     epsilon: float = traced(0.2, above=0)
 
-    def __call__(self, config, log_ratio, advantage, progress):
-        return quadratic_surrogate(log_ratio, advantage, self.epsilon)
+    def __call__(self, config, elements, progress):
+        return quadratic_surrogate(elements.log_ratio, elements.advantage, self.epsilon)
 
 
 @pytree
@@ -281,8 +331,8 @@ class DPO:
     alpha: float = traced(2.0, above=0)
     beta: float = traced(0.6, above=0)
 
-    def __call__(self, config, log_ratio, advantage, progress):
-        return discovered_surrogate(log_ratio, advantage, self.alpha, self.beta)
+    def __call__(self, config, elements, progress):
+        return discovered_surrogate(elements.log_ratio, elements.advantage, self.alpha, self.beta)
 
 
 @pytree
@@ -292,8 +342,9 @@ class ForwardKL:
     kl_coef: float = traced(1.0, at_least=0)
     kl_target: float = traced(float("inf"), above=0)
 
-    def __call__(self, config, log_ratio, advantage, progress):
-        return penalized(log_ratio, advantage, k3(log_ratio), self.kl_coef, self.kl_target)
+    def __call__(self, config, elements, progress):
+        kl = k3(elements.log_ratio)
+        return penalized(elements.log_ratio, elements.advantage, kl, self.kl_coef, self.kl_target)
 
 
 @pytree
@@ -303,8 +354,10 @@ class ReverseKL:
     kl_coef: float = traced(1.0, at_least=0)
     kl_target: float = traced(float("inf"), above=0)
 
-    def __call__(self, config, log_ratio, advantage, progress):
-        return penalized(log_ratio, advantage, reverse_kl(log_ratio), self.kl_coef, self.kl_target)
+    def __call__(self, config, elements, progress):
+        return penalized(
+            elements.log_ratio, elements.advantage, reverse_kl(elements.log_ratio), self.kl_coef, self.kl_target
+        )
 
 
 @pytree
@@ -314,8 +367,8 @@ class AWR:
     temperature: float = traced(1.0, above=0)
     largest_weight: float = traced(20.0, above=0)
 
-    def __call__(self, config, log_ratio, advantage, progress):
-        return weighted_likelihood(log_ratio, advantage, self.temperature, self.largest_weight)
+    def __call__(self, config, elements, progress):
+        return weighted_likelihood(elements.log_ratio, elements.advantage, self.temperature, self.largest_weight)
 
 
 def with_objective(algorithm: ModuleType, objective: Any) -> ModuleType:
@@ -331,26 +384,7 @@ def with_objective(algorithm: ModuleType, objective: Any) -> ModuleType:
     Raises:
         ValueError: when the algorithm's `update` takes no objective.
     """
-    if "objective" not in inspect.signature(algorithm.update).parameters:
-        raise ValueError(f"{algorithm.__name__} has no policy objective that could be replaced")
-    config_class, chosen = algorithm.Config, lambda config: objective
-    if isinstance(objective, type):
-        names = [f.name for f in fields(objective)]
-        own = {f.name for f in fields(algorithm.Config)}
-        new = [(f.name, f.type, field(default=f.default, metadata=f.metadata)) for f in fields(objective)]
-        namespace = {name: spec for name, _, spec in new if name not in own}
-        namespace["__annotations__"] = {name: kind for name, kind, _ in new if name not in own}
-        namespace["__post_init__"] = algorithm.Config.__post_init__
-        config_class = pytree(type("Config", (algorithm.Config,), namespace))
-        chosen = lambda config: objective(**{name: getattr(config, name) for name in names})
-
-    def update(config: Any, env: Any, state: Any) -> tuple[Any, Any]:
-        return algorithm.update(config, env, state, objective=chosen(config))
-
-    name = objective.__name__ if isinstance(objective, type) else type(objective).__name__
-    module = ModuleType(f"{algorithm.__name__}+{name}")
-    vars(module).update({k: v for k, v in vars(algorithm).items() if k != "__name__"})
-    vars(module).update(Config=config_class, update=update)
+    module = with_argument(algorithm, "objective", objective, "has no policy objective that could be replaced")
     if not isinstance(objective, type):
         vars(module)["learned"] = objective
     return module

@@ -14,23 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlx.around import of_inner
 from rlx.env import Env
 from rlx.multiagent import check_one_agent
 from rlx.pytree import pytree
 from rlx.spaces import Box, Dict, Discrete
 
 
-def _of_inner(outer: Any, name: str) -> Any:
-    """What an environment around another one does not change, as its `__getattr__`."""
-    if name == "environment":  # of a copy that is being made
-        raise AttributeError(name)
-    return getattr(outer.environment, name)
-
-
 class Hidden:
     """Another environment of whose observation only some entries are seen; see `hidden`."""
 
-    __getattr__ = _of_inner
+    __getattr__ = of_inner
 
     def __init__(self, environment: Any, seen: tuple[int, ...]):
         self.environment, self.seen = environment, seen
@@ -52,7 +46,7 @@ class Hidden:
 class HiddenEntries:
     """Another environment of whose dictionary of observations only some entries are seen; see `hidden`."""
 
-    __getattr__ = _of_inner
+    __getattr__ = of_inner
 
     def __init__(self, environment: Any, names: tuple[str, ...]):
         self.environment, self.names = environment, names
@@ -125,7 +119,7 @@ class TimedState:
 class Timed:
     """Another environment that shows which part of an episode is over; see `timed`."""
 
-    __getattr__ = _of_inner
+    __getattr__ = of_inner
 
     def __init__(self, environment: Any, limit: int):
         self.environment, self.limit = environment, limit
@@ -193,7 +187,7 @@ def timed(env: Env, limit: int | None = None) -> Env:
 class Remembering:
     """Another environment that hands a part of each action back with the next observation; see `remembering`."""
 
-    __getattr__ = _of_inner
+    __getattr__ = of_inner
     carried_out = None  # no number of an action goes unused, also around chunks
 
     def __init__(self, environment: Any, size: int):
@@ -276,7 +270,7 @@ class StackedState:
 class Stacked:
     """Another environment that shows several observations in one; see `stacked`."""
 
-    __getattr__ = _of_inner
+    __getattr__ = of_inner
 
     def __init__(self, environment: Any, num: int):
         self.environment, self.num = environment, num

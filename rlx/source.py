@@ -18,12 +18,12 @@ from typing import Any
 FOLDER = "source"
 
 
-def parts(name: str) -> tuple[str, str]:
-    """`/a/mine.py+/b/lpo.npz` as its algorithm and its objective; the second is empty where there is none."""
-    base, plus, objective = name.rpartition("+")
-    if plus and (objective.endswith(".npz") or not objective.endswith(".py")):
-        return base, objective
-    return name, ""
+def parts(name: str) -> list[str]:
+    """`/a/mine.py+/b/lpo.npz+RND` as its algorithm and what is given to it: an objective, a bonus."""
+    base, plus, last = name.rpartition("+")
+    if plus and (last.endswith(".npz") or not last.endswith(".py")):
+        return [*parts(base), last]
+    return [name]
 
 
 def files(name: str) -> list[Path]:
@@ -126,7 +126,7 @@ def changes(name: str, saved: dict[str, Any], loaded: ModuleType | None = None) 
 
 
 def kept(directory: Path, saved: dict[str, Any]) -> tuple[str, str]:
-    """The names of a run's algorithm and objective, with the run's copies in place of the files of one's own.
+    """The names of a run's algorithm and of what is given to it, with its copies in place of the files of one's own.
 
     Raises:
         ValueError: when a copy is not what the run began with, or is missing.
@@ -139,7 +139,7 @@ def kept(directory: Path, saved: dict[str, Any]) -> tuple[str, str]:
             what = "has changed" if path.exists() else "is missing"
             raise ValueError(f"{path}, the run's copy of its source, {what}: put back what the run began with")
         found.append(str(path.resolve()) if own else part)
-    return tuple(found)
+    return found[0], "+".join(found[1:])
 
 
 def _hash(content: bytes) -> str:

@@ -36,9 +36,9 @@ from rlx.stopping import Stopping, seen
 EVALUATION = 0x65766C  # names the random stream of `evaluate`
 MAX_STEPS = 100_000  # of an episode that it plays
 # Static fields that shape networks; a State that has others differs in its parameters.
-NETWORK = ("hidden_sizes", "critic_sizes", "conv_features", "num_components", "num_features", "num_critics")
-NETWORK += ("cell", "memory_size", "torso", "policy", "actor_obs", "critic_obs", "embed_size", "num_layers")
-NETWORK += ("num_heads", "num_values")
+NETWORK = ("hidden_sizes", "critic_sizes", "conv_features", "num_components", "num_features", "num_critics", "cell")
+NETWORK += ("memory_size", "torso", "policy", "actor_obs", "critic_obs", "embed_size", "num_layers", "num_heads")
+NETWORK += ("num_values",)
 
 
 def total_updates(config: Any) -> int:
@@ -123,9 +123,8 @@ def _is_array(x: Any) -> bool:
 
 
 def _is_key(x: Any) -> bool:
-    if not hasattr(x, "dtype"):
-        return False
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or (x.dtype == jnp.uint32 and bool(x.shape))
+    kind = getattr(x, "dtype", None)
+    return kind is not None and (jnp.issubdtype(kind, jax.dtypes.prng_key) or (kind == jnp.uint32 and x.shape != ()))
 
 
 @ordinary
@@ -147,8 +146,8 @@ def train(algorithm: Any, config: Any, env: Env, key: jax.Array, **kwargs: Any) 
     """A whole run: `init`, then `total_updates(config)` updates, compiled as one program.
 
     Returns the final State and the metrics of every update, leaves `[num_updates]`. Pure, so it can be vmapped over
-    config, env and key, differentiated and sharded. Further keywords go to `algorithm.update` and must be pytrees.
-    Statistics of episodes mean something only where `metrics["num_episodes"]` is above 0; they are 0 elsewhere.
+    config, env and key, differentiated and sharded. Further keywords, pytrees, go to `algorithm.update`, and to `init`
+    where it takes them. Statistics of episodes mean nothing where `metrics["num_episodes"]` is 0; they are 0 there.
 
     Raises:
         ValueError: for settings that do not fit the environment, and inside of a `jax.shard_map` with `check_vma`.
@@ -191,16 +190,22 @@ def resume(
 @partial(jax.jit, static_argnames="algorithm")
 @ordinary
 def _train(algorithm, config, env, key, kwargs):
-    state = algorithm.init(now(config), here(config, env), key)
-    return _scan(algorithm, config, env, state, total_updates(config), kwargs)
+    return _scan(algorithm, config, env, _first(algorithm, config, env, key, kwargs), total_updates(config), kwargs)
 
 
 @partial(jax.jit, static_argnames=("algorithm", "num_updates"))
 @ordinary
 def _resume(algorithm, config, env, state, num_updates, kwargs):
-    like = jax.eval_shape(lambda key: algorithm.init(now(config), here(config, env), key), jax.random.key(0))
-    check_state(config, state, like)
+    check_state(
+        config, state, jax.eval_shape(lambda key: _first(algorithm, config, env, key, kwargs), jax.random.key(0))
+    )
     return _scan(algorithm, config, env, state, num_updates, kwargs)
+
+
+def _first(algorithm, config, env, key, kwargs):
+    """The State that `init` makes with those of the keywords that it takes."""
+    own = kwargs.keys() & inspect.signature(algorithm.init).parameters.keys()
+    return algorithm.init(now(config), here(config, env), key, **{name: kwargs[name] for name in own})
 
 
 def _scan(algorithm, config, env, state, num_updates, kwargs):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_map_with_path
 
+from rlx.around import of_inner, unchanged
 from rlx.env import Env, check_names
 from rlx.multiagent import check_one_agent
 from rlx.pytree import pytree
@@ -32,6 +33,8 @@ class RandomizedState:
 
 class Randomized:
     """Another environment whose parameters are multiplied by factors that each episode draws anew; see `randomized`."""
+
+    __getattr__ = unchanged
 
     def __init__(self, environment: Any, params: RandomizedParams, names: tuple[tuple[str, ...], ...]):
         self.environment, self.default_params, self.names = environment, params, names
@@ -71,19 +74,6 @@ class Randomized:
 
     def horizon(self, params):
         return Env(self.environment, params.params).horizon
-
-    @property
-    def num_agents(self):
-        """The inner environment's, where it has several."""
-        return self.environment.num_agents
-
-    @property
-    def differentiable(self):
-        return self.environment.differentiable
-
-    @property
-    def dt(self):
-        return self.environment.dt
 
     @property
     def frames(self):
@@ -244,6 +234,8 @@ def carried_out(env: Env, x: jax.Array) -> jax.Array:
 class Bounded:
     """Another environment whose actions have bounds; see `bounded`."""
 
+    __getattr__ = of_inner
+
     def __init__(self, environment: Any, low: Any, high: Any):
         self.environment, self.default_params = environment, environment.default_params
         self.low, self.high = low, high
@@ -262,31 +254,8 @@ class Bounded:
         low, high = jnp.maximum(self.low, inner.low), jnp.minimum(self.high, inner.high)
         return Box(low, high, inner.shape, inner.dtype)
 
-    @property
-    def reported(self):
-        """The inner environment's, where that is around another one."""
-        return self.environment.reported
-
     def horizon(self, params):
         return Env(self.environment, params).horizon
-
-    @property
-    def num_agents(self):
-        """The inner environment's, where it has several."""
-        return self.environment.num_agents
-
-    @property
-    def differentiable(self):
-        return self.environment.differentiable
-
-    @property
-    def dt(self):
-        return self.environment.dt
-
-    @property
-    def frames(self):
-        """The inner environment's, where it has one."""
-        return self.environment.frames
 
 
 def bounded(env: Env, low: Any, high: Any) -> Env:

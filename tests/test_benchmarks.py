@@ -2,7 +2,6 @@ import copy
 import json
 import signal
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -173,17 +172,18 @@ def test_curve_weighs_seeds_equally_and_skips_stretches_without_episodes():
 
 @pytest.mark.filterwarnings("ignore:no tuned settings")
 def test_every_task_is_there_and_divides_its_settings():
-    from returns import OWN, TASKS
+    from returns import OWN, TASKS, named
 
     import rlx
     from rlx.envs.registry import full_name
     from rlx.presets import preset
 
     for algorithm, tasks in {"ppo": TASKS, **OWN}.items():
-        module = import_module(f"rlx.algos.{algorithm}")
+        module, changed = named(algorithm)
         for task in tasks.values():
             assert full_name(task.env) == task.env
-            assert rlx.total_updates(preset(module, task.env, total_steps=task.total_steps)) > 20
+            config = preset(module, task.env, **changed, total_steps=task.total_steps)
+            assert rlx.total_updates(config) > 20
 
 
 @pytest.mark.filterwarnings("ignore:no tuned settings")

@@ -621,7 +621,8 @@ def test_the_short_name_keeps_the_objective(name):
 
 
 def test_every_objective_can_be_named():
-    from rlx import objectives
+    from rlx import batch_objectives, kl_objectives, objectives
 
-    kinds = [kind for kind in vars(objectives).values() if isinstance(kind, type) and "__call__" in vars(kind)]
+    names = {**vars(objectives), **vars(kl_objectives), **vars(batch_objectives)}
+    kinds = [kind for kind in names.values() if isinstance(kind, type) and "__call__" in vars(kind)]
     assert sorted(OBJECTIVES) == sorted(kind.__name__ for kind in kinds)

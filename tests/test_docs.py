@@ -16,7 +16,7 @@ import yaml
 
 import rlx
 import rlx.envs
-from rlx.algorithm import OBJECTIVES, algorithms, load_algorithm, with_named
+from rlx.algorithm import BONUSES, OBJECTIVES, algorithms, load_algorithm, with_named
 from rlx.cli.commands import COMMANDS
 from rlx.envs.registry import full_name
 
@@ -217,12 +217,12 @@ def options(command):
     return {field.name for field in dataclasses.fields(getattr(module, name))}
 
 
-def settings(algorithm, objective):
-    """The fields of an algorithm's Config; of a file of one's own, those of PPO and REINFORCE."""
+def settings(algorithm, *given):
+    """The fields of an algorithm's Config, with an objective and a bonus; of a file of one's own, those of PPO."""
     module = load_algorithm(algorithm if algorithm in algorithms() else "ppo")
-    known = {name.lower(): name for name in OBJECTIVES}
-    if objective.lower() in known:
-        module = with_named(module, known[objective.lower()])
+    known = {name.lower(): name for name in (*OBJECTIVES, *BONUSES)}
+    for name in given:
+        module = with_named(module, known[name.lower()]) if name.lower() in known else module
     return {field.name for field in dataclasses.fields(module.Config)}
 
 
@@ -246,7 +246,7 @@ def test_commands_of_pages_exist(document, line):
     value = lambda flag: rest[rest.index(flag) + 1] if flag in rest else ""
     known = options(command)
     if command in ("train", "sweep", "clone", "profile"):
-        known |= settings(rest[0], value("--objective"))
+        known |= settings(rest[0], value("--objective"), value("--bonus"))
         if value("--variant"):
             assert value("--variant") in load_algorithm(rest[0]).VARIANTS
     for word in rest:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlx import meta
-from rlx.objectives import Clip, clipped_surrogate, importance_weighted
+from rlx.objectives import Clip, Elements, clipped_surrogate, importance_weighted
 
 ADVANTAGES = jnp.array([-3.0, -1.0, -0.1, 0.0, 0.1, 1.0, 3.0])
 LOG_RATIOS = jnp.linspace(jnp.log(1e-3), jnp.log(1e3), 61)
@@ -16,7 +16,7 @@ MAKERS = {"lpo": meta.lpo, "talpo": meta.talpo}
 
 
 def drift(objective, log_ratio, advantage, progress=0.3):
-    loss = objective(None, log_ratio, advantage, progress)
+    loss = objective(None, Elements(log_ratio, advantage), progress)
     return loss - importance_weighted(log_ratio, advantage)
 
 
@@ -54,9 +54,9 @@ def by_hand(objective, log_ratio, advantage, progress=None):
 def test_the_loss_is_that_of_the_equation(clip):
     for seed, (log_ratio, advantage) in enumerate([(0.3, 1.5), (-0.8, -0.7), (1.2, -2.0), (-0.1, 0.4), (0.9, 1.1)]):
         plain, aware = (make(jax.random.key(seed), clip=clip) for make in (meta.lpo, meta.talpo))
-        given = jnp.float32(log_ratio), jnp.float32(advantage)
-        np.testing.assert_allclose(plain(None, *given, 0.7), by_hand(plain, log_ratio, advantage), rtol=2e-5)
-        np.testing.assert_allclose(aware(None, *given, 0.7), by_hand(aware, log_ratio, advantage, 0.7), rtol=2e-5)
+        given = Elements(jnp.float32(log_ratio), jnp.float32(advantage))
+        np.testing.assert_allclose(plain(None, given, 0.7), by_hand(plain, log_ratio, advantage), rtol=2e-5)
+        np.testing.assert_allclose(aware(None, given, 0.7), by_hand(aware, log_ratio, advantage, 0.7), rtol=2e-5)
 
 
 def test_sizes_are_those_of_the_papers():
@@ -67,9 +67,9 @@ def test_sizes_are_those_of_the_papers():
 def test_without_weights_nothing_is_added():
     log_ratio, advantage = jnp.linspace(-1, 1, 41), jnp.sin(jnp.arange(41.0))
     np.testing.assert_array_equal(
-        meta.lpo()(None, log_ratio, advantage, 0.0), importance_weighted(log_ratio, advantage)
+        meta.lpo()(None, Elements(log_ratio, advantage), 0.0), importance_weighted(log_ratio, advantage)
     )
-    clipped = meta.lpo(clip=0.2)(None, log_ratio, advantage, 0.0)
+    clipped = meta.lpo(clip=0.2)(None, Elements(log_ratio, advantage), 0.0)
     np.testing.assert_allclose(clipped, clipped_surrogate(log_ratio, advantage, 0.2), atol=1.01e-4)  # the margin
 
 
@@ -79,20 +79,21 @@ def test_candidates_around_no_drift_are_all_different():
     move = jax.tree.map(lambda x: 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), start)
     log_ratio, advantage = jnp.linspace(-1, 1, 41), jnp.sin(jnp.arange(41.0))
     plus, minus = (jax.tree.map(lambda x, y, s=s: x + s * y, start, move) for s in (1, -1))
-    assert float(jnp.abs(plus(None, log_ratio, advantage, 0.0) - minus(None, log_ratio, advantage, 0.0)).max()) > 1e-3
+    elements = Elements(log_ratio, advantage)
+    assert float(jnp.abs(plus(None, elements, 0.0) - minus(None, elements, 0.0)).max()) > 1e-3
 
 
 def test_only_the_one_that_is_aware_of_progress_changes_with_it():
     log_ratio, advantage = jnp.full(3, 0.4), jnp.array([-1.0, 0.5, 2.0])
     for make, same in ((meta.lpo, True), (meta.talpo, False)):
         objective = make(jax.random.key(2))
-        early, late = (objective(None, log_ratio, advantage, progress) for progress in (0.0, 1.0))
+        early, late = (objective(None, Elements(log_ratio, advantage), progress) for progress in (0.0, 1.0))
         assert bool((early == late).all()) == same
 
 
 def test_at_the_policy_that_acted_every_objective_has_one_gradient():
     advantage = jnp.array([-1.0, 0.0, 2.0])
-    slope = lambda objective: jax.grad(lambda x: objective(None, x, advantage, 0.0).sum())(jnp.zeros(3))
+    slope = lambda objective: jax.grad(lambda x: objective(None, Elements(x, advantage), 0.0).sum())(jnp.zeros(3))
     for objective in (meta.lpo(jax.random.key(0)), meta.talpo(jax.random.key(1)), meta.lpo(clip=0.2), Clip(0.2)):
         np.testing.assert_allclose(slope(objective), -advantage, atol=1e-6)
 
@@ -100,7 +101,7 @@ def test_at_the_policy_that_acted_every_objective_has_one_gradient():
 def test_extreme_ratios_have_finite_gradients():
     objective = meta.lpo(jax.random.key(0))
     log_ratio, advantage = jnp.array([-90.0, -30.0, 30.0, 80.0]), jnp.array([1.0, -1.0, 1.0, 1.0])
-    grads = jax.grad(lambda o: o(None, log_ratio, advantage, 0.0).sum())(objective)
+    grads = jax.grad(lambda o: o(None, Elements(log_ratio, advantage), 0.0).sum())(objective)
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(grads))
 
 

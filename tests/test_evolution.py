@@ -197,6 +197,8 @@ def test_fitness_is_scaled_and_has_no_holes(cartpole):
 def test_a_lifetime_is_scaled_by_what_learns_and_by_what_does_not(cartpole):
     found = meta.scaled(ppo, cartpole, Clip(0.2), jax.random.key(0), num_seeds=3)
     assert 15 < found.low < 30 < found.high
-    backwards = jax.tree_util.Partial(lambda config, log_ratio, advantage, progress: jnp.exp(log_ratio) * advantage)
+    backwards = jax.tree_util.Partial(
+        lambda config, elements, progress: jnp.exp(elements.log_ratio) * elements.advantage
+    )
     with pytest.raises(ValueError, match="does not learn"):
         meta.scaled(ppo, cartpole, backwards, jax.random.key(0), num_seeds=3)

@@ -17,6 +17,7 @@ KEYS = {
     "games": ("task", "method"),
     "groups": ("task",),
     "learned_rules": ("task",),
+    "mechanisms": ("task", "arm"),
     "memory": ("task", "method"),
     "meta_gradient": ("task", "method"),
     "panel": ("task", "method"),
@@ -26,6 +27,7 @@ KEYS = {
 }
 # The names of a task that a module measures.
 OF = {
+    "arm": lambda module, task: module.TASKS[task].arms,
     "variant": lambda module, task: module.VARIANTS,
     "method": lambda module, task: module.METHODS,
     "trained": lambda module, task: module.TASKS[task].trained,

@@ -126,8 +126,8 @@ def test_continuous_actions_reach_their_optimum(probe):
 class Spread:
     """An objective that is the largest `|ratio - 1|` of the minibatch."""
 
-    def __call__(self, config, log_ratio, advantage, progress):
-        return jnp.broadcast_to(jnp.abs(jnp.expm1(log_ratio)).max(), log_ratio.shape)
+    def __call__(self, config, elements, progress):
+        return jnp.broadcast_to(jnp.abs(jnp.expm1(elements.log_ratio)).max(), elements.log_ratio.shape)
 
 
 @pytest.mark.more

@@ -159,7 +159,7 @@ def test_losses_above_the_clamp_have_no_gradient_and_ratio_one(env, state, batch
 
 def ratio_objective():
     """The mean ratio itself."""
-    return jax.tree_util.Partial(lambda config, log_ratio, advantage, progress: jnp.exp(log_ratio))
+    return jax.tree_util.Partial(lambda config, elements, progress: jnp.exp(elements.log_ratio))
 
 
 def test_the_clamp_of_the_ratio_leaves_its_gradient(env, state, batches, gradient):

@@ -17,6 +17,7 @@ from rlx.objectives import (
     SPO,
     Clip,
     ClipHigher,
+    Elements,
     ForwardKL,
     ImportanceWeighted,
     ReverseKL,
@@ -195,8 +196,8 @@ DRIFTS = {
 }
 FIXED = [objective for objective in DRIFTS if getattr(objective, "kl_target", np.inf) == np.inf]
 each_objective = pytest.mark.parametrize("objective", DRIFTS, ids=str)
-loss = jax.jit(lambda objective, log_ratio, advantage: objective(None, log_ratio, advantage, 0.0))
-slope = jax.jit(jax.grad(lambda objective, log_ratio, advantage: objective(None, log_ratio, advantage, 0.0), argnums=1))
+loss = jax.jit(lambda objective, *given: objective(None, Elements(*given), 0.0))
+slope = jax.jit(jax.grad(lambda objective, *given: objective(None, Elements(*given), 0.0), argnums=1))
 
 
 @each_objective
@@ -481,7 +482,7 @@ def test_weighted_likelihood_clones_what_was_done_as_the_temperature_grows():
 
 def test_awr_has_its_coefficients_as_leaves():
     log_ratio, advantage = jnp.array([-1.0, 0.5, 1.0]), jnp.array([2.0, -1.0, 40.0])
-    found = AWR(0.5, 7.0)(None, log_ratio, advantage, 0.0)
+    found = AWR(0.5, 7.0)(None, Elements(log_ratio, advantage), 0.0)
     np.testing.assert_allclose(found, weighted_likelihood(log_ratio, advantage, 0.5, 7.0))
     assert jax.tree.leaves(AWR(0.5, 7.0)) == [0.5, 7.0]
     with pytest.raises(AssertionError):

@@ -144,8 +144,8 @@ def large(batch, state):
 
 
 def test_ratios_have_mean_one_and_log_ratios_minus_the_divergence(state, large, loss):
-    ratio = jax.tree_util.Partial(lambda config, log_ratio, advantage, progress: jnp.exp(log_ratio))
-    logarithm = jax.tree_util.Partial(lambda config, log_ratio, advantage, progress: log_ratio)
+    ratio = jax.tree_util.Partial(lambda config, elements, progress: jnp.exp(elements.log_ratio))
+    logarithm = jax.tree_util.Partial(lambda config, elements, progress: elements.log_ratio)
     params, t = moved(state.params, 0.1), jnp.tile(T, 256)
     (_, parts), _ = loss(params, state.params, CONFIG, large, t, ratio)
     assert parts["kl"] > 0.01
@@ -181,7 +181,9 @@ def test_where_velocity_does_not_depend_on_the_place_the_ratio_is_that_of_ppo(en
     expected = Normal(end, params["log_std"]).log_prob(action)
     expected -= Normal(recorded.end, reference["log_std"]).log_prob(action)
     found = []
-    spy = jax.tree_util.Partial(lambda config, log_ratio, advantage, progress: found.append(log_ratio) or log_ratio)
+    spy = jax.tree_util.Partial(
+        lambda config, elements, progress: found.append(elements.log_ratio) or elements.log_ratio
+    )
     policyflow.loss(params, reference, CONFIG, env, replace(batch, recorded=recorded), T, 0.0, spy)
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-4)

@@ -117,8 +117,8 @@ def every(config):
 class Spread:
     """An objective that is the largest `|ratio - 1|` of the minibatch."""
 
-    def __call__(self, config, log_ratio, advantage, progress):
-        return jnp.broadcast_to(jnp.abs(jnp.expm1(log_ratio)).max(), log_ratio.shape)
+    def __call__(self, config, elements, progress):
+        return jnp.broadcast_to(jnp.abs(jnp.expm1(elements.log_ratio)).max(), elements.log_ratio.shape)
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +342,7 @@ def test_the_learning_rate_is_constant_without_annealing(ppo, small, cartpole):
 
 
 def test_progress_reaches_the_objective(ppo, small, cartpole):
-    objective = jax.tree_util.Partial(lambda config, log_ratio, advantage, progress: log_ratio * 0 + progress)
+    objective = jax.tree_util.Partial(lambda config, elements, progress: elements.log_ratio * 0 + progress)
     _, metrics = rlx.train(ppo, small, cartpole, jax.random.key(0), objective=objective)
     np.testing.assert_allclose(metrics["policy_loss"], [0, 1 / 3, 2 / 3], rtol=1e-5)
 

@@ -664,7 +664,8 @@ def test_every_setting_changes_the_program_or_what_it_computes(algorithm):
     config, env = small(algorithm), CASES[algorithm]
     run = jax.jit(lambda config: rlx.train(algorithm, config, env, jax.random.key(0))[0].params)
     before = run(config)
-    others = {"learning_rate": 0.3, "alpha": 0.5, "epsilon_share": 0.9, "trace_lambda": 0.1, "entropy_coef": 0.5}
+    others = {"learning_rate": 0.3, "alpha": 0.5, "trace_lambda": 0.1, "entropy_coef": 0.5}
+    others |= {"epsilon_start": 0.0, "epsilon_share": 0.9}  # no step explores, nearly all do
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if not isinstance(value, float) or field.name == "sparsity":

@@ -237,9 +237,10 @@ class Drift:
     clip: float = 0.2
     bend: float = 0.0
 
-    def __call__(self, config, log_ratio, advantage, progress):
+    def __call__(self, config, elements, progress):
         TRACES.append(self)
-        return clipped_surrogate(log_ratio, advantage, self.clip) + self.bend * log_ratio * (1 + progress)
+        surrogate = clipped_surrogate(elements.log_ratio, elements.advantage, self.clip)
+        return surrogate + self.bend * elements.log_ratio * (1 + progress)
 
 
 @pytest.fixture(scope="module")

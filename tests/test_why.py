@@ -12,8 +12,8 @@ from rlx.run.why import diverged, why
 from rlx.spaces import Box, Discrete
 
 
-def logarithm(config, log_ratio, advantage, progress):
-    return -jnp.log(advantage) * log_ratio
+def logarithm(config, elements, progress):
+    return -jnp.log(elements.advantage) * elements.log_ratio
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from rlx import schedules, source
 from rlx.algorithm import (
+    BONUSES,
     LEARNED,
     OBJECTIVES,
     algorithms,
@@ -51,6 +52,9 @@ class Sources:
     objective: str = ""
     """Policy objective to use in place of the algorithm's own: a name such as SPO, whose coefficients become options,
     or the file of a learned one."""
+    bonus: str = ""
+    """Bonus for what is new, RND or Counts, that the algorithm learns from beside the reward; its coefficients become
+    options."""
     variant: str = ""
     """Named settings from the algorithm's VARIANTS, such as dapo in grpo; they go over the tuned ones."""
     preset: bool = True
@@ -130,20 +134,27 @@ def resumed(sources: Sources, file: str, given: ModuleType | None, name: str) ->
 
 
 def with_asked(algorithm: ModuleType, name: str, sources: Sources, file: str = "config.json") -> tuple[ModuleType, str]:
-    """The algorithm and its name with the objective asked for, or that of what is resumed; else as they are."""
-    known = {objective.lower(): objective for objective in OBJECTIVES}
-    objective = known.get(sources.objective.replace("-", "").lower(), "")
-    if sources.objective.endswith(LEARNED):
-        objective = str(Path(sources.objective).resolve())
-        if "+" in objective:
-            raise ValueError(f"{objective}: a run is named with a + before its objective, so give a path without one")
-    if sources.objective and not objective:
-        raise ValueError(unknown_name("objective", sources.objective, list(known)))
-    if not objective and sources.resume is not None:
-        objective = split_name(read_config(sources.resume, file)["algorithm"])[1]
-    if not objective or objective == split_name(name)[1]:
+    """The algorithm and its name with the objective and the bonus asked for, or those of what is resumed."""
+    before = "" if sources.resume is None else split_name(read_config(sources.resume, file)["algorithm"])[1]
+    asked = [_known("objective", sources.objective, OBJECTIVES), _known("bonus", sources.bonus, BONUSES)]
+    of_kind = {name in BONUSES: name for name in [*before.split("+"), *asked] if name}  # the last of each
+    missing = [of_kind[kind] for kind in sorted(of_kind) if of_kind[kind] not in split_name(name)[1].split("+")]
+    if not missing:
         return algorithm, name
-    return with_named(algorithm, objective), f"{name}+{objective}"
+    return with_named(algorithm, "+".join(missing)), "+".join([name, *missing])
+
+
+def _known(kind: str, asked: str, names: dict[str, type]) -> str:
+    """The name as it is written in `names`, or the path of a file; empty where nothing is asked for."""
+    if asked.endswith(LEARNED) and kind == "objective":
+        path = str(Path(asked).resolve())
+        if "+" in path:
+            raise ValueError(f"{path}: a run is named with a + before its objective, so give a path without one")
+        return path
+    known = {name.lower(): name for name in names}
+    if asked and asked.replace("-", "").lower() not in known:
+        raise ValueError(unknown_name(kind, asked, list(known)))
+    return known.get(asked.replace("-", "").lower(), "")
 
 
 def parse_sources(arguments: list[str], prog: str, options: type[Sources] = Sources) -> tuple[Any, list[str]]:

@@ -73,7 +73,8 @@ class LPO:
     out: jax.Array  # [H]
     clip: float = static(float("inf"))  # of PPO's drift, to which the learned one is added; without, nothing is
 
-    def __call__(self, config, log_ratio, advantage, progress):
+    def __call__(self, config, elements, progress):
+        log_ratio, advantage = elements.log_ratio, elements.advantage
         features = drift_features(log_ratio, advantage)
         return learned_surrogate(log_ratio, advantage, features, self.hidden, self.out, self.clip)
 
@@ -89,7 +90,8 @@ class TALPO:
     out: jax.Array  # [H]
     clip: float = static(float("inf"))
 
-    def __call__(self, config, log_ratio, advantage, progress):
+    def __call__(self, config, elements, progress):
+        log_ratio, advantage = elements.log_ratio, elements.advantage
         features = drift_features(log_ratio, advantage)
         features = jnp.concatenate([features, progress * features], axis=-1)
         return learned_surrogate(log_ratio, advantage, features, self.hidden, self.out, self.clip)

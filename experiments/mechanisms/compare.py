@@ -1,0 +1,325 @@
+"""Mechanisms of the literature, each beside what it changes: what the paper claims, and what was seen.
+
+    python experiments/mechanisms/compare.py
+    python experiments/mechanisms/compare.py --task kl-cov
+    python experiments/mechanisms/compare.py --task restarts --short
+
+Every arm of a trial trains all its seeds in one program, and plays whole episodes of the trial's environment after.
+A claim holds where the interval of the difference that it names is on its side of 0. A result that is there is not
+measured again. No rate or coefficient was chosen for any arm: they are the defaults, and what the trial says.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+import rlx
+from rlx.algorithm import load_algorithm
+from rlx.around import chosen, restarted
+from rlx.devices.sharding import use_devices
+from rlx.devices.spread import spread
+from rlx.partial import hidden, remembering
+from rlx.report import experiment, interval
+from rlx.rollout import reset, rollout
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "gymnax")
+NUM_SEEDS, NUM_EPISODES = 5, 32
+QUANTITIES = {
+    "return": "return of the final policy",
+    "curve": "mean return in training",
+    "entropy": "entropy at the end",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train: an algorithm by name, its settings, and what it makes of the environment."""
+
+    algorithm: str = "ppo"
+    settings: dict[str, Any] = field(default_factory=dict)
+    env: Callable = lambda env: env
+    inside: bool = False  # whether episodes are played in what it makes of it, too
+
+
+@dataclass(frozen=True)
+class Trial:
+    claim: str
+    source: str
+    env: str
+    total_steps: int
+    arms: dict[str, Arm]
+    expected: tuple[str, str, str]  # arm, arm, and the quantity that is larger in the first
+    settings: dict[str, Any] = field(default_factory=dict)  # of all arms
+
+
+def downhill(obs, key):
+    """MountainCar is pushed the way that it moves, which swings it out in about 120 steps."""
+    return jnp.where(obs[1] < 0, 0, 2).astype(jnp.int32)
+
+
+def on_the_way(env, num_envs=16, num_steps=64):
+    """The environment with half of its episodes begun from states of `downhill`."""
+    key = jax.random.key(77)
+    act = lambda obs, key: (jax.vmap(downhill, (0, None))(obs, key), None)
+    piece = lambda state, key: (rollout(env, act, state, key, 1)[0],) * 2
+    states = jax.jit(lambda key: jax.lax.scan(piece, reset(env, key, num_envs), jax.random.split(key, num_steps))[1])(
+        key
+    )
+    return restarted(env, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states), 0.5)
+
+
+def leaning(weights):
+    """A controller of CartPole: it is pushed the way that a sum of its observation points."""
+    return lambda obs, key: (obs @ jnp.array(weights) > 0).astype(jnp.int32)
+
+
+BY_ANGLE, BY_SPEED = leaning((0.0, 0.0, 1.0, 0.0)), leaning((0.0, 0.0, 0.0, 1.0))
+STALE = {"num_envs": 8, "num_epochs": 20, "learning_rate": 1e-3, "entropy_coef": 0.0}
+TASKS = {
+    "kl-cov": Trial(
+        "Few elements take the entropy away; a penalty on them keeps it.",
+        "Cui et al. 2025, arXiv:2505.22617",
+        "gymnax/CartPole-v1",
+        200_000,
+        {"Clip": Arm(), "KL-Cov": Arm("ppo+KLCov"), "Clip-Cov": Arm("ppo+ClipCov")},
+        ("KL-Cov", "Clip", "entropy"),
+        STALE | {"num_epochs": 10},
+    ),
+    "clip-cov": Trial(
+        "Leaving out the elements of the largest covariance keeps entropy.",
+        "Cui et al. 2025, arXiv:2505.22617",
+        "gymnax/Acrobot-v1",
+        200_000,
+        {"Clip": Arm(), "Clip-Cov": Arm("ppo+ClipCov"), "KL-Cov": Arm("ppo+KLCov")},
+        ("Clip-Cov", "Clip", "entropy"),
+        STALE | {"num_epochs": 10},
+    ),
+    "bapo": Trial(
+        "On stale data, bounds that balance good and bad actions learn better than one clip.",
+        "Xi et al. 2025, arXiv:2510.18927",
+        "gymnax/CartPole-v1",
+        200_000,
+        {"Clip": Arm(), "two bounds": Arm("ppo+ClipHigher"), "BAPO": Arm("ppo+BAPO")},
+        ("BAPO", "Clip", "curve"),
+        STALE,
+    ),
+    "dual-clip": Trial(
+        "Bounding the loss of bad actions of large ratios helps where data are stale.",
+        "Ye et al. 2020, arXiv:1912.09729",
+        "gymnax/CartPole-v1",
+        200_000,
+        {"two bounds": Arm("ppo+ClipHigher"), "dual clip": Arm("ppo+DualClip")},
+        ("dual clip", "two bounds", "curve"),
+        STALE,
+    ),
+    "log-ratio": Trial(
+        "The linear loss is for one step: with many epochs it goes astray where a clip does not.",
+        "Xue et al. 2025, arXiv:2509.25050",
+        "gymnax/CartPole-v1",
+        200_000,
+        {"log-ratio": Arm("ppo+LogRatio"), "Clip": Arm()},
+        ("Clip", "log-ratio", "curve"),
+        STALE,
+    ),
+    "rpg": Trial(
+        "A return with a KL in it learns at least as well as a clip.",
+        "Zhang et al. 2025, arXiv:2505.17508",
+        "gymnax/CartPole-v1",
+        200_000,
+        {
+            "Clip": Arm(),
+            "reverse": Arm("ppo+KLRegularized"),
+            "forward": Arm("ppo+KLRegularized", {"divergence": "forward"}),
+            "reverse, score": Arm("ppo+KLRegularized", {"score": True}),
+        },
+        ("reverse", "Clip", "curve"),
+        STALE | {"num_epochs": 10},
+    ),
+    "d-ppo": Trial(
+        "Leaving out what varies most makes learning faster.",
+        "Xie et al. 2023, arXiv:2310.20380",
+        "gymnax/CartPole-v1",
+        200_000,
+        {"Clip": Arm(), "dropout": Arm("ppo+DropoutClip")},
+        ("dropout", "Clip", "curve"),
+        {"num_envs": 8, "learning_rate": 1e-3},
+    ),
+    "s2pg": Trial(
+        "Numbers that the policy writes and reads are memory enough, without a recurrent network.",
+        "Al-Hafez et al. 2024",
+        "gymnax/Pendulum-v1",
+        1_000_000,
+        {
+            "without velocities": Arm(env=lambda env: hidden(env, 2), inside=True),
+            "with 8 numbers": Arm(env=lambda env: remembering(hidden(env, 2), 8), inside=True),
+            "all seen": Arm(),
+        },
+        ("with 8 numbers", "without velocities", "return"),
+        {"num_envs": 32, "num_steps": 64, "num_epochs": 8, "num_minibatches": 8, "learning_rate": 1e-3}
+        | {"gamma": 0.95, "entropy_coef": 0.0, "normalize_reward": True},
+    ),
+    "restarts": Trial(
+        "Starting from states on the way finds a reward that the start never does.",
+        "Chang et al. 2024, arXiv:2404.08495",
+        "gymnax/MountainCar-v0",
+        500_000,
+        {"PPO": Arm(), "half from states on the way": Arm(env=on_the_way)},
+        ("half from states on the way", "PPO", "return"),
+        {"num_envs": 16, "learning_rate": 1e-3},
+    ),
+    "improper": Trial(
+        "Choosing among controllers that fail is a policy that does not.",
+        "Zaki et al. 2022",
+        "gymnax/CartPole-v1",
+        100_000,
+        {
+            "by angle": Arm(settings={"learning_rate": 0.0}, env=lambda env: chosen(env, [BY_ANGLE] * 2), inside=True),
+            "by speed": Arm(settings={"learning_rate": 0.0}, env=lambda env: chosen(env, [BY_SPEED] * 2), inside=True),
+            "chosen by PPO": Arm(env=lambda env: chosen(env, [BY_ANGLE, BY_SPEED]), inside=True),
+        },
+        ("chosen by PPO", "by speed", "return"),
+        {"learning_rate": 1e-3},
+    ),
+    "counts": Trial(
+        "A bonus for cells that were seen rarely finds what noise does not.",
+        "Tang et al. 2017, arXiv:1611.04717",
+        "gymnax/MountainCar-v0",
+        500_000,
+        {"PPO": Arm(), "counts": Arm("ppo+Counts", {"bonus_coef": 1.0})},
+        ("counts", "PPO", "return"),
+        {"num_envs": 16, "learning_rate": 1e-3},
+    ),
+    "rnd": Trial(
+        "A bonus for what a network cannot predict yet finds what noise does not.",
+        "Burda et al. 2018, arXiv:1810.12894",
+        "gymnax/MountainCar-v0",
+        500_000,
+        {"PPO": Arm(), "RND": Arm("ppo+RND", {"bonus_coef": 1.0})},
+        ("RND", "PPO", "return"),
+        {"num_envs": 16, "learning_rate": 1e-3},
+    ),
+}
+
+
+def measure(trial: Trial, arm: Arm) -> dict[str, Any]:
+    """What an arm comes to, seed by seed."""
+    algorithm, plain = load_algorithm(arm.algorithm), rlx.envs.make(trial.env)
+    env = arm.env(plain)
+    config = algorithm.Config(**trial.settings | arm.settings | {"total_steps": trial.total_steps})
+
+    def lane(key, config, env, played):
+        train_key, play_key = jax.random.split(key)
+        state, metrics = rlx.train(algorithm, config, env, train_key)
+        found = rlx.evaluate(algorithm, config, played, state, play_key, NUM_EPISODES)
+        return found.returns.mean(), {name: metrics[name] for name in ("episode_return", "num_episodes", "entropy")}
+
+    keys = jax.vmap(jax.random.key)(np.arange(NUM_SEEDS))
+    returns, metrics = jax.device_get(spread(lane)(keys, config, env, env if arm.inside else plain))
+    num = metrics["num_episodes"]
+    weighted = (metrics["episode_return"] * num).sum(1, dtype=np.float64) / np.maximum(num.sum(1), 1)
+    last = slice(-max(1, num.shape[1] // 20), None)
+    found = {"return": returns, "curve": weighted, "entropy": metrics["entropy"][:, last].mean(1)}
+    return {
+        "env": trial.env,
+        "steps": rlx.steps_taken(config, rlx.total_updates(config)),
+        "algorithm": arm.algorithm,
+        "settings": trial.settings | arm.settings,
+        "seeds": list(range(NUM_SEEDS)),
+        "episodes": NUM_EPISODES,
+        **{name: np.asarray(x, np.float64).tolist() for name, x in found.items()},
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def difference(first: list[float], second: list[float]) -> dict[str, float]:
+    """The difference of the means of two arms, the same seeds in each, with its interval."""
+    return interval([np.asarray(first) - np.asarray(second)])
+
+
+def verdict(found: dict[str, float]) -> str:
+    """Whether the interval of a difference is on the side that was expected."""
+    return "held" if found["low"] > 0 else "the opposite" if found["high"] < 0 else "not shown"
+
+
+def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
+    """A panel a trial: the quantity that it is about, a point a seed, a column an arm."""
+    trials = list(dict.fromkeys(task for task, _ in results))
+    columns = min(4, len(trials))
+    rows = -(-len(trials) // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(3.4 * columns, 2.7 * rows), layout="constrained", squeeze=False
+    )
+    for axes in panels.flat[len(trials) :]:
+        axes.axis("off")
+    for axes, name in zip(panels.flat, trials, strict=False):
+        quantity = TASKS[name].expected[2]
+        arms = [arm for task, arm in results if task == name]
+        for i, arm in enumerate(arms):
+            values = results[name, arm][quantity]
+            axes.plot([i] * len(values), values, "o", alpha=0.5, ms=5)
+            axes.plot([i - 0.2, i + 0.2], [np.mean(values)] * 2, "k-", lw=1.5)
+        axes.set_xticks(range(len(arms)), [arm.replace(" ", "\n", 1) for arm in arms], fontsize=7)
+        axes.set_xlim(-0.5, len(arms) - 0.5)
+        axes.set_title(f"{name}: {QUANTITIES[quantity]}", fontsize=8)
+        axes.tick_params(axis="y", labelsize=7)
+        axes.grid(alpha=0.3, axis="y")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def table(results: dict[tuple[str, str], dict]) -> str:
+    """A row a trial, in Markdown: claim, arms, the difference that was expected above 0, and what came of it."""
+    lines = [
+        ["mechanism", "claim", "task", "arms", "difference expected above 0", "measured [95 %]", "claim"],
+        ["---", "---", "---", "---", "---", "--:", "---"],
+    ]
+    for name, trial in TASKS.items():
+        first, second, quantity = trial.expected
+        if not {(name, first), (name, second)} <= results.keys():
+            continue
+        found = difference(*(results[name, arm][quantity] for arm in (first, second)))
+        arms = "; ".join(f"{arm} {np.mean(results[name, arm][quantity]):.3g}" for task, arm in results if task == name)
+        estimate = "{value:.3g} [{low:.3g}, {high:.3g}]".format(**found)
+        task = f"`{trial.env}`, {results[name, first]['steps']:,} steps"
+        what = f"{QUANTITIES[quantity]}: {first} over {second}"
+        row = [f"{name} ({trial.source})", trial.claim, task, arms, what, estimate]
+        lines.append([*row, verdict(found)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main(task: Literal[*TASKS] | None = None, short: bool = False, runs: Path = Path("runs/mechanisms")) -> None:
+    """Measures what has no result yet, then draws the figure and writes the table.
+
+    Args:
+        task: only this trial.
+        short: a fiftieth of the steps, to see that everything works; all of it stays below `runs`.
+        runs: folder of the short form.
+    """
+    use_devices()
+    jax.config.update("jax_default_matmul_precision", "float32")
+    cases = {(name, arm): f"{name}-{i}" for name, trial in TASKS.items() for i, arm in enumerate(trial.arms)}
+
+    def run(case):
+        trial = TASKS[case[0]]
+        if short:
+            trial = Trial(**vars(trial) | {"total_steps": trial.total_steps // 50})
+        return {"task": case[0], "arm": case[1]} | measure(trial, trial.arms[case[1]])
+
+    experiment(runs / "short" if short else HERE, cases, run, draw, table, lambda case: task in (None, case[0]))
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
