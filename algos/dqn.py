@@ -264,7 +264,7 @@ def update(config, env, state, bonus=None):
     """One rollout and the gradient steps that belong to it; `bonus` pays for what is new, see rlx.bonuses."""
     key, rollout_key, sample_key = jax.random.split(state.key, 3)
     env_state, traj = rollout(env, partial(act, config, env, state), state.env_state, rollout_key, config.num_steps)
-    traj, learned, extra = pay(bonus, env, state.bonus, traj)
+    traj, learned, new = pay(bonus, env, state.bonus, traj)
     buffer = insert(state.replay, flatten(kept(config, traj)))
     beta = epsilon_at(training_progress(config, state), config.importance_power, 1.0, 1.0)
 
@@ -290,12 +290,7 @@ def update(config, env, state, bonus=None):
     carry = state.params, state.target_params, state.opt_state, buffer
     xs = jnp.arange(config.gradient_steps), jax.random.split(sample_key, config.gradient_steps)
     (params, target_params, opt_state, buffer), metrics = jax.lax.scan(step, carry, xs)
-    metrics = {
-        **episode_metrics(traj),
-        **extra,
-        **jax.tree.map(jnp.mean, metrics),
-        "epsilon": epsilon(config, state),
-    }
+    metrics = {**episode_metrics(traj), **new, **jax.tree.map(jnp.mean, metrics), "epsilon": epsilon(config, state)}
     return State(params, target_params, opt_state, env_state, buffer, state.num_updates + 1, key, learned), metrics
 
 

@@ -56,8 +56,8 @@ class Features(Module):
 class Distilled:
     """What `RND` has learned."""
 
-    params: dict  # of the predictor
-    target: dict  # of the random network
+    params: Any  # of the predictor
+    target: Any  # of the random network
     opt_state: optax.OptState
     obs_stats: Any
     scale: RewardScale

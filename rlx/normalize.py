@@ -118,7 +118,7 @@ def reward_scale(num_envs: int) -> RewardScale:
 
 
 def scale_rewards(
-    scale: RewardScale, reward: jax.Array, done: jax.Array, gamma: jax.Array, limit: float = 10.0
+    scale: RewardScale, reward: jax.Array, done: jax.Array, gamma: float | jax.Array, limit: float = 10.0
 ) -> tuple[RewardScale, jax.Array]:
     """Rewards `[T, N]` over the running standard deviation of `G_t = r_t + gamma (1 - done_{t-1}) G_{t-1}`.
 

@@ -58,16 +58,12 @@ def training_progress(config: Any, state: Any) -> jax.Array:
 
 def now(config: Any, state: Any = None) -> Any:
     """The Config with numbers for schedules, at the State's progress or at the start: what algorithms are given."""
-    if not is_scheduled(config):
-        return config
-    return at(config, 0.0 if state is None else training_progress(config, state))
+    return at(config, 0.0 if state is None else training_progress(config, state)) if is_scheduled(config) else config
 
 
 def here(config: Any, env: Env, state: Any = None) -> Env:
     """The environment with numbers for schedules among its parameters, at the State's progress or at the start."""
-    if not is_scheduled(env):
-        return env
-    return at(env, 0.0 if state is None else training_progress(config, state))
+    return at(env, 0.0 if state is None else training_progress(config, state)) if is_scheduled(env) else env
 
 
 def takes_data(algorithm: Any) -> bool:
@@ -196,9 +192,8 @@ def _train(algorithm, config, env, key, kwargs):
 @partial(jax.jit, static_argnames=("algorithm", "num_updates"))
 @ordinary
 def _resume(algorithm, config, env, state, num_updates, kwargs):
-    check_state(
-        config, state, jax.eval_shape(lambda key: _first(algorithm, config, env, key, kwargs), jax.random.key(0))
-    )
+    like = jax.eval_shape(partial(_first, algorithm, config, env, kwargs=kwargs), jax.random.key(0))
+    check_state(config, state, like)
     return _scan(algorithm, config, env, state, num_updates, kwargs)
 
 

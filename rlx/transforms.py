@@ -47,10 +47,10 @@ def repositioned(inner: optax.GradientTransformation, num_fast: int, alpha: Numb
     def init(params):
         return Repositioned(inner.init(params), params, jnp.int32(0))
 
-    def update(grads, state, params=None):
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("repositioned steps go by the parameters: call update(grads, state, params)")
-        updates, inner_state = inner.update(grads, state.inner, params)
+        updates, inner_state = inner.update(updates, state.inner, params)
         start = jax.tree.map(lambda now, then: jnp.where(state.count == 0, now, then), params, state.start)
         back = lambda s, p, u: jnp.where(state.count == num_fast - 1, s + alpha * (p + u - s) - p, u)
         updates = jax.tree.map(back, start, params, updates)
@@ -85,9 +85,9 @@ def transported(learning_rate: Number, eta: Number) -> optax.GradientTransformat
         zeros = jax.tree.map(jnp.zeros_like, params)
         return Transported(zeros, zeros, jnp.int32(0))
 
-    def update(grads, state, params=None):
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         mixed = lambda d, g: jnp.where(state.count == 0, g, (1.0 - eta) * d + eta * g)
-        direction = jax.tree.map(mixed, state.direction, grads)
+        direction = jax.tree.map(mixed, state.direction, updates)
         norm = global_norm(direction)
         scale = -learning_rate / jnp.where(norm > 0, norm, 1.0)
         step = jax.tree.map(lambda d: scale * d, direction)

@@ -89,7 +89,8 @@ def test_only_the_command_line_imports_algorithms_and_environments():
         if name.startswith(("rlx.cli", "rlx.envs", "rlx.algos")) or name in ("rlx", "rlx.__main__"):
             continue
         targets = [target for target, _ in imports(path)]
-        doors += [(name, target) for target in targets if target.startswith(("rlx.cli", "rlx.envs", "rlx.algos"))]
+        rooms = ("rlx.cli.", "rlx.envs.", "rlx.algos.")
+        doors += [(name, target) for target in targets if f"{target}.".startswith(rooms)]
     assert doors == []
 
 

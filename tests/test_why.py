@@ -28,7 +28,7 @@ def test_the_first_operation_that_is_not_finite_is_named_with_its_line(ppo, cart
     lines = why(SimpleNamespace(update=update), start[0], cartpole, start[1])
     first = next(i for i, line in enumerate(lines) if line.startswith("the first: log of [8] within [-"))
     assert "test_why.py" in lines[first + 1]
-    assert "in logarithm: return -jnp.log(advantage) * log_ratio" in lines[first + 1]
+    assert "in logarithm: return -jnp.log(elements.advantage) * elements.log_ratio" in lines[first + 1]
     assert lines[-2:] == ["  in iteration 1 of 2 of a loop"] * 2
 
 
