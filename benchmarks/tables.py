@@ -15,6 +15,7 @@ from statistics import median
 from provenance import RESULTS, ROOT
 from speed import rows
 
+from rlx.mechanisms import MECHANISMS
 from rlx.report import fill
 
 NAMES = ("algorithms", "communication", "decoding", "flow", "lifetimes", "physics", "returns", "scaling", "shuffling")
@@ -30,8 +31,9 @@ NAMES += (
     "suites-returns",
     "suites-not-judged",
     "suites-refused",
+    "mechanisms",
 )
-PAGES = ("benchmarks", "compiler", "settings")
+PAGES = ("benchmarks", "compiler", "mechanisms", "settings")
 PAGES += tuple(
     f"guides/{name}"
     for name in (
@@ -426,13 +428,20 @@ def algorithms_table() -> str:
     return markdown(["family", "files"], [row for row in body if row[1]], num_text=2)
 
 
+def mechanisms_table() -> str:
+    """What `rlx mechanisms` lists."""
+    body = [(m.name, m.paper, m.slot, f"`{m.function}`", f"`{m.command}`") for m in MECHANISMS]
+    return markdown(["name", "paper", "slot", "function", "a command that runs it"], body, num_text=5)
+
+
 def tables(results: Path = RESULTS) -> dict[str, str]:
     """Every table that there are results for."""
     returns = [json.loads(path.read_text()) for path in sorted((results / "returns").glob("*.json"))]
     in_suites = [r for r in returns if "untrained" in r]
     returns = [r for r in returns if "untrained" not in r]
     peers = [json.loads(path.read_text()) for path in sorted((results / "peer_returns").glob("*.json"))]
-    found = {"algorithms": algorithms_table()} | ({"returns": returns_table(returns, peers)} if returns else {})
+    found = {"algorithms": algorithms_table(), "mechanisms": mechanisms_table()}
+    found |= {"returns": returns_table(returns, peers)} if returns else {}
     if in_suites:
         found["suites-returns"] = suites_returns_table(in_suites)
     single = {"speed": speed_table, "decoding": decoding_table, "flow": flow_table}

@@ -43,6 +43,7 @@ COMMANDS = {
     "profile": ("profile.measure", "where time and memory go:  rlx profile ppo --env CartPole-v1"),
     "why": ("check.why", "what made a run end in NaN:  rlx why runs/NAME"),
     "envs": ("envs.envs", "list environments:  rlx envs [brax]"),
+    "mechanisms": ("mechanisms.mechanisms", "list mechanisms of the literature:  rlx mechanisms [loss]"),
     "check": ("check.check", "test an algorithm or an environment:  rlx check my_ppo.py --env CartPole-v1"),
 }
 
@@ -71,7 +72,7 @@ def usage() -> str:
     lines = {name: text for name, (_, text) in COMMANDS.items()}
     lines |= {"version": "the version:  rlx --version"}
     lines |= {"help": "this list, or the options of a command:  rlx help train"}
-    shown = "\n".join(f"  {name:8} {text}" for name, text in lines.items())
+    shown = "\n".join(f"  {name:10} {text}" for name, text in lines.items())
     known = ", ".join(algorithms())
     return f"usage: rlx COMMAND ...\n\n{shown}\n\nrlx COMMAND --help says more; the algorithms are {known}"
 

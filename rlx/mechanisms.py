@@ -1,0 +1,85 @@
+"""Mechanisms of the literature that are a small piece here: what each is, where it stands, and a command that runs it.
+
+`rlx mechanisms` prints the table, and `docs/mechanisms.md` has it. A test runs every command and finds every function.
+"""
+
+from dataclasses import dataclass
+
+CARTPOLE = "--env CartPole-v1"
+OLDER, NEWER = "test_objectives.py", "test_batch_objectives.py"
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """One row of the table."""
+
+    name: str
+    paper: str
+    slot: str  # what it stands in the place of
+    function: str  # by its dotted name
+    command: str
+    test: str  # the file of its oracles, below tests/
+
+
+def _loss(name: str, paper: str, kind: str, room: str = "objectives", test: str = NEWER) -> Mechanism:
+    """A policy loss, which goes to any algorithm that takes one."""
+    command = f"rlx train ppo {CARTPOLE} --objective {kind}"
+    return Mechanism(name, paper, "policy loss", f"rlx.{room}.{kind}", command, test)
+
+
+def _bonus(name: str, paper: str, kind: str) -> Mechanism:
+    """A bonus, likewise."""
+    command = f"rlx train dqn {CARTPOLE} --bonus {kind}"
+    return Mechanism(name, paper, "reward", f"rlx.bonuses.{kind}", command, "test_bonuses.py")
+
+
+def _file(name: str, paper: str, command: str, test: str, function: str = "update") -> Mechanism:
+    """An algorithm, or a variant of one."""
+    algorithm = command.split()[0]
+    return Mechanism(name, paper, "algorithm", f"rlx.algos.{algorithm}.{function}", f"rlx train {command}", test)
+
+
+def _trial(name: str, paper: str, slot: str, function: str, test: str) -> Mechanism:
+    """What has no option of its own: a trial of `experiments/mechanisms`."""
+    return Mechanism(name, paper, slot, function, f"python experiments/mechanisms/compare.py --task {name}", test)
+
+
+MECHANISMS = (
+    _loss("clip-higher", "Yu et al. 2025, arXiv:2503.14476", "ClipHigher", test=OLDER),
+    _loss("rollback", "Wang, He, Tan 2019, arXiv:1903.07940", "Rollback", test=OLDER),
+    _loss("spo-simple", "Xie et al. 2024, arXiv:2401.16025", "SPO", test=OLDER),
+    _loss("dpo-discovered", "Lu et al. 2022, arXiv:2210.05639", "DPO", test=OLDER),
+    _loss("kl-forward", "Schulman et al. 2017, arXiv:1707.06347", "ForwardKL", test=OLDER),
+    _loss("kl-reverse", "Schulman et al. 2017, arXiv:1707.06347", "ReverseKL", test=OLDER),
+    _loss("awr", "Peng et al. 2019, arXiv:1910.00177", "AWR", test=OLDER),
+    _loss("dual-clip", "Ye et al. 2020, arXiv:1912.09729", "DualClip"),
+    _loss("log-ratio", "Xue et al. 2025, arXiv:2509.25050", "LogRatio"),
+    _loss("rpg", "Zhang et al. 2025, arXiv:2505.17508", "KLRegularized", "kl_objectives"),
+    _loss("kl-cov", "Cui et al. 2025, arXiv:2505.22617", "KLCov", "batch_objectives"),
+    _loss("clip-cov", "Cui et al. 2025, arXiv:2505.22617", "ClipCov", "batch_objectives"),
+    _loss("bapo", "Xi et al. 2025, arXiv:2510.18927", "BAPO", "batch_objectives"),
+    _loss("d-ppo", "Xie et al. 2023, arXiv:2310.20380", "DropoutClip", "batch_objectives"),
+    _bonus("rnd", "Burda et al. 2018, arXiv:1810.12894", "RND"),
+    _bonus("counts", "Tang et al. 2017, arXiv:1611.04717", "Counts"),
+    Mechanism(
+        "s2pg",
+        "Al-Hafez et al. 2024",
+        "action and state",
+        "rlx.partial.remembering",
+        "rlx train ppo --env Pendulum-v1 --env-options remember=8",
+        "test_partial.py",
+    ),
+    _trial("restarts", "Chang et al. 2024, arXiv:2404.08495", "start", "rlx.around.restarted", "test_around.py"),
+    _trial("improper", "Zaki et al. 2022", "action", "rlx.around.chosen", "test_around.py"),
+    _file("ddpg", "Lillicrap et al. 2015, arXiv:1509.02971", "ddpg --env Pendulum-v1 --variant ddpg", "test_ddpg.py"),
+    _file("td3", "Fujimoto et al. 2018, arXiv:1802.09477", "ddpg --env Pendulum-v1 --variant td3", "test_ddpg.py"),
+    _file("aro-ddpg", "Saxena et al. 2023", "ddpg --env Pendulum-v1 --variant aro_ddpg", "test_ddpg.py"),
+    _file("stream-ac", "Elsayed et al. 2024, arXiv:2410.14606", f"stream_ac {CARTPOLE}", "test_streaming.py"),
+    _file("stream-q", "Elsayed et al. 2024, arXiv:2410.14606", f"stream_q {CARTPOLE}", "test_streaming.py"),
+    _file("avg", "Vasan et al. 2024, arXiv:2411.15370", "avg --env Pendulum-v1", "test_streaming.py"),
+    _file("shac", "Xu et al. 2022, arXiv:2204.07137", "pathwise --env mjx/pendulum --variant shac", "test_pathwise.py"),
+    _file("a2c", "Mnih et al. 2016, arXiv:1602.01783", f"ppo {CARTPOLE} --variant a2c", "test_ppo.py"),
+    _file("v-mpo", "Song et al. 2019, arXiv:1909.12238", f"vmpo {CARTPOLE}", "test_vmpo.py"),
+)
+
+__all__ = ["MECHANISMS", "Mechanism"]
