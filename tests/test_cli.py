@@ -339,7 +339,7 @@ BAD = {
     "train ppo --env CartPole-v1 --num-evaluations 0": "--num-evaluations 0: give at least 1",
     "train ppo --env CartPole-v1 --checkpoint-seconds -1": "--checkpoint-seconds -1.0: give 0 or more",
     "train ppo --env CartPole-v1 --from-update 3": "needs --resume",
-    "train ppo --env CartPole-v1 --objective spoo": "unknown objective 'spoo': did you mean spo or dpo?",
+    "train ppo --env CartPole-v1 --objective spoo": "unknown objective 'spoo': did you mean spo or dpo",
     "train pqn --env CartPole-v1 --variant dapo": "unknown variant 'dapo': this algorithm has none",
     "train ppo --env CartPole-v1 --variant dapo": "unknown variant 'dapo': there are a2c, reinforce",
     "train grpo --env CartPole-v1 --variant dappo": "unknown variant 'dappo': there are grpo, process, dr_grpo, dapo,",
