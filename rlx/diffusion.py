@@ -123,6 +123,17 @@ def denoise(
     return end, jnp.concatenate([x[None], after])
 
 
+def shifted(chunk: jax.Array, num: int) -> jax.Array:
+    """A chunk of actions `[..., H, A]` that begins `num` later; the last action stands for those that are not known.
+
+    Denoising may begin there, with the last steps of a schedule only, in place of noise and all of them.
+
+    Source: Duan et al. 2025, Real-Time Iteration Scheme for Diffusion Policy, arXiv:2508.05396.
+    """
+    later = jnp.minimum(jnp.arange(chunk.shape[-2]) + num, chunk.shape[-2] - 1)
+    return jnp.take(chunk, later, axis=-2)
+
+
 def add_noise(num_steps: int, x: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
     """What noise leaves of actions `x [..., A]` at the times `t [...]`: `sqrt(abar_t) x + sqrt(1 - abar_t) noise`.
 
@@ -155,5 +166,6 @@ __all__ = [
     "denoise",
     "denoised_mean",
     "mean_log_prob",
+    "shifted",
     "step_clips",
 ]

@@ -37,6 +37,17 @@ def midpoint(velocity: Velocity, x: jax.Array, num_steps: int) -> jax.Array:
     return jax.lax.fori_loop(0, num_steps, step, x)
 
 
+def composed(first: Velocity, second: Velocity, weight: float | jax.Array) -> Velocity:
+    """`(1 - w) v_1 + w v_2`: two policies as one, by their velocities or by the noise that they predict.
+
+    Both have to share the schedule, the scale of actions and the normalisation of observations. Of two normal densities
+    of one variance it is the one at the mean in between; a mixture it is not.
+
+    Source: Cao et al. 2025, General Policy Composition, arXiv:2510.01068.
+    """
+    return lambda x, t: (1.0 - weight) * first(x, t) + weight * second(x, t)
+
+
 def interpolate(noise: jax.Array, action: jax.Array, t: jax.Array) -> jax.Array:
     """`x_t = (1 - t) noise + t action`, `[..., A]`, for `t [...]`."""
     t = jnp.asarray(t)[..., None]
@@ -102,6 +113,7 @@ def brownian_residual(velocity: jax.Array, reference: jax.Array, x: jax.Array, t
 
 __all__ = [
     "brownian_residual",
+    "composed",
     "euler",
     "interpolate",
     "midpoint",

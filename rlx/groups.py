@@ -104,6 +104,43 @@ def standardize_rewards(reward: jax.Array, alive: jax.Array, epsilon: float = 1e
     return deviation / (jnp.where(constant, 0.0, jnp.sqrt(jnp.where(constant, 1.0, variance))) + epsilon)
 
 
+def win_share(preference: jax.Array) -> jax.Array:
+    """How often each member of a group is preferred to another one, `[N, G]`, of preferences `P(i, j)` `[N, G, G]`.
+
+        s_i = sum_{j != i} P(i, j) / (G - 1)
+
+    With `P(i, j) + P(j, i) = 1` the shares of a group sum to G / 2. As rewards they make any policy optimiser play
+    against itself, which finds the minimax winner of intransitive preferences, too.
+
+    Source: Swamy et al. 2024, A Minimaximalist Approach to RLHF, arXiv:2401.04056.
+    """
+    chex.assert_rank(preference, 3)
+    own = jnp.diagonal(preference, axis1=1, axis2=2)
+    return (preference.sum(axis=2) - own) / (preference.shape[1] - 1)
+
+
+def risk_averse(outcome: jax.Array, low: float, high: float, tail_weight: float) -> jax.Array:
+    """Utilities of outcomes that look at their lower part, of the shape of the outcomes `[...]`.
+
+        band = (clip(s, q_low, q_high) - q_high) / (high - low),    tail = -max(q_low - s, 0) / low
+        (tail_weight tail + band) / (tail_weight + 1)
+
+    with the quantiles q of all outcomes, taken as given. The band is never positive: take a baseline off it. The paper
+    scores bundles of tasks and tracks the quantiles over batches; here they are those of the batch.
+
+    Args:
+        outcome: s.
+        low, high: levels of the quantiles, `0 < low < high <= 1`.
+        tail_weight: of what is below the lower one.
+
+    Source: RiskPO, 2025, and its code.
+    """
+    q_low, q_high = (jax.lax.stop_gradient(jnp.quantile(outcome, level)) for level in (low, high))
+    band = (jnp.clip(outcome, q_low, q_high) - q_high) / (high - low)
+    tail = -jnp.maximum(q_low - outcome, 0.0) / low
+    return (tail_weight * tail + band) / (tail_weight + 1.0)
+
+
 def no_baseline(credit: jax.Array, length: jax.Array) -> jax.Array:
     """0, `[1, 1, 1]`."""
     return jnp.zeros((1, 1, 1))

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlx.diffusion import add_noise, clean, cosine_betas, ddim, ddpm, denoise, denoised_mean, mean_log_prob, step_clips
+from rlx.diffusion import (
+    add_noise,
+    clean,
+    cosine_betas,
+    ddim,
+    ddpm,
+    denoise,
+    denoised_mean,
+    mean_log_prob,
+    shifted,
+    step_clips,
+)
 
 # By K, in the order t = 0, ..., K - 1: computed apart from this code, to six decimals.
 TABLES = {
@@ -156,3 +167,19 @@ def test_clips_grow_exponentially_to_the_last_step():
     np.testing.assert_allclose(found, expected, atol=6e-7)
     np.testing.assert_allclose(step_clips(4, 0.1, 0.1, 3.0), 0.1, rtol=1e-6)
     np.testing.assert_allclose(step_clips(1, 0.001, 0.01, 3.0), [0.01])
+
+
+def test_a_shifted_chunk_goes_on_with_its_last_action():
+    chunk = jnp.arange(10.0).reshape(1, 5, 2)
+    np.testing.assert_array_equal(shifted(chunk, 2)[0], [[4, 5], [6, 7], [8, 9], [8, 9], [8, 9]])
+    np.testing.assert_array_equal(shifted(chunk, 0), chunk)
+    np.testing.assert_array_equal(shifted(chunk, 9)[0], [[8, 9]] * 5)
+
+
+def test_a_perfect_denoiser_needs_only_the_last_step_from_anywhere():
+    """Of a single clean action the noise is known exactly, and one step leads to it."""
+    action, steps = jnp.array([0.3, -0.6]), ddim(20, 20, eta=0.0)
+    last = jax.tree.map(lambda x: x[-1:], steps)
+    predict = lambda x, t: (steps.scale[19 - t] * x - action) / steps.noise[19 - t]
+    end, _ = denoise(last, predict, jnp.array([0.9, 0.1]), jnp.zeros((1, 2)), jnp.zeros(1))
+    np.testing.assert_allclose(end, action, atol=1e-5)

@@ -8,6 +8,7 @@ import scipy.stats
 
 from rlx.flow import (
     brownian_residual,
+    composed,
     euler,
     interpolate,
     midpoint,
@@ -217,3 +218,16 @@ def test_the_brownian_residual_of_the_reference_itself():
     np.testing.assert_allclose(jax.grad(penalty)(velocity), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(brownian_residual(x, x, x, t)[jnp.array([0, -1])], 0)
     np.testing.assert_allclose(brownian_residual(x, x, x, t), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_two_normals_compose_to_the_one_in_between(weight):
+    """Velocities of normals of one variance differ by a function of time, so the flow ends at the mean in between."""
+
+    def to(mean):
+        return lambda x, t: mean + (t * STD**2 - (1 - t)) / ((t * STD) ** 2 + (1 - t) ** 2) * (x - t * mean)
+
+    x = jnp.linspace(-2, 2, 41)
+    end = euler(composed(to(-0.5), to(1.5), weight), x, 400)
+    expected = euler(to(-0.5 + 2.0 * weight), x, 400)
+    np.testing.assert_allclose(end, expected, atol=1e-4)

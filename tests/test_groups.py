@@ -283,3 +283,48 @@ def test_a_horizon_below_the_time_limit_is_refused():
         check_horizon(env, 499)
     check_horizon(rlx.envs.make("CartPole-v1", max_steps=20), 20)
     check_horizon(walk, 1)  # nothing is known
+
+
+def test_win_shares_are_means_of_preferences():
+    rng = np.random.default_rng(0)
+    score = rng.normal(size=(N, G))
+    preference = 1 / (1 + np.exp(score[:, None, :] - score[:, :, None]))  # of the row to the column
+    share = np.asarray(groups.win_share(jnp.float32(preference)))
+    for n, i in np.ndindex(N, G):
+        np.testing.assert_allclose(share[n, i], np.mean([preference[n, i, j] for j in range(G) if j != i]), rtol=1e-5)
+    np.testing.assert_allclose(share.sum(1), G / 2, rtol=1e-5)
+    np.testing.assert_array_equal(share.argsort(1), score.argsort(1))  # Bradley and Terry's order is that of rewards
+
+
+def test_win_shares_of_a_cycle_leave_nobody_behind():
+    beats = np.array([[0.5, 1, 0], [0, 0.5, 1], [1, 0, 0.5]])  # rock, paper, scissors
+    np.testing.assert_allclose(groups.win_share(jnp.float32(beats[None])), 0.5)
+
+
+def test_risk_averse_utilities_are_their_equation():
+    outcome = np.random.default_rng(1).normal(size=(8, 16))
+    found = groups.risk_averse(jnp.float32(outcome), 0.2, 0.8, 1.5)
+    low, high = np.quantile(outcome, [0.2, 0.8])
+    expected = np.array(
+        [(1.5 * -max(low - s, 0) / 0.2 + (min(max(s, low), high) - high) / 0.6) / 2.5 for s in outcome.ravel()]
+    )
+    np.testing.assert_allclose(found.ravel(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_band_of_a_normal_is_its_value_at_risk_range():
+    """Its mean is the mean between the two quantiles less the upper one, times the share that is not above it."""
+    s = jax.random.normal(jax.random.key(0), (200_000,))
+    found = float(groups.risk_averse(s, 0.2, 0.8, 0.0).mean())
+    ordered = np.sort(np.asarray(s, np.float64))
+    low, high = np.quantile(ordered, [0.2, 0.8])
+    expected = (0.2 * low + ordered[(ordered > low) & (ordered < high)].sum() / len(ordered) - 0.8 * high) / 0.6
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_risk_averse_utilities_prefer_the_safe_arm():
+    """One for sure against zero or three: by the mean the risky arm is the better one."""
+    rng = np.random.default_rng(2)
+    safe, risky = np.ones(5_000), 3.0 * (rng.random(5_000) < 0.5)
+    assert risky.mean() > safe.mean()
+    both = groups.risk_averse(jnp.float32(np.concatenate([safe, risky])), 0.3, 0.8, 4.0)  # 0 is a quarter of them
+    assert both[:5_000].mean() > both[5_000:].mean()
