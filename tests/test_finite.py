@@ -260,6 +260,6 @@ def test_gradients_through_training_are_finite_differences_where_losses_take_eac
     )
     assert out.returncode == 0, out.stderr
     pairs = [[float(x) for x in line.split()] for line in out.stdout.splitlines()]
-    assert len(pairs) == 7
+    assert len(pairs) == 8
     for gradient, difference in pairs:
         np.testing.assert_allclose(gradient, difference, rtol=1e-4)
