@@ -28,12 +28,14 @@ Deviations from the paper:
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from rlx.advantages import gae, standardize
+from rlx.bonuses import begin, pay
 from rlx.clipping import clip_by_global_norm, global_norm
 from rlx.env import EnvState
 from rlx.networks import BOUNDED, POLICIES, TORSOS, Actor, Critic, Torso, initialize
@@ -92,6 +94,7 @@ class State:
     learning_rate: jax.Array | None  # before annealing, where it is adapted
     num_updates: jax.Array
     key: jax.Array
+    bonus: Any = None  # what a bonus for what is new has learned
 
 
 @pytree
@@ -132,7 +135,7 @@ def check(config, env):
     check_divides(config.steps_per_update, config.num_minibatches)
 
 
-def init(config, env, key):
+def init(config, env, key, bonus=None):
     check(config, env)
     key, params_key, env_key = jax.random.split(key, 3)
     actor, critic = networks(config, env)
@@ -147,6 +150,7 @@ def init(config, env, key):
         learning_rate=jnp.float32(config.learning_rate) if config.adapt_learning_rate else None,
         num_updates=jnp.int32(0),
         key=key,
+        bonus=begin(bonus, env, config.num_envs, key),
     )
 
 
@@ -201,11 +205,15 @@ def advantages(config, env, state, traj):
     return Batch(obs, traj.recorded.action, traj.recorded.pi, value, advantage, advantage + value), scale
 
 
-def update(config, env, state, *, objective: Callable = objective):
-    """One rollout and the epochs of gradient steps on it; `objective` may be any callable pytree of its signature."""
+def update(config, env, state, *, objective: Callable = objective, bonus: Any = None):
+    """One rollout and the epochs of gradient steps on it; `objective` may be any callable pytree of its signature.
+
+    `bonus` pays for what is new, see rlx.bonuses.
+    """
     key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
     policy = partial(act, config, env, state)
     env_state, traj = rollout(env, policy, state.env_state, rollout_key, config.num_steps)
+    traj, bonus_state, explored = pay(bonus, env, state.bonus, traj)
     data, scale = advantages(config, env, state, traj)
     elements = flatten(data)
     progress = training_progress(config, state)
@@ -227,12 +235,14 @@ def update(config, env, state, *, objective: Callable = objective):
     rate = kl_adapted(rate, metrics["approx_kl"][-1].mean(), config.target_kl) if config.adapt_learning_rate else None
     metrics = {
         **episode_metrics(traj),
+        **explored,
         **jax.tree.map(jnp.mean, metrics),
         "explained_variance": explained_variance(data.value, data.target),
         "learning_rate": learning_rate,
     }
     obs_stats = update_statistics(state.obs_stats, traj.obs) if config.normalize_obs else state.obs_stats
-    return State(params, opt_state, env_state, obs_stats, scale, rate, state.num_updates + 1, key), metrics
+    num_updates = state.num_updates + 1
+    return State(params, opt_state, env_state, obs_stats, scale, rate, num_updates, key, bonus_state), metrics
 
 
 if __name__ == "__main__":

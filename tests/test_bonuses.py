@@ -21,6 +21,7 @@ BONUSES = (RND(bonus_sizes=(16,), bonus_features=8), Counts(bonus_bits=8))
 SMALL = {"total_steps": 256, "num_envs": 4, "num_steps": 16, "hidden_sizes": (8,)}
 TAKERS = {
     "ppo": {},
+    "mdpo": {},
     "ppo_recurrent": {"memory_size": 8, "sequence_length": 8, "num_minibatches": 1},
     "pqn": {},
     "dqn": {"warmup_steps": 64, "batch_size": 8},
