@@ -116,8 +116,9 @@ def risk_averse(env: Env, lam: float, alpha: float, gamma: float, levels: Any) -
         raise ValueError(f"levels go with one choice or a vector of real numbers; the environment has {actions}")
     if not (0 <= lam <= 1 and 0 < alpha <= 1 and 0 <= gamma <= 1):
         raise ValueError(f"lam = {lam}, alpha = {alpha}, gamma = {gamma}: give numbers from 0 to 1, alpha above 0")
-    lam, alpha, gamma, levels = (jnp.asarray(x, jnp.float32) for x in (lam, alpha, gamma, levels))
-    params = RiskParams(env.params, lam, alpha, gamma, levels)
+    params = RiskParams(
+        env.params, jnp.float32(lam), jnp.float32(alpha), jnp.float32(gamma), jnp.asarray(levels, jnp.float32)
+    )
     return replace(env, environment=RiskAverse(env.environment, params), params=params)
 
 
