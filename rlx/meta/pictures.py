@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from rlx.objectives import importance_weighted
+from rlx.objectives import Elements, importance_weighted
 
 RATIOS, ADVANTAGES = np.linspace(0.4, 1.8, 141), np.linspace(-2.0, 2.0, 81)
 
@@ -17,7 +17,7 @@ RATIOS, ADVANTAGES = np.linspace(0.4, 1.8, 141), np.linspace(-2.0, 2.0, 81)
 def surfaces(objective: Callable, progress: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Drift `f`, and the slope of `rho A - f` in the ratio, over `ADVANTAGES` and `RATIOS`: `[81, 141]` each."""
     advantage, ratio = (jnp.asarray(x, jnp.float32) for x in np.meshgrid(ADVANTAGES, RATIOS, indexing="ij"))
-    gain = lambda ratio, advantage: -objective(None, jnp.log(ratio), advantage, progress)
+    gain = lambda ratio, advantage: -objective(None, Elements(jnp.log(ratio), advantage), progress)
     drift = -importance_weighted(jnp.log(ratio), advantage) - jax.vmap(jax.vmap(gain))(ratio, advantage)
     return np.asarray(drift), np.asarray(jax.vmap(jax.vmap(jax.grad(gain)))(ratio, advantage))
 
