@@ -9,7 +9,7 @@ import rlx
 from rlx import meta
 from rlx.algos import ppo
 from rlx.meta.lifetimes import EPISODES, last_return
-from rlx.objectives import SPO, Clip
+from rlx.objectives import SPO, Clip, Elements
 
 pytestmark = pytest.mark.more
 
@@ -114,7 +114,7 @@ def improved(objective, logits, num_steps=40):
     advantage /= jnp.sqrt(jnp.exp(old) @ advantage**2)
 
     def loss(logits):
-        return jnp.exp(old) @ objective(None, jax.nn.log_softmax(logits) - old, advantage, 0.0)
+        return jnp.exp(old) @ objective(None, Elements(jax.nn.log_softmax(logits) - old, advantage), 0.0)
 
     step = lambda logits, _: (logits - 1.0 * jax.grad(loss)(logits), None)
     return jax.nn.log_softmax(jax.lax.scan(step, logits, length=num_steps)[0])
@@ -123,7 +123,7 @@ def improved(objective, logits, num_steps=40):
 def signs(objective):
     """Of the slope of `rho A - f` in the ratio, over ratios and advantages: where a policy is sent on, and back."""
     ratio, advantage = (x.ravel() for x in jnp.meshgrid(jnp.linspace(0.55, 1.6, 22), jnp.linspace(-1.5, 1.5, 8)))
-    slope = jax.vmap(jax.grad(lambda x, a: -objective(None, jnp.log(x), a, 0.0)))(ratio, advantage)
+    slope = jax.vmap(jax.grad(lambda x, a: -objective(None, Elements(jnp.log(x), a), 0.0)))(ratio, advantage)
     return jnp.sign(slope)
 
 
