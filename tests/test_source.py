@@ -178,13 +178,14 @@ def test_a_file_that_moved_is_the_same_algorithm(own):
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("rlx.algos.ppo", ("rlx.algos.ppo", "")),
-        ("rlx.algos.ppo+SPO", ("rlx.algos.ppo", "SPO")),
-        ("/a+b/mine.py", ("/a+b/mine.py", "")),
-        ("/a+b/mine.py+/c/lpo.npz", ("/a+b/mine.py", "/c/lpo.npz")),
+        ("rlx.algos.ppo", ["rlx.algos.ppo"]),
+        ("rlx.algos.ppo+SPO", ["rlx.algos.ppo", "SPO"]),
+        ("rlx.algos.ppo+SPO+RND", ["rlx.algos.ppo", "SPO", "RND"]),
+        ("/a+b/mine.py", ["/a+b/mine.py"]),
+        ("/a+b/mine.py+/c/lpo.npz", ["/a+b/mine.py", "/c/lpo.npz"]),
     ],
 )
-def test_a_name_is_an_algorithm_and_an_objective(name, found):
+def test_a_name_is_an_algorithm_and_what_is_given_to_it(name, found):
     assert source.parts(name) == found
 
 
