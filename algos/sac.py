@@ -17,7 +17,8 @@ Deviations from the paper:
 - Steps cut by a time limit bootstrap from the value of their true successor.
 - Three things beyond the paper are settings: targets over several steps (`n_step`; off-policy, without the entropies
   between, biased for n above 1), new networks at given steps (`resets`; Nikishin et al. 2022, arXiv:2205.07802: buffer
-  and temperature stay) and residual blocks (`residual`; SimBa, Lee et al. 2024, arXiv:2410.09754).
+  and temperature stay) and residual blocks (`residual`; SimBa, Lee et al. 2024, arXiv:2410.09754, and BroNet, Nauman
+  et al. 2024, arXiv:2405.16158).
 """
 
 from functools import partial
@@ -29,7 +30,7 @@ import optax
 
 from rlx.bonuses import begin, pay
 from rlx.env import EnvState
-from rlx.networks import TORSOS, Critic, TanhActor, Torso, initialize
+from rlx.networks import BLOCKS, TORSOS, Critic, TanhActor, Torso, initialize
 from rlx.normalize import Statistics, normalize, statistics, update_statistics
 from rlx.pytree import num_rows, pytree, replace, static, traced
 from rlx.replay import Replay, check_ratio, check_replay, insert, replay, sample, take
@@ -60,7 +61,7 @@ class Config:
     normalize_obs: bool = static(False)
     layer_norm: bool = static(False)  # in the critics
     hidden_sizes: tuple[int, ...] = static((256, 256))
-    residual: bool = static(False)  # of them, all but the first are residual blocks
+    residual: str = static("", one_of=("", *BLOCKS))  # of them, all but the first are residual blocks of this kind
     torso: str = static("mlp", one_of=TORSOS)  # convolutions before them, for image observations
     conv_features: tuple[int, ...] = static(())  # their filters; with mlp of 3 x 3 convolutions
     activation: str = static("relu")

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import optax
 
 from rlx.env import EnvState
-from rlx.networks import TORSOS, Critic, TanhActor, Torso, initialize
+from rlx.networks import BLOCKS, TORSOS, Critic, TanhActor, Torso, initialize
 from rlx.normalize import Statistics, normalize, statistics, update_statistics
 from rlx.pytree import num_rows, pytree, replace, static, traced
 from rlx.replay import Replay, check_ratio, check_replay, insert, replay, sample, take
@@ -63,7 +63,7 @@ class Config:
     normalize_obs: bool = static(False)
     layer_norm: bool = static(False)  # in the critics
     hidden_sizes: tuple[int, ...] = static((256, 256))
-    residual: bool = static(False)  # of them, all but the first are residual blocks
+    residual: str = static("", one_of=("", *BLOCKS))  # of them, all but the first are residual blocks of this kind
     torso: str = static("mlp", one_of=TORSOS)  # convolutions before them, for image observations
     conv_features: tuple[int, ...] = static(())  # their filters; with mlp of 3 x 3 convolutions
     activation: str = static("relu")

@@ -440,7 +440,7 @@ CHANGED = {
     "reward_scale": 3.0,
     "n_step": 2,
     "resets": (96,),
-    "residual": True,
+    "residual": "simba",
     "normalize_obs": True,
     "layer_norm": True,
     "hidden_sizes": (16, 8),

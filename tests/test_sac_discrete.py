@@ -239,7 +239,7 @@ def test_static_fields_are_those_of_sac_but_for_what_is_beyond_the_paper(sac):
     from rlx.algos import sac as continuous
 
     of = lambda module: {f.name: f.default for f in dataclasses.fields(module.Config) if is_static(f)}
-    assert of(sac) | {"n_step": 1, "resets": (), "residual": False} == of(continuous)
+    assert of(sac) | {"n_step": 1, "resets": (), "residual": ""} == of(continuous)
 
 
 def test_a_sweep_equals_its_single_runs(sweep, trained):

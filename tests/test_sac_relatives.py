@@ -337,8 +337,8 @@ def test_bad_settings_are_refused():
         ("crossq", {"policy_delay": 3}, "policy_delay = 3 does not divide the 8 gradient steps"),
         ("sac", {"n_step": 9}, "n_step = 9 is more than num_steps = 8"),
         ("sac", {"resets": (64, 500)}, r"resets = \(64, 500\) have to be within the steps that are learned in"),
-        ("sac", {"residual": True, "hidden_sizes": (8, 4)}, r"hidden_sizes = \(8, 4\) of residual blocks"),
-        ("sac", {"residual": True, "layer_norm": True}, "residual blocks have layer norms of their own"),
+        ("sac", {"residual": "simba", "hidden_sizes": (8, 4)}, r"hidden_sizes = \(8, 4\) of residual blocks"),
+        ("sac", {"residual": "bro", "layer_norm": True}, "residual blocks have layer norms of their own"),
     ):
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(partial(rlx.train, modules[name]), replace(configs[name], **changes), env, jax.random.key(0))
@@ -386,7 +386,7 @@ def test_residual_blocks_begin_with_a_layer_without_an_activation():
     from rlx.networks import Torso
 
     x = jax.random.normal(jax.random.key(0), (5, 3))
-    torso = Torso(Box(-1.0, 1.0, (3,)), (8,), "relu", residual=True)
+    torso = Torso(Box(-1.0, 1.0, (3,)), (8,), "relu", residual="simba")
     params = torso.init(jax.random.key(1), x)
     linear = x @ params["params"]["Dense_0"]["kernel"] + params["params"]["Dense_0"]["bias"]
     expected = (linear - linear.mean(-1, keepdims=True)) / jnp.sqrt(linear.var(-1, keepdims=True) + 1e-6)
@@ -394,3 +394,26 @@ def test_residual_blocks_begin_with_a_layer_without_an_activation():
     deep = torso.clone(hidden_sizes=(8, 8, 8)).init(jax.random.key(1), x)["params"]
     assert {name for name in deep if name.startswith("Residual")} == {"Residual_0", "Residual_1"}
     assert deep["Residual_0"]["Dense_0"]["kernel"].shape == (8, 32)
+
+
+def test_blocks_of_bro_are_their_equation():
+    from rlx.networks import Torso
+
+    x = jax.random.normal(jax.random.key(0), (5, 3))
+    torso = Torso(Box(-1.0, 1.0, (3,)), (8, 8), "relu", residual="bro")
+    params = torso.init(jax.random.key(1), x)
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+
+    def dense(p, x):
+        return x @ np.asarray(p["kernel"]) + np.asarray(p["bias"])
+
+    def norm(p, x):
+        y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return y * np.asarray(p["scale"]) + np.asarray(p["bias"])
+
+    p = params["params"]
+    block = p["BroBlock_0"]
+    first = np.maximum(norm(p["LayerNorm_0"], dense(p["Dense_0"], np.asarray(x))), 0.0)
+    hidden = np.maximum(norm(block["LayerNorm_0"], dense(block["Dense_0"], first)), 0.0)
+    expected = first + norm(block["LayerNorm_1"], dense(block["Dense_1"], hidden))
+    np.testing.assert_allclose(torso.apply(params, x), expected, rtol=1e-4, atol=1e-5)

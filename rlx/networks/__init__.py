@@ -12,12 +12,13 @@ from rlx.networks.heads import (
     action_size,
 )
 from rlx.networks.noisy import NOISE, NoisyDense
-from rlx.networks.norms import STATS, BatchRenorm, Dropout, Residual, batch_renorm, unit_length
+from rlx.networks.norms import BLOCKS, STATS, BatchRenorm, BroBlock, Dropout, Residual, batch_renorm, unit_length
 from rlx.networks.recurrent import CELLS, Memory, empty_memory
 from rlx.networks.returns import ActionReturns, PredictiveCritic
 from rlx.networks.torso import FILTERS, TORSOS, Module, Torso, activation, initialize, join, orthogonal, sparse
 
 __all__ = [
+    "BLOCKS",
     "BOUNDED",
     "CELLS",
     "FILTERS",
@@ -29,6 +30,7 @@ __all__ = [
     "ActionValues",
     "Actor",
     "BatchRenorm",
+    "BroBlock",
     "Critic",
     "Denoiser",
     "DeterministicActor",

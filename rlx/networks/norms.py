@@ -102,4 +102,20 @@ class Residual(nn.Module):
         return x + nn.Dense(size)(hidden)
 
 
-__all__ = ["STATS", "BatchRenorm", "Dropout", "Residual", "batch_renorm", "unit_length"]
+class BroBlock(nn.Module):
+    """`x + norm(W_2 act(norm(W_1 x)))`, `[..., n]`, with layer norms and n hidden units.
+
+    Source: Nauman et al. 2024, Bigger, Regularized, Optimistic, arXiv:2405.16158 (BroNet).
+    """
+
+    activation: Callable
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = self.activation(nn.LayerNorm()(nn.Dense(x.shape[-1])(x)))
+        return x + nn.LayerNorm()(nn.Dense(x.shape[-1])(hidden))
+
+
+BLOCKS = {"simba": Residual, "bro": BroBlock}  # of a torso, by the names that `residual` takes
+
+__all__ = ["BLOCKS", "STATS", "BatchRenorm", "BroBlock", "Dropout", "Residual", "batch_renorm", "unit_length"]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rlx.networks.noisy import NOISE, NoisyDense
-from rlx.networks.norms import STATS, BatchRenorm, Dropout, Residual, unit_length
+from rlx.networks.norms import BLOCKS, STATS, BatchRenorm, Dropout, unit_length
 from rlx.spaces import Dict, Discrete, Space, named, seen
 
 TORSOS = ("mlp", "nature", "impala")  # by the convolutions that come before its layers
@@ -189,9 +189,10 @@ class Torso(Module):
 
     `dropout` is the share of the hidden units that is dropped, before the layer norm; `apply` then needs
     `rngs={"dropout": key}`. With `batch_norm` what the layers are given, and what each gives, is normalised by the
-    batch, see `BatchRenorm`. With `residual` the first of `hidden_sizes` is a layer without an activation, each further
-    one, which has to be the same, a `Residual` block, and a layer norm is last: SimBa. Layer norms have no scale and no
-    shift where they are not `trained_norm`. With `unit_features` what comes out is divided by its length.
+    batch, see `BatchRenorm`. With `residual` the first of `hidden_sizes` is a layer, and each further one, which has to
+    be the same, a block: of "simba" a `Residual` block, where the first layer has no activation and a layer norm is
+    last; of "bro" a `BroBlock`, where layer norm and activation follow the first layer. Layer norms have no scale and
+    no shift where they are not `trained_norm`. With `unit_features` what comes out is divided by its length.
     """
 
     observation_space: Space
@@ -202,7 +203,7 @@ class Torso(Module):
     kind: str = "mlp"
     dropout: float = 0.0
     batch_norm: bool = False
-    residual: bool = False
+    residual: str = ""
     noise: float = 0.0
     trained_norm: bool = True
     unit_features: bool = False
@@ -235,10 +236,14 @@ class Torso(Module):
             )
         if self.layer_norm or self.batch_norm or self.dropout:
             raise ValueError("residual blocks have layer norms of their own: leave layer_norm and the like off")
+        if self.residual not in BLOCKS:
+            raise ValueError(f"residual = {self.residual!r} has to be one of {', '.join(BLOCKS)}, or empty")
         x = nn.Dense(self.hidden_sizes[0])(x)
+        if self.residual == "bro":
+            x = act(nn.LayerNorm()(x))
         for _ in self.hidden_sizes[1:]:
-            x = Residual(act)(x)
-        return nn.LayerNorm()(x)
+            x = BLOCKS[self.residual](act)(x)
+        return x if self.residual == "bro" else nn.LayerNorm()(x)
 
     def _encoded(self, space: Any, obs: jax.Array, act: Callable) -> jax.Array:
         """One part of the observation as a vector."""
