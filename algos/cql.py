@@ -26,12 +26,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlx.masks import mask_of
 from rlx.networks import TORSOS, Actor, Critic, TanhActor, Torso, initialize
 from rlx.normalize import Statistics, normalize, statistics, update_statistics
 from rlx.pytree import num_rows, pytree, replace, static, traced
 from rlx.rollout import no_episodes
 from rlx.spaces import Box, Discrete, check_spaces, num_free, rescale, size, visible, zeros
-from rlx.values import returns_to_go
+from rlx.values import legal_values, returns_to_go
 
 SAC_N = {"num_actions": 0, "num_critics": 10, "actor_learning_rate": 3e-4}
 VARIANTS = {"sac_n": SAC_N, "edac": SAC_N | {"diversity_coef": 1.0}, "cal_ql": {"calibrated": True}}
@@ -170,14 +171,15 @@ def weighed(config, env, params, obs, noise):
 
 
 def penalty(params, fixed, config, env, batch, key):
-    """`log sum_a exp Q(s, a)` of each critic, `[E, B]`; of continuous actions an estimate by importance weights.
+    """`log sum_a exp Q(s, a)` of each critic over legal actions, `[E, B]`; of continuous ones by importance weights.
 
     These are uniform ones and those of the policy at this state and at the next, all of them valued at this state.
     """
     q = jax.vmap(networks(config, env)[1].apply, in_axes=(0, None, None))
     if isinstance(env.action_space, Discrete):
         every = weighed(config, env, fixed["actor"], batch.obs, None)[0]
-        return jax.nn.logsumexp(q(params["critic"], batch.obs, every), axis=1)
+        value = jnp.moveaxis(q(params["critic"], batch.obs, every), 1, -1)
+        return jax.nn.logsumexp(legal_values(value, mask_of(batch.obs)), axis=-1)
     any_key, here_key, next_key = jax.random.split(key, 3)
     shape = config.num_actions, *batch.action.shape
     uniform = jax.random.uniform(any_key, shape, minval=-1.0, maxval=1.0)

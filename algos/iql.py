@@ -1,9 +1,9 @@
-"""Implicit Q-Learning from data alone, for discrete and continuous actions; AWAC as a setting.
+"""Implicit Q-Learning from data alone, for discrete and continuous actions; AWAC and XQL as settings.
 
     python algos/iql.py --env Pendulum-v1 --data demonstrations.npz
 
 Reference: Kostrikov et al. 2022, Offline Reinforcement Learning with Implicit Q-Learning, arXiv:2110.06169; AWAC: Nair
-et al. 2020, arXiv:2006.09359.
+et al. 2020, arXiv:2006.09359; XQL: Garg et al. 2023, Extreme Q-Learning, arXiv:2301.02328.
 
 Axes: M steps of data, G gradient steps, B minibatch, E critics, O observation, A action.
 
@@ -17,6 +17,7 @@ Deviations from the paper:
 - Kernels start orthogonal, and observations may be normalised by the statistics of the data.
 - Steps cut by a time limit are kept, and bootstrap from the value of their true successor.
 - AWAC here learns from data alone; the value of a state is that of one action of the policy.
+- XQL's weights are those of IQL with a `beta` of their own; its variant has 1 / `gumbel_scale`.
 """
 
 import jax
@@ -28,9 +29,13 @@ from rlx.normalize import Statistics, normalize, statistics, update_statistics
 from rlx.pytree import num_rows, pytree, replace, static, traced
 from rlx.rollout import no_episodes
 from rlx.spaces import Box, Discrete, check_spaces, rescale, visible, zeros
-from rlx.values import expectile_loss
+from rlx.values import expectile_loss, gumbel_loss
 
-VARIANTS = {"awac": {"method": "awac", "beta": 1.0}, "bc": {"beta": 0.0}}
+VARIANTS = {
+    "awac": {"method": "awac", "beta": 1.0},
+    "xql": {"method": "xql", "beta": 0.5, "gumbel_scale": 2.0},
+    "bc": {"beta": 0.0},
+}
 
 
 @pytree
@@ -39,9 +44,10 @@ class Config:
     gradient_steps: int = static(1_000, at_least=1)  # G
     batch_size: int = static(256, at_least=1)  # B
     num_critics: int = static(2, at_least=1)  # E
-    method: str = static("iql", one_of=("iql", "awac"))
+    method: str = static("iql", one_of=("iql", "xql", "awac"))
     learning_rate: float = traced(3e-4, at_least=0)
     expectile: float = traced(0.7, at_least=0, at_most=1)  # of the values of actions that the value of a state is
+    gumbel_scale: float = traced(2.0, above=0)  # b of XQL: near 0 the value of a state is that of its best action
     beta: float = traced(3.0, at_least=0)  # inverse temperature of the weights; 0 is behaviour cloning
     largest_weight: float = traced(100.0, at_least=0)
     gamma: float = traced(0.99, at_least=0, at_most=1)
@@ -99,7 +105,7 @@ def init(config, env, key):
     params |= jax.vmap(lambda key: initialize(key, obs, critic=(critic, 1.0, action)))(
         jax.random.split(critic_key, config.num_critics)
     )
-    params |= initialize(value_key, obs, value=(critic, 1.0)) if config.method == "iql" else {}
+    params |= initialize(value_key, obs, value=(critic, 1.0)) if config.method != "awac" else {}
     return State(
         params=params,
         target_params=params["critic"],
@@ -153,8 +159,8 @@ def sampled(config, env, params, obs, key):
 def advantage(params, fixed, target_params, config, env, batch, key):
     """How much better the actions of the data are `[B]`, the values of next states `[B]`, and the loss of the value.
 
-    IQL, equations 4 and 5: values of states are an expectile of those of the data's actions. AWAC: that of an action
-    of the policy.
+    IQL, equations 4 and 5: values of states are an expectile of those of the data's actions. XQL: a soft maximum of
+    them. AWAC: that of an action of the policy.
     """
     if config.method == "awac":
         here_key, next_key = jax.random.split(key)
@@ -166,8 +172,11 @@ def advantage(params, fixed, target_params, config, env, batch, key):
     u = lambda params: (
         values(target_params, config, env, batch.obs, batch.action).min(axis=0) - value(params["value"], batch.obs)
     )
-    value_loss = expectile_loss(u(params), config.expectile).mean()
-    return u(fixed), value(fixed["value"], batch.next_obs), value_loss
+    if config.method == "xql":
+        value_loss = gumbel_loss(u(params), config.gumbel_scale)
+    else:
+        value_loss = expectile_loss(u(params), config.expectile)
+    return u(fixed), value(fixed["value"], batch.next_obs), value_loss.mean()
 
 
 def loss(params, fixed, target_params, config, env, batch, key):

@@ -191,6 +191,23 @@ def expectile_loss(u: jax.Array, level: Number) -> jax.Array:
     return jnp.abs(level - (u < 0)) * u**2
 
 
+def gumbel_loss(u: jax.Array, scale: Number, most: float = 7.0) -> jax.Array:
+    """`e^z - z - 1` with `z = min(u / b, most)`, any shape: the minimum over v at u = x - v is `b log E e^(x / b)`.
+
+    For a large b that is the mean, and near 0 the maximum; `z^2 / 2` is the loss near z = 0. Where z is cut there is no
+    gradient.
+
+    Args:
+        u: what the value falls short by, such as `Q(s, a) - V(s)`.
+        scale: b, above 0.
+        most: of z, before the exponential.
+
+    Source: Garg et al. 2023, Extreme Q-Learning, arXiv:2301.02328.
+    """
+    z = jnp.minimum(u / scale, most)
+    return jnp.exp(z) - z - 1.0
+
+
 def returns_to_go(reward: jax.Array, done: jax.Array, gamma: Number) -> jax.Array:
     """Discounted sums of the rewards from each step to the end of its episode, `[M]`, of episodes one after another.
 
@@ -213,6 +230,7 @@ __all__ = [
     "check_n_step",
     "epsilon_value",
     "expectile_loss",
+    "gumbel_loss",
     "hl_gauss",
     "lambda_returns",
     "legal_values",

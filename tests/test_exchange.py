@@ -7,7 +7,7 @@ import pytest
 from gymnasium import spaces
 
 from rlx import cli
-from rlx.data.demonstrations import Demonstrations, load, save
+from rlx.data.demonstrations import Demonstrations, best, load, save
 from rlx.data.exchange import from_minari, to_minari
 
 SPACES = spaces.Box(-8, 8, (3,), np.float32), spaces.Box(-2, 2, (1,), np.float32)
@@ -91,6 +91,36 @@ def test_a_dataset_that_is_not_there_is_not_looked_for_elsewhere(minari):
         from_minari("a/b-v0", "gymnax/Pendulum-v1")
 
 
+def numbered(returns, lengths):
+    """Episodes with these returns; each row's observation is its number."""
+    num = sum(lengths)
+    ends = np.isin(np.arange(num), np.cumsum(lengths) - 1)
+    reward = np.zeros(num, np.float32)
+    reward[ends] = returns
+    rows = np.arange(num, dtype=np.float32)[:, None]
+    about = {"env": "gymnax/Pendulum-v1", "env_options": {}, "env_params": {}, "policies": []}
+    return Demonstrations(
+        {"x": rows}, {"x": rows + 1}, rows, reward, ends, np.zeros(num, bool), np.zeros(num, np.int32), about
+    )
+
+
+def test_the_best_episodes_are_whole_and_in_their_order():
+    found = best(numbered([3.0, 5.0, 1.0, 5.0, 4.0], [2, 1, 3, 2, 1]), 0.6)
+    assert found.obs["x"][:, 0].tolist() == [2, 6, 7, 8]
+    assert found.returns.tolist() == [5.0, 5.0, 4.0]
+    assert len(best(numbered([1.0] * 10, [1] * 10), 0.1).returns) == 1
+    assert len(best(numbered([1.0] * 10, [1] * 10), 0.11).returns) == 2
+    with pytest.raises(ValueError, match="share = 0"):
+        best(numbered([1.0], [1]), 0)
+
+
+def test_the_command_writes_the_best_episodes(tmp_path, capsys):
+    save(tmp_path / "a.npz", numbered([3.0, 5.0], [2, 3]))
+    cli.main(["data", "best", str(tmp_path / "a.npz"), "--share", "0.5", "--output", str(tmp_path / "b.npz")])
+    assert "1 of 2 episodes, 3 steps, mean return 5.0 in place of 4.0" in capsys.readouterr().out
+    assert load(tmp_path / "b.npz").obs["x"][:, 0].tolist() == [2, 3, 4]
+
+
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "minari", None)
     with pytest.raises(ValueError, match=r'pip install "rlx\[minari\]"'):
@@ -100,11 +130,15 @@ def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "Missing from rlx data: {import,export}"),
+        ([], "Missing from rlx data: {import,export,best}"),
         (["import", "a/b-v0"], "needs --env ENV and --output"),
         (["export", "a.npz"], "needs --name NAME"),
         (["import", "a/b-v0", "--env", "Pendulum-v1", "--output", "x"], "has to end in .npz"),
         (["export", "nothing.npz", "--name", "a/b-v0"], "nothing.npz is not there"),
+        (["export", "a.npz", "--name", "a/b-v0", "--share", "0.1"], "needs --name NAME"),
+        (["best", "nothing.npz", "--output", "b.npz"], "nothing.npz is not there"),
+        (["best", "nothing.npz", "--output", "b"], "has to end in .npz"),
+        (["best", "nothing.npz"], "needs --output FILE.npz"),
     ],
 )
 def test_bad_input_of_the_command_is_one_line(arguments, words, capsys):

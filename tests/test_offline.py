@@ -17,7 +17,8 @@ from rlx.algos import cql, iql, rlpd, sac, td3_bc
 from rlx.data.demonstrations import Demonstrations, save
 from rlx.data.steps import Columns, columns, drawn
 from rlx.envs.tasks.probes import ContinuousAction
-from rlx.spaces import Box, Discrete
+from rlx.spaces import Box, Dict, Discrete
+from rlx.sweeps.saved import load_sweep
 from rlx.values import returns_to_go
 
 NUM = 24  # steps of data
@@ -165,6 +166,15 @@ def test_at_half_the_loss_of_the_value_is_half_the_squared_error():
     state, batch = state_of(iql, config, BOX), data_of(BOX)
     u, _, found = iql.advantage(state.params, state.params, state.target_params, config, BOX, batch, None)
     np.testing.assert_allclose(found, 0.5 * (double(u) ** 2).mean(), rtol=1e-5)
+
+
+def test_the_loss_of_the_value_of_xql_is_its_equation():
+    config = iql.Config(**SMALL, method="xql", gumbel_scale=0.7)
+    state, batch = state_of(iql, config, BOX), data_of(BOX)
+    u, _, found = iql.advantage(state.params, state.params, state.target_params, config, BOX, batch, None)
+    z = double(u) / 0.7
+    assert (z < 7.0).all()
+    np.testing.assert_allclose(found, (np.exp(z) - z - 1.0).mean(), rtol=1e-5)
 
 
 def test_no_loss_of_iql_has_a_gradient_for_the_parameters_of_another():
@@ -334,6 +344,28 @@ def test_the_losses_of_discrete_cql_are_their_equations():
     expected = (np.exp(now) * (alpha * now - q.min(0))).sum(-1).mean()
     np.testing.assert_allclose(metrics["actor_loss"], expected, rtol=1e-4)
     np.testing.assert_allclose(entropy, (np.exp(now) * now).sum(-1), rtol=1e-4, atol=1e-6)
+
+
+class Partly(Still):
+    """An action that is never legal, the last."""
+
+    def observation_space(self, params):
+        return Dict({"seen": super().observation_space(params), "action_mask": Box(0, 1, (3,), jnp.bool_)})
+
+    def reset(self, key, params):
+        obs = {"seen": jax.random.normal(key, (self.num_obs,)), "action_mask": jnp.array([True, True, False])}
+        return obs, obs
+
+
+def test_the_penalty_of_discrete_actions_is_of_legal_ones():
+    env = Env(Partly(Discrete(3)), (), max_steps=4)
+    config = cql.Config(**SMALL)
+    state, batch = state_of(cql, config, env), data_of(env)
+    found = cql.penalty(state.params, state.params, config, env, batch, None)
+    values = jnp.stack(
+        [q_of(cql, config, env, state.params["critic"], batch.obs, jnp.broadcast_to(x, (NUM, 3))) for x in jnp.eye(3)]
+    )
+    np.testing.assert_allclose(found, scipy.special.logsumexp(values[:2], axis=0), rtol=1e-4, atol=1e-5)
 
 
 def test_the_sampled_penalty_is_the_integral_over_actions():
@@ -527,6 +559,37 @@ def test_a_run_on_data_is_resumed_with_the_same_data_and_no_other(file, tmp_path
     assert (whole / "curve.png").exists()
 
 
+@pytest.mark.usefixtures("command_cache")
+def test_lanes_of_a_sweep_learn_from_data_as_single_runs_do(file, tmp_path, capsys):
+    arguments = ["sweep", "iql", *TRAIN[2:-2], "--data", str(file), "--beta", "0,3", "--total-steps", "8"]
+    cli.main([*arguments, "--num-seeds", "2", "--out", str(tmp_path / "sweep")])
+    assert "data: shown.npz, 8 episodes of gymnax/Pendulum-v1" in capsys.readouterr().out
+    found = load_sweep(tmp_path / "sweep")
+    single = ["--beta", "3", "--seed", "1", "--total-steps", "8"]
+    cli.main([*TRAIN, *single, "--data", str(file), "--out", str(tmp_path / "single")])
+    lane = next(row["lane"] for row in found.lanes if row["varied"] == {"beta": 3.0} and row["seed"] == 1)
+    both = found.state(lane).params, rlx.load(tmp_path / "single").state.params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *both)
+    betas = [found.state(row["lane"]).params["actor"] for row in found.lanes if row["seed"] == 1]
+    assert not all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, betas), strict=True))
+    assert json.loads((tmp_path / "sweep" / "best" / "config.json").read_text())["data"]["steps"] == 32
+    cli.main(["train", "--resume", str(tmp_path / "sweep" / "best"), "--total-steps", "10"])
+    assert rlx.load(tmp_path / "sweep" / "best").num_updates == 5
+
+
+def test_a_sweep_goes_on_with_the_same_data_and_no_other(file, tmp_path):
+    env, config = rlx.envs.make("Pendulum-v1"), iql.Config(**SMALL)
+    call = partial(rlx.sweep, iql, config, env, {"beta": [0.0, 3.0]}, directory=tmp_path, eval_episodes=1)
+    call(data=file)
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "lanes.jsonl").unlink()
+    with pytest.raises(ValueError, match="data is not what it learned from"):
+        call(data=written(tmp_path.parent / "elsewhere.npz", 1))
+    with pytest.raises(ValueError, match="iql learns from data"):
+        call(directory=tmp_path / "none")
+    assert len(call(data=file).lanes) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -535,7 +598,8 @@ def test_a_run_on_data_is_resumed_with_the_same_data_and_no_other(file, tmp_path
         (["train", "iql", "--env", "CartPole-v1", "--data", "FILE"], "the environment has"),
         (["train", "iql", "--env", "Pendulum-v1", "--data", "nothing.npz"], "nothing.npz is not there"),
         (["train", "iql", "--env", "Pendulum-v1", "--data", "FILE", "--devices", "2"], "leave --devices out"),
-        (["sweep", "iql", "--env", "Pendulum-v1", "--gamma", "0.9,0.99"], "lanes are not given"),
+        (["sweep", "iql", "--env", "Pendulum-v1", "--gamma", "0.9,0.99"], "iql learns from data: give --data FILE"),
+        (["sweep", "sac", "--env", "Pendulum-v1", "--data", "FILE"], "sac does not learn from data"),
         (["profile", "iql", "--env", "Pendulum-v1"], "rlx profile measures algorithms that need none"),
     ],
 )

@@ -10,6 +10,7 @@ from rlx.exploration import epsilon_at, epsilon_greedy, greedy
 from rlx.values import (
     at_actions,
     expectile_loss,
+    gumbel_loss,
     hl_gauss,
     legal_values,
     midpoints,
@@ -172,6 +173,22 @@ def test_an_expectile_is_the_mean_at_one_half_and_the_maximum_at_one():
     loss = lambda v: float(expectile_loss(x - v, 0.999).mean())
     best = optimize.minimize_scalar(loss, bounds=(-5, 5), method="bounded").x
     assert x.max() - 0.3 < best < x.max()
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0, 1e3])
+def test_the_minimum_of_the_loss_of_gumbel_is_a_soft_maximum(scale):
+    x = RNG.normal(size=50)
+    loss = lambda v: float(gumbel_loss(jnp.asarray(x - v), scale).mean())
+    best = optimize.minimize_scalar(loss, bounds=(-5, 5), method="bounded").x
+    expected = scale * np.log(np.exp(x / scale).mean())
+    np.testing.assert_allclose(best, expected, atol=1e-2 if scale < 100 else 0.1)  # flat there, in float32
+
+
+def test_the_loss_of_gumbel_is_half_a_square_near_0_and_is_cut():
+    u = jnp.array([-0.01, 0.02])
+    np.testing.assert_allclose(gumbel_loss(u, 1.0), 0.5 * u**2, rtol=0.02)
+    assert jax.grad(gumbel_loss)(8.0, 1.0) == 0.0
+    assert gumbel_loss(jnp.float32(800.0), 1.0) == gumbel_loss(jnp.float32(7.0), 1.0)
 
 
 def test_epsilon_falls_and_stays():

@@ -10,13 +10,13 @@ import tyro
 import rlx.envs
 from rlx.algorithm import algorithms, load_algorithm, split_name
 from rlx.algorithm_check import check_algorithm
-from rlx.cli.data import saved_data
 from rlx.cli.options import configure_jax, parse_options
 from rlx.cli.play import Checkpoint, load_checkpoint
 from rlx.data.steps import with_data
 from rlx.envs.registry import full_name
 from rlx.files import read_config
 from rlx.run import storage
+from rlx.run.learned_from import saved_data
 from rlx.run.saved import environment
 from rlx.train import state_shapes
 

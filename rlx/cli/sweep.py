@@ -33,6 +33,8 @@ from rlx.presets import configure
 from rlx.pytree import replace
 from rlx.run.evaluations import in_words
 from rlx.run.job import CHECKPOINT_SECONDS
+from rlx.run.learned_from import given_data
+from rlx.run.learned_from import in_words as data_in_words
 from rlx.run.saved import environment
 from rlx.run.sinks import check_names
 from rlx.run.storage import check_empty, owned
@@ -68,6 +70,8 @@ class SweepOptions(Sources):
     """Parameters of the environment that change over each run, such as gravity=linear:1:9.8; see rlx train --help."""
     configs: Path | None = None
     """File with a configuration a line, each a JSON object of fields, in place of a grid."""
+    data: Path | None = None
+    """File of demonstrations that all lanes learn from, for an algorithm such as iql."""
     num_seeds: int = 1
     """Number of seeds of each configuration; each is a lane."""
     seed: int = 0
@@ -153,6 +157,8 @@ def sweep(arguments: list[str]) -> None:
         console.print(f"your settings, of all lanes: {', '.join(chosen)}")
     if text := next(filter(None, (changed_besides(config) for config, _ in job.settings)), ""):
         console.print(text)
+    if job.data_about is not None:
+        console.print(f"data: {data_in_words(job.data_about)}")
     if options.dry_run:
         console.print(f"{short_name(name)} on {job.env_name}, {plan(job)}")
         return
@@ -244,6 +250,7 @@ def _new_job(
         stop_at_return=options.stop_at_return,
         patience=options.patience,
         sinks=options.log,
+        **given_data(options.data, env),
     )
 
 

@@ -16,7 +16,6 @@ from rich.console import Console
 from rlx import source
 from rlx.algorithm import saved_config, short_name, split_name
 from rlx.algorithm_check import check_module
-from rlx.cli.data import check_same, given_data, in_words
 from rlx.cli.options import (
     TrainSources,
     algorithm_of,
@@ -40,7 +39,8 @@ from rlx.envs.registry import full_name, on_host
 from rlx.files import read_config
 from rlx.presets import configure
 from rlx.run import storage
-from rlx.run.job import CHECKPOINT_SECONDS, HOST_OPTIONS, OPTIONS, Job, check_data, identity, plan
+from rlx.run.job import CHECKPOINT_SECONDS, HOST_OPTIONS, OPTIONS, Job, identity, plan
+from rlx.run.learned_from import check_data, check_same, given_data, in_words
 from rlx.run.loop import execute
 from rlx.run.saved import environment
 from rlx.run.sinks import check_names
@@ -182,7 +182,7 @@ def train_algorithm(
         **given_data(options.data, env),
         **{name: getattr(options, name) for name in SAME},
     )
-    check_data(job)
+    check_data(job, job.devices)
     if sources.start_from is not None:
         job = dataclasses.replace(job, learned=_learned(job, beginning, options))
     if beginning.saved is None:
@@ -237,7 +237,7 @@ def _resumed(algorithm: ModuleType, algorithm_name: str, sources: TrainSources) 
     _check_same_algorithm(sources.resume, saved["algorithm"], algorithm_name)
     defaults = {name: saved[name] for name in ("seed", *OPTIONS, *HOST_OPTIONS) if name in saved}
     defaults |= {name: as_texts(saved[name]) for name in ("env_options", "env_params")}
-    defaults |= {"data": Path(saved["data"]["file"])} if "data" in saved else {}
+    defaults |= {"data": Path(file)} if (file := saved.get("data", {}).get("file")) else {}
     defaults |= {"config": saved_config(algorithm, saved), "log": tuple(saved.get("log", ()))}
     env_name = full_name(sources.env) if sources.env else saved["env"]
     return Beginning(env_name, saved["preset"], defaults, saved=saved)

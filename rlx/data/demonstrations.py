@@ -144,6 +144,23 @@ def mixture(policies: Sequence[Demonstrations], about: dict[str, Any]) -> Demons
     return Demonstrations(**columns, source=source, about=about)
 
 
+def best(demonstrations: Demonstrations, share: float) -> Demonstrations:
+    """The episodes with the greatest returns, in their order: the given share of all, rounded up.
+
+    Raises:
+        ValueError: unless the share is above 0 and at most 1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share = {share}: give more than 0 and at most 1")
+    returns, ends = demonstrations.returns, demonstrations.ends
+    num = int(np.ceil(share * len(returns) - 1e-9))
+    chosen = np.zeros(len(returns), bool)
+    chosen[np.argsort(-returns, kind="stable")[:num]] = True
+    rows = np.repeat(chosen, np.diff(ends, prepend=-1))
+    kept = {name: jax.tree.map(lambda x: x[rows], getattr(demonstrations, name)) for name in COLUMNS}
+    return Demonstrations(**kept, about=demonstrations.about)
+
+
 def save(path: Path, demonstrations: Demonstrations) -> None:
     """Writes the file, compressed, in one step."""
     columns = {}
@@ -217,4 +234,4 @@ def _grown(name: str, columns: dict[str, Any]) -> Any:
     return tuple(tree[str(i)] for i in range(len(tree))) if all(map(str.isdecimal, tree)) else tree
 
 
-__all__ = ["Demonstrations", "collect", "disturbed", "load", "mixture", "save"]
+__all__ = ["Demonstrations", "best", "collect", "disturbed", "load", "mixture", "save"]

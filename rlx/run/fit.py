@@ -14,11 +14,11 @@ from rlx import source
 from rlx.agent import PRECISION, Agent, load
 from rlx.algorithm import checksum, load_algorithm, name_of
 from rlx.data.demonstrations import Demonstrations
-from rlx.data.demonstrations import load as load_demonstrations
-from rlx.data.steps import Columns, columns
+from rlx.data.steps import Columns
 from rlx.env import Env
 from rlx.files import read_config, read_rows, strict
-from rlx.run.job import CHECKPOINT_SECONDS, Job, check_data, described, identity
+from rlx.run.job import CHECKPOINT_SECONDS, Job, identity
+from rlx.run.learned_from import check_data, given_data
 from rlx.run.loop import execute
 from rlx.run.pause import Hook
 from rlx.run.saved import named
@@ -146,9 +146,9 @@ def fit(
         every=every,
         host_timeout=host_timeout,
         overlap=overlap,
-        **_data(data, env),
+        **given_data(data, env),
     )
-    check_data(job)
+    check_data(job, job.devices)
     return _ran(job, console or Console(quiet=True))
 
 
@@ -162,17 +162,6 @@ def _named(env: Env | str, env_name: str | None) -> tuple[str | None, Env]:
     if checksum(same) != checksum(env):
         raise ValueError(f"env is not as rlx.envs.make makes {env_name}: leave env_name out")
     return env_name, env
-
-
-def _data(data: Any, env: Env) -> dict[str, Any]:
-    """The fields of a `Job` about the data."""
-    if data is None:
-        return {}
-    name = str(data) if isinstance(data, str | Path) else ""
-    shown: Any = load_demonstrations(Path(data)) if name else data
-    found = shown if isinstance(shown, Columns) else columns(env, shown)
-    of = shown.about.get("env", "") if isinstance(shown, Demonstrations) else ""
-    return {"data": found, "data_about": described(found, str(Path(name).resolve()) if name else "", of)}
 
 
 def _check_numbers(**numbers: Any) -> None:

@@ -16,16 +16,15 @@ from typing import Any
 import jax
 
 from rlx import source
-from rlx.algorithm import checksum, learned, short_name
+from rlx.algorithm import learned, short_name
 from rlx.devices import compiler
 from rlx.devices.sharding import mesh
 from rlx.env import Env
 from rlx.files import strict
-from rlx.hosted import host_of, is_hosted
-from rlx.pytree import is_static, num_rows
+from rlx.pytree import is_static
 from rlx.run.pause import Hook
 from rlx.run.watching import LIMIT
-from rlx.train import state_bytes, steps_taken, takes_data, total_updates
+from rlx.train import state_bytes, steps_taken, total_updates
 
 CHECKPOINT_SECONDS = 60.0
 OPTIONS = ("num_evaluations", "eval_episodes", "checkpoint_replay", "devices", "stop_at_return", "patience")
@@ -88,39 +87,6 @@ def devices_of(job: Job) -> Any:
     return jax.set_mesh(mesh(devices[: job.devices])) if job.devices > 1 else nullcontext()
 
 
-def check_data(job: Job) -> None:
-    """Raises ValueError where data is missing, or is there for an algorithm that learns from none.
-
-    What runs over several devices or on the host is refused with data.
-    """
-    name = short_name(job.algorithm_name)
-    if takes_data(job.algorithm) and job.data is None:
-        raise ValueError(f"{name} learns from data: give --data FILE (data= in Python)")
-    if job.data is not None and not takes_data(job.algorithm):
-        raise ValueError(f"{name} does not learn from data: leave --data out")
-    if job.data is None:
-        return
-    if is_hosted(job.env):
-        raise ValueError(f"{host_of(job.env).name} steps on the host, and {name} needs an environment of JAX")
-    if job.devices > 1 or jax.process_count() > 1:
-        raise ValueError(f"{name} learns from data on one device: leave --devices out")
-
-
-def described(data: Any, file: str, env: str) -> dict[str, Any]:
-    """What `config.json` says of columns of data: the file that they are from, its environment, their size, a checksum.
-
-    The file is an empty text where they were given in Python.
-    """
-    returns = data.returns
-    found = {"file": file, "env": env, "checksum": checksum(data), "episodes": len(returns), "steps": num_rows(data)}
-    return found | {"mean_return": float(returns.mean())}
-
-
-def keywords_of(job: Job) -> dict[str, Any]:
-    """What the algorithm's `update` is given beside the State."""
-    return {} if job.data is None else {"data": job.data}
-
-
 def plan(job: Job) -> str:
     """What would run and how large its training state is, in words; nothing of it is allocated."""
     updates = total_updates(job.config)
@@ -173,6 +139,7 @@ def describe(job: Any, *names: str) -> dict[str, Any]:
         "config": asdict(job.config),
         "static": [f for f, spec in type(job.config).__dataclass_fields__.items() if is_static(spec)],
         "preset": job.preset,
+        **({} if job.data_about is None else {"data": job.data_about}),
         "updates": total_updates(job.config),
         "steps": steps_taken(job.config, total_updates(job.config)),
         **provenance(),

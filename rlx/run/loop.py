@@ -38,7 +38,8 @@ from rlx.replay import Replay, arranged, is_replay, with_replay, without_replay
 from rlx.run.background import beside
 from rlx.run.collecting import Collector, collecting
 from rlx.run.evaluations import best, draw
-from rlx.run.job import HOST_OPTIONS, OPTIONS, Job, describe, devices_of, identity, keys, keywords_of, resumptions
+from rlx.run.job import HOST_OPTIONS, OPTIONS, Job, describe, devices_of, identity, keys, resumptions
+from rlx.run.learned_from import keywords_of
 from rlx.run.log import NO_LOG
 from rlx.run.render import check_output
 from rlx.run.sinks import KINDS, Jsonl, LoggedRun, Sink
@@ -269,8 +270,6 @@ def _written(job: Job, start: Start, resume: bool, console: Console) -> list[Sin
     source.keep(job.directory, source.read(job.algorithm_name, job.algorithm))
     options = OPTIONS + HOST_OPTIONS * is_hosted(job.env)
     settings = describe(job, *options) | {"env_checksum": checksum(job.env), "log": list(job.sinks)} | start.origin
-    if job.data_about is not None:
-        settings["data"] = job.data_about
     if start.changes:
         settings["changes"] = start.changes
     if resume:

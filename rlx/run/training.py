@@ -16,7 +16,8 @@ from rlx.hosted import Fault
 from rlx.replay import without_replay
 from rlx.run.collecting import Collector
 from rlx.run.evaluations import best, evaluate_run, render_episode
-from rlx.run.job import Job, identity, keys, keywords_of
+from rlx.run.job import Job, identity, keys
+from rlx.run.learned_from import keywords_of
 from rlx.run.log import NO_LOG, ROWS, Logger
 from rlx.run.pause import Pause, given
 from rlx.run.progress import Display

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from rlx.algorithm import checksum, short_name
+from rlx.algorithm import checksum
 from rlx.algorithm_check import check_counters, check_metrics
 from rlx.env import Env, with_params
 from rlx.hosted import check_hosted
@@ -17,12 +17,13 @@ from rlx.presets import configure
 from rlx.pytree import is_static
 from rlx.run.job import CHECKPOINT_SECONDS
 from rlx.run.job import describe as describe_run
+from rlx.run.learned_from import check_data, keywords_of
 from rlx.schedules import Schedule, alike
 from rlx.stopping import Stopping, stopping
 from rlx.sweeps.lanes import MIB, Group, groups, shapes
 from rlx.sweeps.search import python, split
 from rlx.sweeps.strategies import Grid, numbers_of
-from rlx.train import now, state_shapes, steps_taken, takes_data
+from rlx.train import now, state_shapes, steps_taken
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class SweepJob:
     rank_by: str = "return"  # or what the environment reports: which lanes are best, higher is better
     stop_at_return: float | None = None  # by which each lane stops by itself, see rlx.stopping
     patience: int | None = None
+    data: Any = None  # columns that all lanes learn from, see rlx.data.steps
+    data_about: dict[str, Any] | None = None  # what `sweep.json` says of them
 
     @cached_property
     def settings(self) -> list[tuple[Any, Env]]:
@@ -124,13 +127,9 @@ def check_rank_by(rank_by: Any, env: Env, metrics: Mapping[str, Any]) -> None:
 
 def check_programs(job: SweepJob, programs: list[Group]) -> None:
     """Traces an update of every program: every error of settings comes here, before anything is written."""
-    if takes_data(job.algorithm):
-        raise ValueError(
-            f"{short_name(job.algorithm_name)} learns from data, which lanes are not given: rlx train --data --seed "
-            "trains one after another, and rlx.train(..., data=) can be vmapped over configs and keys"
-        )
     for group in programs:
         check_hosted(group.env, "a sweep compiles its lanes as one program: rlx train --seed trains one after another")
+    check_data(job)
     job.strategy.check_programs(programs)
     check_rule(job)
     for group in programs:
@@ -138,7 +137,7 @@ def check_programs(job: SweepJob, programs: list[Group]) -> None:
         check_counters(group.config, state)
         if job.strategy.interacts and not hasattr(state, "key"):
             raise ValueError("lanes that act on each other draw by the key of their State, and this State has none")
-        update = lambda *args: job.algorithm.update(*args)
+        update = lambda *args: job.algorithm.update(*args, **keywords_of(job))
         metrics = jax.eval_shape(update, now(group.config), group.env, state)[1]
         check_metrics(metrics)
         check_rank_by(job.rank_by, group.env, metrics)

@@ -101,6 +101,7 @@ class Program:
         num_members: how many lanes, from the first, it is about; by default all.
         rank_by: what lanes that interact are compared by, the mean of `episode_NAME` of their metrics.
         rule: by which each lane stops by itself; None for lanes that train to the end.
+        given: what every update is given beside the State, by the names of its arguments; the same for all lanes.
     """
 
     def __init__(
@@ -115,25 +116,28 @@ class Program:
         num_members: int | None = None,
         rank_by: str = "return",
         rule: Stopping | None = None,
+        given: dict[str, Any] | None = None,
     ):
         started = time.perf_counter()
         self.group, self.num_lanes, self.length = group, num_lanes, min(length, group.updates)
         self.strategy, self.num_members, self.rank_by = strategy, num_members or num_lanes, rank_by
         self.interval, self.rule = strategy.interval(group.updates), rule
         self.mesh = Mesh(np.array(jax.devices()), ("lane",))
-        self.shared = jax.device_put(group.shared, NamedSharding(self.mesh, WHOLE))
+        shared = {"settings": group.shared, "given": given or {}}
+        self.shared = jax.device_put(shared, NamedSharding(self.mesh, WHOLE))
 
         def init(values, shared, key):
-            config, env = group.join(values, shared)
+            config, env = group.join(values, shared["settings"])
             return algorithm.init(now(config), here(config, env), key)
 
         def train(values, shared, state, rule, done, num):
+            own, given = group.join(values, shared["settings"]), shared["given"]
             if rule is None:
-                return (*advance(algorithm, *group.join(values, shared), state, done, num, self.length), None)
-            return advance_until(algorithm, *group.join(values, shared), state, rule, done, num, self.length)
+                return (*advance(algorithm, *own, state, done, num, self.length, **given), None)
+            return advance_until(algorithm, *own, state, rule, done, num, self.length, **given)
 
         def test(values, shared, state, key):
-            return evaluate(algorithm, *group.join(values, shared), state, key, num_eval_episodes)
+            return evaluate(algorithm, *group.join(values, shared["settings"]), state, key, num_eval_episodes)
 
         # Said once more for arrays without elements, which physics states have: jax takes them for copies otherwise.
         placed = partial(jax.jit, out_shardings=NamedSharding(self.mesh, LANES))

@@ -107,6 +107,8 @@ class Sweep:
             directory=directory,
             preset=job.preset,
             eval_episodes=job.eval_episodes,
+            data=job.data,
+            data_about=job.data_about,
         )
         source.keep(directory, source.read(job.algorithm_name, job.algorithm))
         about = {"run": identity(own), "log": NO_LOG}

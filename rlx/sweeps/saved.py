@@ -6,6 +6,7 @@ from types import ModuleType
 from rlx.algorithm import learned, saved_algorithm, saved_config
 from rlx.env import Env
 from rlx.files import loose, read_config, read_rows
+from rlx.run.learned_from import saved_data
 from rlx.run.saved import environment
 from rlx.sweeps.job import SweepJob
 from rlx.sweeps.results import Sweep
@@ -29,12 +30,13 @@ def saved_job(directory: Path, algorithm: ModuleType | None = None, env: Env | N
     strategy = strategy_of({name: saved.get(name) for name in STRATEGIES})
     if saved.get("strategy", repr(strategy)) != repr(strategy):
         raise ValueError(f"{directory} has a strategy of its own, {saved['strategy']}: call rlx.sweep again, as it was")
+    env = env or environment(saved["env"], saved["env_options"], saved["env_params"])
     names = ("env_options", "env_params", "num_seeds", "seed", "eval_episodes", "memory", "preset")
     return SweepJob(
         algorithm=algorithm,
         algorithm_name=saved["algorithm"],
         config=saved_config(algorithm, saved),
-        env=env or environment(saved["env"], saved["env_options"], saved["env_params"]),
+        env=env,
         env_name=saved["env"],
         points=[{name: loose(value) for name, value in point.items()} for point in saved["points"]],
         directory=directory,
@@ -43,6 +45,7 @@ def saved_job(directory: Path, algorithm: ModuleType | None = None, env: Env | N
         sinks=tuple(saved.get("log", ())),
         stop_at_return=saved.get("stop_at_return"),
         patience=saved.get("patience"),
+        **saved_data(saved, env),
         **{name: saved[name] for name in names},
     )
 

@@ -22,12 +22,15 @@ from rich.console import Console
 
 from rlx import source
 from rlx.algorithm import name_of, short_name
+from rlx.data.demonstrations import Demonstrations
+from rlx.data.steps import Columns
 from rlx.env import Env
 from rlx.files import read_config, read_rows, strict, write_json
 from rlx.pytree import plain
 from rlx.run.evaluations import evaluation as evaluation_of
 from rlx.run.job import CHECKPOINT_SECONDS
 from rlx.run.job import keys as keys_of
+from rlx.run.learned_from import given_data, keywords_of
 from rlx.run.log import NO_LOG, Logger
 from rlx.run.progress import Display
 from rlx.run.sinks import Jsonl, check_names
@@ -77,6 +80,7 @@ def sweep(
     stop_at_return: float | None = None,
     patience: int | None = None,
     log: Sequence[str] = (),
+    data: Demonstrations | Columns | str | Path | None = None,
 ) -> Sweep:
     """Trains and evaluates every configuration of `space` with `num_seeds` seeds; resumes what `directory` holds.
 
@@ -106,6 +110,7 @@ def sweep(
         stop_at_return: a lane stops by itself where its training episodes return this much, see `rlx.stopping`.
         patience: a lane stops by itself after so many hundredths of the run without a better return, see there.
         log: names of `rlx.run.sinks.SINKS` that get the rows of every lane, as a run of its own.
+        data: what all lanes learn from, see `rlx.fit`.
 
     Raises:
         ValueError: for settings that do not fit; for a directory that holds something else.
@@ -139,6 +144,7 @@ def sweep(
         stop_at_return=stop_at_return,
         patience=patience,
         sinks=tuple(log),
+        **given_data(data, env),
     )
     with owned(job.directory, resume=_resumes(job)):
         status, result = execute(job, console or Console(quiet=True), resume=_resumes(job))
@@ -160,6 +166,8 @@ def _resumes(job: SweepJob) -> bool:
     names += ("rank_by", "stop_at_return", "patience")
     saved = {"rank_by": "return", "stop_at_return": None, "patience": None} | saved  # as it was without a choice
     changed = [f"{name} = {saved[name]} -> {now[name]}" for name in names if saved[name] != now[name]]
+    if (saved.get("data") or {}).get("checksum") != (job.data_about or {}).get("checksum"):
+        changed.append("data is not what it learned from")
     changed += [f"{file} {what}" for file, what in source.changes(job.algorithm_name, saved, job.algorithm).items()]
     if changed:
         raise ValueError(f"{job.directory} holds another sweep: {'; '.join(changed)}")
@@ -239,7 +247,7 @@ def _train_group(job, group, name, lanes, start, end, found, display, stop, logs
 
     def build(num_lanes):
         args = job.algorithm, group, num_lanes, job.eval_episodes, CHUNK_UPDATES, start == 0
-        return Program(*args, job.strategy, len(lanes), job.rank_by, job.rule(group))
+        return Program(*args, job.strategy, len(lanes), job.rank_by, job.rule(group), keywords_of(job))
 
     if not cut.exists():
         program = _compiled(job, group, build, len(lanes), start, cut, display)
