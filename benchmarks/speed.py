@@ -2,12 +2,13 @@
 
     python benchmarks/speed.py
     python benchmarks/speed.py --case CartPole-v1
+    JAXMARL=CHECKOUT python benchmarks/speed.py --case "IPPO, simple_spread"
 
-Beside Rejax, Stable-Baselines3 and SBX, each the way its own documentation runs it and in an environment of its own,
-which is made in `.venvs` from the pins in `peers`; beside random actions in the bare environment, for physics; and FPO
-beside PPO; the last two from environments that have been started. Every measurement is a process of its own, what is
-compared takes turns, and programs are compiled anew unless it says so. Nothing is evaluated within the program that is
-timed.
+Beside Rejax, Stable-Baselines3, SBX and JaxMARL, each the way its own documentation runs it and in an environment of
+its own, which is made in `.venvs` from the pins in `peers`; beside random actions in the bare environment, for physics;
+and FPO beside PPO; the last two from environments that have been started. Every measurement is a process of its own,
+what is compared takes turns, and programs are compiled anew unless it says so. Nothing is evaluated within the program
+that is timed. JaxMARL's package has no baselines: that case needs a checkout of its repository.
 """
 
 import json
@@ -133,6 +134,20 @@ CASES: dict[str, tuple[dict, dict[str, Side]]] = {
             "TD3, buffer 10^5": VALUES | {"algorithm": "TD3", "env": "Pendulum-v1"},
         }.items()
     },
+    # The settings of its own file. Steps are those of the environment, in each of which three agents act.
+    "IPPO, simple_spread": (
+        PPO
+        | {
+            "env": "jaxmarl/MPE_simple_spread_v3",
+            "total_steps": 2**17,
+            "num_envs": 16,
+            "num_minibatches": 4,
+            "activation": "tanh",
+            "anneal_learning_rate": True,
+            "adam_epsilon": 1e-5,
+        },
+        {"rlx": Side("rlx_ppo", "worlds"), "JaxMARL": Side("jaxmarl_ppo", "jaxmarl")},
+    ),
     "brax/hopper, spring": (
         PHYSICS | {"env": "brax/hopper", "options": {"backend": "spring"}},
         {"rlx": RESUMED_PPO, "random actions": Side("rlx_random")},
@@ -159,6 +174,7 @@ AIMS = {
     **{(f"SAC, buffer {name}", "Rejax", "steps/s"): 3 for name in ("10^4", "2^17", "10^6")},
     ("PQN, CartPole-v1", "Rejax", "steps/s"): 1.3,
     **{(f"{name}, buffer 10^5", "Rejax", "steps/s"): 1.5 for name in ("DQN", "IQN", "TD3")},
+    ("IPPO, simple_spread", "JaxMARL", "steps/s"): 1.2,
     ("brax/hopper, spring", "random actions", "steps/s"): 0.6,
     ("playground/CheetahRun", "random actions", "steps/s"): 0.75,
     ("FPO, playground/CartpoleBalance", "PPO", "steps/s"): 0.75,
@@ -172,12 +188,20 @@ QUANTITIES: dict[str, tuple[Callable, str]] = {
     "import, s": (lambda m: m["import_seconds"], ".2f"),
     "peak memory, MiB": (lambda m: m["peak_memory_bytes"] / 2**20, ",.0f"),
 }
-LIBRARIES = ("Rejax", "Stable-Baselines3", "SBX")  # the others are of rlx: their speed is all that there is to compare
+LIBRARIES = (
+    "Rejax",
+    "Stable-Baselines3",
+    "SBX",
+    "JaxMARL",
+)  # the others are of rlx: their speed is all that there is to compare
+
+
+EXTRAS = {"playground": "mujoco_playground", "worlds": "jaxmarl"}  # what shows that an extra is installed here
 
 
 def interpreter(venv: str) -> Path | str:
     """That of an environment, which is made when it is not there or its pins have changed; ours where it will do."""
-    if not venv or (venv == "playground" and find_spec("mujoco_playground")):
+    if not venv or ((package := EXTRAS.get(venv)) and find_spec(package)):
         return sys.executable
     pins, folder = HERE / "peers" / f"{venv}.txt", ROOT / ".venvs" / venv
     installed, python = folder / "installed.txt", folder / "bin" / "python"

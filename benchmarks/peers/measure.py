@@ -12,7 +12,7 @@ from statistics import median
 from provenance import versions
 
 PACKAGES = ("rlx", "rejax", "stable-baselines3", "sbx-rl", "jax", "jaxlib", "flax", "optax", "distrax", "tfp-nightly")
-PACKAGES += ("gymnax", "gymnasium", "brax", "playground", "mujoco-mjx", "torch", "numpy")
+PACKAGES += ("gymnax", "gymnasium", "jaxmarl", "brax", "playground", "mujoco-mjx", "torch", "numpy")
 
 
 def measure(program: Callable, settings: dict, num_runs: int, cached: bool = True) -> dict:
