@@ -123,10 +123,11 @@ def networks(config, env):
     return Actor(env.action_space, actor, policy=config.policy), Critic(critic)
 
 
-def optimizer(config, learning_rate):
+def optimizer(config, learning_rate, transform=None):
     clip = clip_by_global_norm(config.max_grad_norm)
     adam = optax.adam(learning_rate, eps=config.adam_epsilon, eps_root=1e-20)  # to be differentiable at gradients of 0
-    return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
+    inner = optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
+    return inner if transform is None else transform(config, inner, learning_rate)
 
 
 def check(config, env):
@@ -135,7 +136,7 @@ def check(config, env):
     check_divides(config.steps_per_update, config.num_minibatches)
 
 
-def init(config, env, key, bonus=None):
+def init(config, env, key, bonus=None, transform=None):
     check(config, env)
     key, params_key, env_key = jax.random.split(key, 3)
     actor, critic = networks(config, env)
@@ -143,7 +144,7 @@ def init(config, env, key, bonus=None):
     params = initialize(params_key, zeros(env.observation_space), actor=(actor, 0.01), critic=(critic, 1.0))
     return State(
         params=params,
-        opt_state=optimizer(config, config.learning_rate).init(params),
+        opt_state=optimizer(config, config.learning_rate, transform).init(params),
         env_state=env_state,
         obs_stats=statistics(env.observation_space),
         reward_scale=reward_scale(config.num_envs * env.num_agents),
@@ -205,10 +206,10 @@ def advantages(config, env, state, traj):
     return Batch(obs, traj.recorded.action, traj.recorded.pi, value, advantage, advantage + value), scale
 
 
-def update(config, env, state, *, objective: Callable = objective, bonus: Any = None):
+def update(config, env, state, *, objective: Callable = objective, bonus: Any = None, transform: Any = None):
     """One rollout and the epochs of gradient steps on it; `objective` may be any callable pytree of its signature.
 
-    `bonus` pays for what is new, see rlx.bonuses.
+    `bonus` pays for what is new, see rlx.bonuses; `transform` changes the steps of the optimizer, see rlx.transforms.
     """
     key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
     policy = partial(act, config, env, state)
@@ -224,7 +225,7 @@ def update(config, env, state, *, objective: Callable = objective, bonus: Any = 
         params, opt_state = carry
         grads, metrics = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
         metrics["grad_norm"] = global_norm(grads)
-        updates, opt_state = optimizer(config, learning_rate).update(grads, opt_state)
+        updates, opt_state = optimizer(config, learning_rate, transform).update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), metrics
 
     def epoch(carry, index):

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from rlx import batch_objectives, bonuses, kl_objectives, objectives, source
+from rlx import batch_objectives, bonuses, kl_objectives, objectives, source, transforms
 from rlx.algorithm_check import check_module
 from rlx.messages import unknown_name
 from rlx.presets import configure
@@ -28,6 +28,8 @@ OBJECTIVES = {name: getattr(objectives, name) for name in NAMES}
 OBJECTIVES |= {"KLRegularized": kl_objectives.KLRegularized}
 OBJECTIVES |= {name: getattr(batch_objectives, name) for name in OF_BATCHES}
 BONUSES = {name: getattr(bonuses, name) for name in ("Counts", "RND")}
+# What an algorithm is given beside an objective, by the option that asks for it: the classes, and what gives one.
+GIVEN = {"bonus": (BONUSES, bonuses.with_bonus), "transform": (transforms.TRANSFORMS, transforms.with_transform)}
 LEARNED = ".npz"  # how the file of a learned objective ends
 
 
@@ -116,12 +118,17 @@ def name_of(algorithm: ModuleType) -> str:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """`ppo+SPO+RND` as `ppo` and `SPO+RND`, an objective, by its own name or a file's, and a bonus, or either."""
+    """`ppo+SPO+RND` as `ppo` and `SPO+RND`: an objective, by its name or its file, a bonus, a transform."""
     base, _, last = name.rpartition("+")
-    if last not in {**OBJECTIVES, **BONUSES} and not (base and last.endswith(LEARNED)):
+    if kind_of(last) == "objective" and last not in OBJECTIVES and not (base and last.endswith(LEARNED)):
         return name, ""
     base, others = split_name(base)
     return base, f"{others}+{last}" if others else last
+
+
+def kind_of(name: str) -> str:
+    """What a name is given as: objective, which files are too, bonus or transform."""
+    return next((kind for kind, (known, _) in GIVEN.items() if name in known), "objective")
 
 
 def load_objective(name: str) -> Any:
@@ -130,10 +137,11 @@ def load_objective(name: str) -> Any:
 
 
 def with_named(algorithm: ModuleType, given: str) -> ModuleType:
-    """The algorithm with the objective of this name, or of this file, with this bonus, or with both: `SPO+RND`."""
+    """The algorithm with the objective of this name, or of this file, a bonus, a transform, or several: `SPO+RND`."""
     for name in given.split("+"):
-        if name in BONUSES:
-            algorithm = bonuses.with_bonus(algorithm, BONUSES[name])
+        if (kind := kind_of(name)) in GIVEN:
+            known, give = GIVEN[kind]
+            algorithm = give(algorithm, known[name])
             continue
         before, algorithm = algorithm, objectives.with_objective(algorithm, load_objective(name))
         if name.endswith(LEARNED):
@@ -143,7 +151,7 @@ def with_named(algorithm: ModuleType, given: str) -> ModuleType:
 
 
 def saved_algorithm(directory: Path, saved: dict[str, Any], whole: bool = True) -> ModuleType:
-    """The algorithm of a run or a sweep, with its objective and its bonus where `whole`.
+    """The algorithm of a run or a sweep, with what it is given, such as an objective, where `whole`.
 
     Where its files have become others since, it is made of the copies in the directory, which is said.
     """
@@ -184,6 +192,6 @@ def short_name(algorithm_name: str) -> str:
     base, _, given = algorithm_name.rpartition("+")
     if given.endswith(LEARNED):
         return f"{short_name(base)}+{Path(given).stem}"
-    if given in BONUSES:
+    if kind_of(given) in GIVEN:
         return f"{short_name(base)}+{given}"
     return re.sub(r"\.py(?=\+|$)", "", Path(algorithm_name.removeprefix("rlx.algos.")).name)

@@ -1,4 +1,4 @@
-"""An algorithm with one of its arguments given: an objective, a bonus."""
+"""An algorithm with one of its arguments given: an objective, a bonus, a transform."""
 
 import inspect
 from collections.abc import Callable

@@ -33,6 +33,12 @@ def _bonus(name: str, paper: str, kind: str) -> Mechanism:
     return Mechanism(name, paper, "reward", f"rlx.bonuses.{kind}", command, "test_bonuses.py")
 
 
+def _transform(name: str, paper: str, kind: str) -> Mechanism:
+    """What takes the steps of the optimizer, likewise."""
+    command = f"rlx train ppo {CARTPOLE} --transform {kind}"
+    return Mechanism(name, paper, "step", f"rlx.transforms.{kind}", command, "test_transforms.py")
+
+
 def _file(name: str, paper: str, command: str, test: str, function: str = "update") -> Mechanism:
     """An algorithm, or a variant of one."""
     algorithm = command.split()[0]
@@ -61,6 +67,8 @@ MECHANISMS = (
     _loss("d-ppo", "Xie et al. 2023, arXiv:2310.20380", "DropoutClip", "batch_objectives"),
     _bonus("rnd", "Burda et al. 2018, arXiv:1810.12894", "RND"),
     _bonus("counts", "Tang et al. 2017, arXiv:1611.04717", "Counts"),
+    _transform("sfpo", "arXiv:2510.04072, 2025", "SFPO"),
+    _transform("n-pg-igt", "Fatkhullin et al. 2023, arXiv:2302.01734", "IGT"),
     Mechanism(
         "s2pg",
         "Al-Hafez et al. 2024",

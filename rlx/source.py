@@ -19,7 +19,7 @@ FOLDER = "source"
 
 
 def parts(name: str) -> list[str]:
-    """`/a/mine.py+/b/lpo.npz+RND` as its algorithm and what is given to it: an objective, a bonus."""
+    """`/a/mine.py+/b/lpo.npz+RND` as its algorithm and what is given to it: an objective, a bonus, a transform."""
     base, plus, last = name.rpartition("+")
     if plus and (last.endswith(".npz") or not last.endswith(".py")):
         return [*parts(base), last]

@@ -1,8 +1,16 @@
 """Steps of optimisers, as transformations of optax: stepping back, momentum that is not stale, Polyak's step.
 
-They go where `optax.adam` goes; `update` has to be given the parameters.
+They go where `optax.adam` goes; `update` has to be given the parameters. Those that are classes here go to an
+algorithm by name:
+
+    slow = with_transform(ppo, SFPO)        # or, on the command line, --transform sfpo
+    state, metrics = rlx.train(slow, slow.Config(reposition=0.5), env, key)
+
+Such a class is a pytree, `transform(config, inner, learning_rate)`, which returns what takes the steps in place of the
+algorithm's own optimizer, `inner`.
 """
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +18,8 @@ import jax.numpy as jnp
 import optax
 
 from rlx.clipping import global_norm
+from rlx.given import with_argument
+from rlx.pytree import pytree, static, traced
 
 Number = float | jax.Array
 
@@ -124,4 +134,62 @@ def polyak(grads: Any, value: Number, best: Number, most: Number, scale: Number 
     return jax.tree.map(lambda g: step * g, grads)
 
 
-__all__ = ["Repositioned", "Transported", "evaluated", "polyak", "repositioned", "transported"]
+@pytree
+class SFPO:
+    """Slow-fast steps, `repositioned`, around the optimizer of an algorithm.
+
+    Raises:
+        ValueError: where the steps of an update are not whole cycles.
+    """
+
+    num_fast: int = static(3, at_least=1)  # fast steps of a cycle, after which one slow step follows
+    reposition: float = traced(0.8, at_least=0, at_most=1)  # part of the way of the fast steps that is kept
+
+    def __call__(self, config: Any, inner: optax.GradientTransformation, learning_rate: Number) -> Any:
+        steps = config.num_epochs * config.num_minibatches
+        if steps % (self.num_fast + 1):
+            raise ValueError(
+                f"num_fast = {self.num_fast}: a cycle of {self.num_fast + 1} steps does not divide the {steps} "
+                "gradient steps of an update"
+            )
+        return repositioned(inner, self.num_fast, self.reposition)
+
+
+@pytree
+class IGT:
+    """Momentum that is not stale, `transported`, in place of the optimizer of an algorithm; its rate is kept.
+
+    The policy acts with the parameters that are differentiated at. Data of one gradient step are what it is made for:
+    give num_epochs and num_minibatches of 1.
+    """
+
+    eta: float = traced(0.5, above=0, at_most=1)  # weight of the newest gradient
+
+    def __call__(self, config: Any, inner: optax.GradientTransformation, learning_rate: Number) -> Any:
+        return transported(learning_rate, self.eta)
+
+
+TRANSFORMS = {"IGT": IGT, "SFPO": SFPO}
+
+
+def with_transform(algorithm: ModuleType, transform: Any) -> ModuleType:
+    """The algorithm with other steps. Of a class, the coefficients become fields of its Config.
+
+    Raises:
+        ValueError: when the algorithm takes no transform.
+    """
+    return with_argument(algorithm, "transform", transform, "takes no transform of its steps")
+
+
+__all__ = [
+    "IGT",
+    "SFPO",
+    "TRANSFORMS",
+    "Repositioned",
+    "Transported",
+    "evaluated",
+    "polyak",
+    "repositioned",
+    "transported",
+    "with_transform",
+]

@@ -16,7 +16,7 @@ import yaml
 
 import rlx
 import rlx.envs
-from rlx.algorithm import BONUSES, OBJECTIVES, algorithms, load_algorithm, with_named
+from rlx.algorithm import GIVEN, OBJECTIVES, algorithms, load_algorithm, with_named
 from rlx.cli.commands import COMMANDS
 from rlx.envs.registry import full_name
 
@@ -218,9 +218,9 @@ def options(command):
 
 
 def settings(algorithm, *given):
-    """The fields of an algorithm's Config, with an objective and a bonus; of a file of one's own, those of PPO."""
+    """The fields of an algorithm's Config, with what it is given; of a file of one's own, those of PPO."""
     module = load_algorithm(algorithm if algorithm in algorithms() else "ppo")
-    known = {name.lower(): name for name in (*OBJECTIVES, *BONUSES)}
+    known = {name.lower(): name for name in (*OBJECTIVES, *(name for classes, _ in GIVEN.values() for name in classes))}
     for name in given:
         module = with_named(module, known[name.lower()]) if name.lower() in known else module
     return {field.name for field in dataclasses.fields(module.Config)}
@@ -246,7 +246,7 @@ def test_commands_of_pages_exist(document, line):
     value = lambda flag: rest[rest.index(flag) + 1] if flag in rest else ""
     known = options(command)
     if command in ("train", "sweep", "clone", "profile"):
-        known |= settings(rest[0], value("--objective"), value("--bonus"))
+        known |= settings(rest[0], value("--objective"), value("--bonus"), value("--transform"))
         if value("--variant"):
             assert value("--variant") in load_algorithm(rest[0]).VARIANTS
     for word in rest:

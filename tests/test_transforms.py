@@ -6,6 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+import rlx
+from rlx.algorithm import kind_of, load_algorithm, short_name
 from rlx.transforms import evaluated, polyak, repositioned, transported
 
 A = np.array([[2.0, 0.3, 0.0], [0.3, 1.0, -0.2], [0.0, -0.2, 0.5]])
@@ -97,3 +99,72 @@ def test_polyaks_step_needs_no_rate_and_stops_at_the_best():
     np.testing.assert_array_equal(polyak(jnp.zeros(3), 0.0, 5.0, 1.0), np.zeros(3))
     capped = polyak(jnp.array([1e-3, 0.0, 0.0]), 0.0, 5.0, 2.0)
     np.testing.assert_allclose(capped, [2e-3, 0, 0])
+
+
+# Given to algorithms.
+
+SMALL = {
+    "total_steps": 256,
+    "num_envs": 4,
+    "num_steps": 16,
+    "num_epochs": 2,
+    "num_minibatches": 2,
+    "hidden_sizes": (8,),
+}
+
+
+@pytest.fixture
+def float32():
+    with jax.enable_x64(False):
+        yield
+
+
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize("name", ["ppo", "mdpo"])
+def test_algorithms_take_steps_by_a_transform(name, cartpole):
+    algorithm = load_algorithm(name)
+    slow = load_algorithm(f"{name}+SFPO")
+    assert slow.__name__ == f"rlx.algos.{name}+SFPO"
+    key = jax.random.key(0)
+    plain, _ = rlx.train(algorithm, algorithm.Config(**SMALL), cartpole, key)
+    ends = {
+        reposition: rlx.train(slow, slow.Config(**SMALL, reposition=reposition), cartpole, key)[0]
+        for reposition in (1.0, 0.5)
+    }
+    close = lambda a, b: all(
+        np.allclose(x, y, rtol=1e-3, atol=1e-5) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+    assert close(ends[1.0].params, plain.params)
+    assert not close(ends[0.5].params, plain.params)
+
+
+@pytest.mark.usefixtures("float32")
+def test_a_transform_in_place_of_the_optimizer_takes_steps_of_the_rate(cartpole):
+    algorithm = load_algorithm("ppo+IGT")
+    one = SMALL | {"num_epochs": 1, "num_minibatches": 1, "total_steps": 64, "anneal_learning_rate": False}
+    config = algorithm.Config(**one, eta=1.0, learning_rate=0.01)
+    before = algorithm.init(config, cartpole, jax.random.key(0))
+    after, metrics = jax.jit(algorithm.update)(config, cartpole, before)
+    moved = jax.tree.map(lambda a, b: a - b, after.params, before.params)
+    np.testing.assert_allclose(optax.tree.norm(moved), 0.01, rtol=1e-3)
+    assert metrics["grad_norm"] > 0
+
+
+def test_cycles_that_do_not_divide_an_update_are_refused(cartpole):
+    algorithm = load_algorithm("ppo+SFPO")
+    with pytest.raises(ValueError, match="num_fast = 2: a cycle of 3 steps does not divide the 4 gradient steps"):
+        rlx.train(algorithm, algorithm.Config(**SMALL, num_fast=2), cartpole, jax.random.key(0))
+    with pytest.raises(ValueError, match="es takes no transform of its steps"):
+        load_algorithm("es+SFPO")
+
+
+def test_names_keep_a_transform_beside_the_others():
+    whole = load_algorithm("ppo+SPO+RND+SFPO")
+    assert short_name(whole.__name__) == "ppo+SPO+RND+SFPO"
+    assert {"epsilon", "bonus_coef", "reposition"} <= set(vars(whole.Config()))
+    assert [kind_of(name) for name in ("SPO", "RND", "SFPO", "a/b.npz")] == [
+        "objective",
+        "bonus",
+        "transform",
+        "objective",
+    ]

@@ -21,10 +21,11 @@ from rich.console import Console
 
 from rlx import schedules, source
 from rlx.algorithm import (
-    BONUSES,
+    GIVEN,
     LEARNED,
     OBJECTIVES,
     algorithms,
+    kind_of,
     named_algorithm,
     preset_file,
     saved_algorithm,
@@ -55,6 +56,8 @@ class Sources:
     bonus: str = ""
     """Bonus for what is new, RND or Counts, that the algorithm learns from beside the reward; its coefficients become
     options."""
+    transform: str = ""
+    """Transformation of the optimizer's steps, SFPO or IGT; its coefficients become options."""
     variant: str = ""
     """Named settings from the algorithm's VARIANTS, such as dapo in grpo; they go over the tuned ones."""
     preset: bool = True
@@ -134,11 +137,13 @@ def resumed(sources: Sources, file: str, given: ModuleType | None, name: str) ->
 
 
 def with_asked(algorithm: ModuleType, name: str, sources: Sources, file: str = "config.json") -> tuple[ModuleType, str]:
-    """The algorithm and its name with the objective and the bonus asked for, or those of what is resumed."""
+    """The algorithm and its name with the objective, bonus and transform asked for, or those of what is resumed."""
     before = "" if sources.resume is None else split_name(read_config(sources.resume, file)["algorithm"])[1]
-    asked = [_known("objective", sources.objective, OBJECTIVES), _known("bonus", sources.bonus, BONUSES)]
-    of_kind = {name in BONUSES: name for name in [*before.split("+"), *asked] if name}  # the last of each
-    missing = [of_kind[kind] for kind in sorted(of_kind) if of_kind[kind] not in split_name(name)[1].split("+")]
+    asked = [_known("objective", sources.objective, OBJECTIVES)]
+    asked += [_known(kind, getattr(sources, kind), known) for kind, (known, _) in GIVEN.items()]
+    of_kind = {kind_of(name): name for name in [*before.split("+"), *asked] if name}  # the last of each
+    ordered = [of_kind[kind] for kind in ("objective", *GIVEN) if kind in of_kind]
+    missing = [given for given in ordered if given not in split_name(name)[1].split("+")]
     if not missing:
         return algorithm, name
     return with_named(algorithm, "+".join(missing)), "+".join([name, *missing])

@@ -230,11 +230,7 @@ def _new_job(
     directory = options.out or new_directory(f"sweep-{short_name(algorithm_name)}", env_name, options.seed)
     check_empty(directory)
     return SweepJob(
-        algorithm=algorithm,
-        algorithm_name=algorithm_name,
-        config=config,
-        env=env,
-        env_name=env_name,
+        *(algorithm, algorithm_name, config, env, env_name),
         env_options=env_options,
         env_params=env_params,
         points=found,

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from rlx import source
-from rlx.algorithm import BONUSES, load_algorithm, split_name
+from rlx.algorithm import kind_of, load_algorithm, split_name
 from rlx.files import loose
 from rlx.pytree import plain
 from rlx.schedules import Schedule
@@ -64,7 +64,7 @@ def train_command(
     words = ["rlx", "train", _where(directory, saved, base).removeprefix("rlx.algos."), "--env", saved["env"]]
     words += ["--no-preset"]
     for name in filter(None, given.split("+")):
-        words += ["--bonus" if name in BONUSES else "--objective", _where(directory, saved, name)]
+        words += [f"--{kind_of(name)}", _where(directory, saved, name)]
     for kind in ("env_options", "env_params"):
         if values := saved.get(kind):
             words += [f"--{kind.replace('_', '-')}", *(f"{name}={loose(x)!r}" for name, x in values.items())]
