@@ -45,6 +45,7 @@ from rlx.pytree import num_rows, pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import check_spaces, rescale, visible, zeros
 from rlx.train import total_updates, training_progress
+from rlx.values import midpoints, quantile_huber
 
 
 @pytree
@@ -78,6 +79,7 @@ class Config:
     actor_obs: tuple[str, ...] = static(())  # entries of a Dict that the actor sees; none: all that are not privileged
     critic_obs: tuple[str, ...] = static(())  # entries of a Dict that the critic sees; none: all
     policy: str = static("normal", one_of=POLICIES)  # density of continuous actions
+    num_quantiles: int = static(0, at_least=0)  # of returns, that the critic learns; 0 for a value alone
 
     @property
     def steps_per_update(self) -> int:
@@ -120,7 +122,7 @@ def networks(config, env):
     torso = lambda x: Torso(x, config.hidden_sizes, config.activation, config.conv_features, kind=config.torso)
     actor = torso(visible(env.observation_space, config.actor_obs))
     critic = torso(visible(env.observation_space, config.critic_obs, privileged=True))
-    return Actor(env.action_space, actor, policy=config.policy), Critic(critic)
+    return Actor(env.action_space, actor, policy=config.policy), Critic(critic, config.num_quantiles)
 
 
 def optimizer(config, learning_rate, transform=None):
@@ -183,7 +185,10 @@ def loss(params, config, env, batch, progress, objective=objective):
     policy_loss = objective(config, Elements(log_ratio, advantage, log_prob), progress).mean()
     step_size = config.step_size * jnp.maximum(1.0 - progress, 1.0 / total_updates(config)) ** config.step_size_decay
     divergence = pi.tsallis(batch.pi, config.tsallis).mean()
-    value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()
+    if config.num_quantiles:
+        value_loss = quantile_huber(value, batch.target[:, None], midpoints(config.num_quantiles)).mean()
+    else:
+        value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()
     entropy = pi.entropy().mean()
     return policy_loss + divergence / step_size + config.value_coef * value_loss - config.entropy_coef * entropy, {
         "policy_loss": policy_loss,
@@ -199,6 +204,7 @@ def advantages(config, env, state, traj):
     _, critic = networks(config, env)
     obs, next_obs = normalized(config, state, traj.obs), normalized(config, state, traj.next_obs)
     value, next_value = (critic.apply(state.params["critic"], x) for x in (obs, next_obs))
+    value, next_value = (x.mean(-1) if config.num_quantiles else x for x in (value, next_value))
     scale, reward = state.reward_scale, traj.reward
     if config.normalize_reward:
         scale, reward = scale_rewards(scale, reward, traj.done, config.gamma)

@@ -19,6 +19,7 @@ Deviations from the paper:
 - The learning rate falls linearly to 0 over the run (`anneal_learning_rate`), or is adapted by the KL after each update
   (`adapt_learning_rate`), or both.
 - Observations and rewards may be normalised by running statistics, which change after the gradient steps only.
+- The critic may learn quantiles of the return (`num_quantiles`), of which the value is the mean.
 - Steps cut by a time limit bootstrap from the value of their true successor.
 """
 
@@ -41,6 +42,7 @@ from rlx.pytree import num_rows, pytree, static, traced
 from rlx.rollout import check_divides, episode_metrics, flatten, gather, minibatches, reset, rollout
 from rlx.spaces import check_spaces, rescale, visible, zeros
 from rlx.train import training_progress
+from rlx.values import midpoints, quantile_huber
 
 ONE_STEP = {"num_epochs": 1, "num_minibatches": 1, "gae_lambda": 1.0}
 VARIANTS = {
@@ -80,6 +82,7 @@ class Config:
     critic_obs: tuple[str, ...] = static(())  # entries of a Dict that the critic sees; none: all
     policy: str = static("normal", one_of=POLICIES)  # density of continuous actions
     num_components: int = static(1)  # of the normal mixture over continuous actions
+    num_quantiles: int = static(0, at_least=0)  # of returns, that the critic learns; 0 for a value alone
 
     @property
     def steps_per_update(self) -> int:
@@ -122,7 +125,7 @@ def networks(config, env):
     torso = lambda x: Torso(x, config.hidden_sizes, config.activation, config.conv_features, kind=config.torso)
     actor = torso(visible(env.observation_space, config.actor_obs))
     critic = torso(visible(env.observation_space, config.critic_obs, privileged=True))
-    return Actor(env.action_space, actor, config.num_components, config.policy), Critic(critic)
+    return Actor(env.action_space, actor, config.num_components, config.policy), Critic(critic, config.num_quantiles)
 
 
 def optimizer(config, learning_rate, transform=None):
@@ -190,7 +193,10 @@ def loss(params, config, env, batch, progress, objective=objective):
     log_ratio = log_prob - batch.log_prob
     advantage = jnp.where(config.normalize_advantage, standardize(batch.advantage), batch.advantage)
     policy_loss = objective(config, Elements(log_ratio, advantage, log_prob), progress).mean()
-    value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()
+    if config.num_quantiles:
+        value_loss = quantile_huber(value, batch.target[:, None], midpoints(config.num_quantiles)).mean()
+    else:
+        value_loss = clipped_value_loss(value, batch.value, batch.target, config.value_clip).mean()
     entropy = pi.entropy().mean()
     return policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy, {
         "policy_loss": policy_loss,
@@ -206,6 +212,7 @@ def advantages(config, env, state, traj):
     _, critic = networks(config, env)
     obs, next_obs = normalized(config, state, traj.obs), normalized(config, state, traj.next_obs)
     value, next_value = (critic.apply(state.params["critic"], x) for x in (obs, next_obs))
+    value, next_value = (x.mean(-1) if config.num_quantiles else x for x in (value, next_value))
     value, next_value = (jnp.where(config.baseline, x, 0.0) for x in (value, next_value))
     scale, reward = state.reward_scale, traj.reward
     if config.normalize_reward:

@@ -17,6 +17,7 @@ from rlx.algorithm import saved_config
 from rlx.algos import dppo, fpo, mdpo, ppo, sac
 from rlx.data import COLUMNS, Demonstrations, clone, collect, disturbed, examples, load, mixture, save, started_from
 from rlx.diffusion import cosine_betas
+from rlx.objectives import ClipHigher
 from rlx.run.checkpoint import restore
 from rlx.run.saved import environment
 from rlx.spaces import Box, Discrete, rescale, unit
@@ -295,6 +296,25 @@ def test_the_critic_is_not_touched_and_the_best_look_is_kept(pendulum, shown):
         ppo.cloning_loss(config, pendulum, state.params, shown.obs, shown.action / 2, jax.random.key(0)).mean()
     )
     assert likelihood(wild) < likelihood(last) - 0.1
+
+
+@pytest.mark.parametrize("algorithm", [ppo, dppo])
+def test_a_clone_within_a_trust_region_stays_near_what_it_was(pendulum, shown, algorithm):
+    """With a period of 1 every ratio is 1, and the gradient that of the likelihood; with a long one it ends at 0."""
+    learn = partial(clone, algorithm, CONFIGS[algorithm], pendulum, shown, jax.random.key(0), 200, 32, 1e-2, num_rows=2)
+    free, rows = learn()
+    same, rows_of_one = learn(objective=ClipHigher(clip_high=0.2), period=1)
+    close = lambda a, b: np.allclose(ravel_pytree(a.params["actor"])[0], ravel_pytree(b.params["actor"])[0], atol=1e-3)
+    np.testing.assert_allclose(rows[-1]["loss"], rows_of_one[-1]["loss"], rtol=1e-3, atol=1e-4)
+    assert close(free, same)
+    near, rows_near = learn(objective=ClipHigher(clip_high=0.05), period=1000)
+    assert not close(free, near)
+    start = jax.jit(partial(algorithm.init, CONFIGS[algorithm], pendulum))(jax.random.split(jax.random.key(0), 4)[1])
+    moved = lambda state: np.linalg.norm(
+        ravel_pytree(state.params["actor"])[0] - ravel_pytree(start.params["actor"])[0]
+    )
+    assert moved(near) < 0.7 * moved(free)
+    assert rows_near[-1]["validation_loss"] > rows[-1]["validation_loss"]
 
 
 def test_chunks_are_the_actions_that_follow_and_the_last_one_again(shown):

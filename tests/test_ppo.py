@@ -14,6 +14,7 @@ import rlx
 from rlx import Env, pytree, replace
 from rlx.advantages import standardize
 from rlx.algos import ppo as module
+from rlx.envs.tasks.probes import Constant
 from rlx.normalize import normalize
 from rlx.pytree import is_static
 from rlx.rollout import flatten, rollout
@@ -96,6 +97,43 @@ def test_the_critic_bootstraps_where_a_time_limit_cuts(probe):
     value, _, metrics = probe("Endless")
     np.testing.assert_allclose(value(0.0), [1 / (1 - 0.9)], atol=10 * CONVERGED)
     np.testing.assert_array_equal(metrics["episode_length"], 5)
+
+
+class Lottery(Constant):
+    """A reward of 4 in one case of four, else of 0."""
+
+    def step(self, key, state, action, params):
+        reward = 4.0 * jax.random.bernoulli(key, 0.25)
+        return state, state, reward, jnp.array(True), jnp.array(False), {}
+
+
+def test_a_critic_of_quantiles_learns_the_distribution_of_returns(ppo):
+    num = 4
+    config = ppo.Config(
+        total_steps=400 * 512, num_envs=64, num_steps=8, learning_rate=1e-2, hidden_sizes=(16,), num_quantiles=num
+    )
+    env = Env(Lottery(), Lottery.default_params)
+    state, _ = rlx.train(ppo, config, env, jax.random.key(0))
+    found = np.sort(ppo.networks(config, env)[1].apply(state.params["critic"], jnp.zeros((1, 1)))[0])
+    u = lambda x, target: target - x
+    huber = lambda u: np.where(np.abs(u) <= 1, 0.5 * u**2, np.abs(u) - 0.5)
+    risk = lambda x, level: sum(
+        p * np.abs(level - (u(x, target) < 0)) * huber(u(x, target)) for p, target in ((0.75, 0.0), (0.25, 4.0))
+    )
+    grid = np.linspace(-1, 5, 6001)
+    expected = [grid[risk(grid, (i + 0.5) / num).argmin()] for i in range(num)]
+    np.testing.assert_allclose(found, expected, atol=0.3)  # of a share that is drawn anew in every update
+    assert found[-1] - found[0] > 3.0
+
+
+def test_one_quantile_is_a_quarter_of_a_squared_error(ppo, small, cartpole):
+    config = replace(small, num_quantiles=1)
+    state = ppo.init(config, cartpole, jax.random.key(0))
+    _, traj = rollout(cartpole, partial(ppo.act, config, cartpole, state), state.env_state, jax.random.key(1), 4)
+    batch = flatten(ppo.advantages(config, cartpole, state, traj)[0])
+    batch = replace(batch, target=batch.value + 0.3)
+    _, metrics = ppo.loss(state.params, config, cartpole, batch, 0.0)
+    np.testing.assert_allclose(metrics["value_loss"], 0.25 * 0.3**2, rtol=1e-4)
 
 
 def test_ppo_learns_cartpole(ppo):
@@ -404,6 +442,7 @@ CHANGED = {
     "conv_features": (4,),
     "activation": "relu",
     "num_components": 2,
+    "num_quantiles": 3,
 }
 
 

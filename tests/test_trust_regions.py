@@ -216,6 +216,7 @@ CHANGED = {
     "hidden_sizes": (16, 8),
     "conv_features": (4,),
     "activation": "relu",
+    "num_quantiles": 3,
 }
 
 

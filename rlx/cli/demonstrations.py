@@ -31,6 +31,7 @@ from rlx.data.demonstrations import collect as play
 from rlx.data.quality import coverage, trajectory_quality
 from rlx.env import with_params
 from rlx.files import read_config, write_json, write_rows
+from rlx.objectives import ClipHigher
 from rlx.presets import configure
 from rlx.run import checkpoint
 from rlx.run.evaluations import evaluate_run
@@ -94,6 +95,11 @@ class CloneOptions:
     """Learning rate of the first gradient step; it falls to a tenth."""
     validation_share: float = 0.1
     """Share of the episodes that is held out; the weights that do best on it are kept."""
+    clip_high: float | None = None
+    """Bound of how much likelier an action may become before the policy that it is compared with moves on; without it
+    the likelihood is maximized freely. PSFT has 0.28."""
+    clip_period: int = 8
+    """Number of gradient steps after which the policy that --clip-high compares with moves on."""
     env_options: tuple[str, ...] = ()
     """Options of the environment beside those of the demonstrations, such as chunk=4."""
     env_params: tuple[str, ...] = ()
@@ -232,7 +238,9 @@ def _clone_options(algorithm: ModuleType, prog: str, arguments: list[str]) -> tu
     both = dataclasses.make_dataclass("Options", [setting], bases=(CloneOptions,), frozen=True)
     both.__doc__ = CloneOptions.__doc__
     early = parse_options(both, arguments, prog)
-    for flag in ("gradient_steps", "cloning_batch", "eval_episodes"):
+    if early.clip_high is not None and not early.clip_high > 0:
+        raise ValueError(f"--clip-high {early.clip_high}: give more than 0")
+    for flag in ("gradient_steps", "cloning_batch", "eval_episodes", "clip_period"):
         if getattr(early, flag) < 1:
             raise ValueError(f"--{flag.replace('_', '-')} {getattr(early, flag)}: give at least 1")
     demonstrations = load(early.file)
@@ -278,8 +286,11 @@ def _clone(job: Job, options: Any, demonstrations: Any, console: Console) -> Non
             console.print(text.format(**row))
 
     sizes = (getattr(options, name) for name in SIZES)
-    state, rows = learn(job.algorithm, job.config, job.env, demonstrations, train_key, *sizes, show=show)
+    near = None if options.clip_high is None else ClipHigher(clip_high=options.clip_high)
+    how = {"show": show, "objective": near, "period": options.clip_period}
+    state, rows = learn(job.algorithm, job.config, job.env, demonstrations, train_key, *sizes, **how)
     cloned = {"file": options.file.name, **{key: getattr(options, key) for key in SIZES}, **demonstrations.about}
+    cloned |= {} if near is None else {"clip_high": options.clip_high, "clip_period": options.clip_period}
     directory = job.directory
     source.keep(directory, source.read(job.algorithm_name, job.algorithm))
     write_json(directory / "config.json", describe(job, *OPTIONS) | {"cloned": cloned})

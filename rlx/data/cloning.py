@@ -21,6 +21,7 @@ import optax
 from rlx.data.demonstrations import Demonstrations
 from rlx.env import Env
 from rlx.normalize import normalize, statistics, update_statistics
+from rlx.objectives import Elements
 from rlx.policy import remembers
 from rlx.pytree import num_rows, replace
 from rlx.spaces import Discrete, parts, unit
@@ -44,6 +45,8 @@ def clone(
     validation_share: float = 0.1,
     num_rows: int = 50,
     show: Callable[[dict[str, float]], None] = lambda row: None,
+    objective: Any = None,
+    period: int = 8,
 ) -> tuple[Any, list[dict[str, float]]]:
     """A fresh State whose actor imitates the demonstrations, and how it came there.
 
@@ -64,6 +67,11 @@ def clone(
         validation_share: of the episodes, held out: at least one.
         num_rows: how often to look.
         show: called with each row: its `number`, `gradient_step`, `loss` (mean since the last row), `validation_loss`.
+        objective: a policy objective of rlx.objectives, such as `ClipHigher()`, that learns from the demonstrations as
+            from actions of advantage 1, so that the clone stays near what it was; without one it is the likelihood.
+            Its log-ratio is by how much the loss has fallen. Source: Zhu et al. 2025, Proximal Supervised
+            Fine-Tuning, arXiv:2508.17784.
+        period: gradient steps after which the policy that the ratios are to becomes the present one.
 
     Raises:
         ValueError: for an algorithm without a `cloning_loss`, demonstrations that do not fit the environment or are of
@@ -72,8 +80,8 @@ def clone(
     check_cloning(algorithm)
     if not 0 < validation_share < 1:
         raise ValueError(f"validation_share = {validation_share}: give a number between 0 and 1")
-    if min(num_steps, batch_size, num_rows) < 1:
-        raise ValueError("num_steps, batch_size and num_rows have to be at least 1")
+    if min(num_steps, batch_size, num_rows, period) < 1:
+        raise ValueError("num_steps, batch_size, num_rows and period have to be at least 1")
     obs, action = examples(env, demonstrations)
     config = now(config)
     bound, most = getattr(config, "action_bound", np.inf), max(np.abs(x).max() for x in jax.tree.leaves(action))
@@ -96,9 +104,9 @@ def clone(
     looked_at = _sequences(held, np.arange(0, held_out.sum() - max(length, 1) + 1, every), length)
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps, FINAL_RATE))
 
-    train = _learner(algorithm, config, env, adam, batch_size, length, look_key)
+    train = _learner(algorithm, config, env, adam, batch_size, length, look_key, objective, period)
     actor = {name: state.params[name] for name in (("memory", "actor") if length else ("actor",))}
-    carry, rows, best = (actor, adam.init(actor), actor), [], (np.inf, actor)
+    carry, rows, best = (actor, adam.init(actor), actor, actor), [], (np.inf, actor)
     edges = np.unique(np.linspace(0, num_steps, num_rows + 1).round().astype(int))
     keys = jax.random.split(train_key, num_steps)
     for start, end in itertools.pairwise(edges):
@@ -129,30 +137,49 @@ def _sequences(data: Any, first: Any, length: int) -> Any:
 
 
 def _learner(
-    algorithm: Any, config: Any, env: Env, adam: Any, batch_size: int, length: int, look_key: jax.Array
+    algorithm: Any,
+    config: Any,
+    env: Env,
+    adam: Any,
+    batch_size: int,
+    length: int,
+    look_key: jax.Array,
+    objective: Any,
+    period: int,
 ) -> Callable:
     """The compiled gradient steps between two looks, and the look at what is held out."""
     num = max(1, batch_size // max(length, 1))
 
-    def loss(actor, params, shown, key):
+    def losses(actor, params, shown, key):
         obs, action, *begins = shown
         begins = [b.at[:, 0].set(True) for b in begins]  # what came before is not seen
-        return algorithm.cloning_loss(config, env, params | actor, obs, action, key, *begins).mean()
+        return algorithm.cloning_loss(config, env, params | actor, obs, action, key, *begins)
+
+    def loss(actor, old, params, shown, key):
+        now = losses(actor, params, shown, key)
+        if objective is None:
+            return now.mean(), now.mean()
+        ratio = losses(old, params, shown, key) - now  # of the same noise and times
+        elements = Elements(ratio, jnp.ones_like(now), -now)
+        return objective(config, elements, 0.0).mean(), now.mean()
 
     @jax.jit
     def train(carry, numbers, keys, params, shown, looked_at):
         def step(carry, inputs):
-            (actor, opt_state, average), (number, key) = carry, inputs
+            (actor, opt_state, average, old), (number, key) = carry, inputs
             rows_key, loss_key = jax.random.split(key)
             rows = jax.random.randint(rows_key, (num,), 0, num_rows(shown) - max(length - 1, 0))
-            value, grads = jax.value_and_grad(loss)(actor, params, _sequences(shown, rows, length), loss_key)
+            if objective is not None:
+                old = jax.tree.map(lambda now, then: jnp.where(number % period == 0, now, then), actor, old)
+            given = actor, old, params, _sequences(shown, rows, length), loss_key
+            grads, value = jax.grad(loss, has_aux=True)(*given)
             updates, opt_state = adam.update(grads, opt_state)
             actor = optax.apply_updates(actor, updates)
             decay = jnp.minimum(AVERAGE, (1 + number) / (10 + number))  # the first weights are soon forgotten
-            return (actor, opt_state, optax.incremental_update(actor, average, 1 - decay)), value
+            return (actor, opt_state, optax.incremental_update(actor, average, 1 - decay), old), value
 
-        carry, losses = jax.lax.scan(step, carry, (numbers, keys))
-        return carry, losses.mean(), loss(carry[2], params, looked_at, look_key)
+        carry, values = jax.lax.scan(step, carry, (numbers, keys))
+        return carry, values.mean(), losses(carry[2], params, looked_at, look_key).mean()
 
     return train
 
