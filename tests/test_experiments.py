@@ -20,6 +20,7 @@ KEYS = {
     "mechanisms": ("task", "arm"),
     "memory": ("task", "method"),
     "meta_gradient": ("task", "method"),
+    "offline": ("task", "method"),
     "panel": ("task", "method"),
     "robustness": ("task", "trained"),
     "sequences": ("task", "variant"),

@@ -22,10 +22,13 @@ import numpy as np
 
 import rlx
 from rlx.algorithm import load_algorithm
+from rlx.algos import ppo
+from rlx.algos.ddpg import VARIANTS
 from rlx.around import chosen, restarted
 from rlx.devices.sharding import use_devices
 from rlx.devices.spread import spread
 from rlx.partial import hidden, remembering
+from rlx.presets import configure, settings
 from rlx.report import experiment, interval
 from rlx.rollout import reset, rollout
 
@@ -35,6 +38,7 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "gymnax")
 NUM_SEEDS, NUM_EPISODES = 5, 32
+KEPT = ("episode_return", "num_episodes", "entropy")  # metrics of training
 QUANTITIES = {
     "return": "return of the final policy",
     "curve": "mean return in training",
@@ -61,6 +65,7 @@ class Trial:
     arms: dict[str, Arm]
     expected: tuple[str, str, str]  # arm, arm, and the quantity that is larger in the first
     settings: dict[str, Any] = field(default_factory=dict)  # of all arms
+    tuned: bool = False  # each algorithm begins with the settings that ship for the environment
 
 
 def downhill(obs, key):
@@ -85,6 +90,7 @@ def leaning(weights):
 
 
 BY_ANGLE, BY_SPEED = leaning((0.0, 0.0, 1.0, 0.0)), leaning((0.0, 0.0, 0.0, 1.0))
+UNBOUNDED = {"actor_kappa": 0.0, "critic_kappa": 0.0}
 STALE = {"num_envs": 8, "num_epochs": 20, "learning_rate": 1e-3, "entropy_coef": 0.0}
 TASKS = {
     "kl-cov": Trial(
@@ -155,6 +161,144 @@ TASKS = {
         ("dropout", "Clip", "curve"),
         {"num_envs": 8, "learning_rate": 1e-3},
     ),
+    "clip-higher": Trial(
+        "A higher upper bound keeps entropy, since what is unlikely may grow.",
+        "Yu et al. 2025, arXiv:2503.14476",
+        "gymnax/CartPole-v1",
+        200_000,
+        {
+            "Clip": Arm(),
+            "0.2 and 0.28": Arm("ppo+ClipHigher"),
+            "0.2 and 0.5": Arm("ppo+ClipHigher", {"clip_high": 0.5}),
+        },
+        ("0.2 and 0.5", "Clip", "entropy"),
+        STALE | {"num_epochs": 10},
+    ),
+    "rollback": Trial(
+        "A slope beyond the clip keeps ratios near 1 and learns better.",
+        "Wang, He, Tan 2019, arXiv:1903.07940",
+        "gymnax/CartPole-v1",
+        200_000,
+        {"Clip": Arm(), "rollback": Arm("ppo+Rollback")},
+        ("rollback", "Clip", "curve"),
+        STALE,
+    ),
+    "spo-simple": Trial(
+        "A square in place of the clip bounds ratios, and learns better where there are many epochs.",
+        "Xie et al. 2024, arXiv:2401.16025",
+        "gymnax/CartPole-v1",
+        200_000,
+        {"Clip": Arm(), "SPO": Arm("ppo+SPO")},
+        ("SPO", "Clip", "curve"),
+        STALE,
+    ),
+    "kl-forward": Trial(
+        "A clip learns better than a fixed penalty on the KL.",
+        "Schulman et al. 2017, arXiv:1707.06347",
+        "gymnax/CartPole-v1",
+        200_000,
+        {"Clip": Arm(), "forward KL": Arm("ppo+ForwardKL"), "reverse KL": Arm("ppo+ReverseKL")},
+        ("Clip", "forward KL", "curve"),
+        STALE | {"num_epochs": 10},
+    ),
+    "dpo-discovered": Trial(
+        "The drift that was discovered learns faster than the clip.",
+        "Lu et al. 2022, arXiv:2210.05639",
+        "gymnax/Pendulum-v1",
+        300_000,
+        {"Clip": Arm(), "DPO": Arm("ppo+DPO")},
+        ("DPO", "Clip", "curve"),
+        tuned=True,
+    ),
+    "awr": Trial(
+        "Weighted likelihoods learn off the policy, so also with many epochs on one rollout.",
+        "Peng et al. 2019, arXiv:1910.00177",
+        "gymnax/CartPole-v1",
+        200_000,
+        {"Clip": Arm(), "AWR": Arm("ppo+AWR")},
+        ("AWR", "Clip", "curve"),
+        STALE,
+    ),
+    "sfpo": Trial(
+        "Stepping back after fast steps, and one slow step, make many steps on a batch stable.",
+        "arXiv:2510.04072, 2025",
+        "gymnax/CartPole-v1",
+        200_000,
+        {"Adam": Arm(), "0.8 kept": Arm("ppo+SFPO"), "0.5 kept": Arm("ppo+SFPO", {"reposition": 0.5})},
+        ("0.5 kept", "Adam", "curve"),
+        STALE,
+    ),
+    "n-pg-igt": Trial(
+        "Momentum of gradients that are taken ahead learns faster than normalised gradients alone.",
+        "Fatkhullin et al. 2023, arXiv:2302.01734",
+        "gymnax/CartPole-v1",
+        200_000,
+        {
+            "eta 1, no momentum": Arm("ppo+IGT", {"eta": 1.0}),
+            "eta 0.5": Arm("ppo+IGT", {"eta": 0.5}),
+            "eta 0.2": Arm("ppo+IGT", {"eta": 0.2}),
+        },
+        ("eta 0.5", "eta 1, no momentum", "curve"),
+        {"num_envs": 8, "num_steps": 64, "num_epochs": 1, "num_minibatches": 1, "learning_rate": 0.1},
+    ),
+    "pg-rainbow": Trial(
+        "A critic of the distribution of returns makes PPO learn faster.",
+        "arXiv:2407.13146, 2024",
+        "gymnax/Acrobot-v1",
+        200_000,
+        {"a value": Arm(), "8 quantiles": Arm(settings={"num_quantiles": 8})},
+        ("8 quantiles", "a value", "curve"),
+        {"num_envs": 8, "learning_rate": 1e-3, "normalize_reward": True},
+    ),
+    "td3": Trial(
+        "Two critics, delayed actors and noise in targets learn better than DDPG.",
+        "Fujimoto et al. 2018, arXiv:1802.09477",
+        "gymnax/Pendulum-v1",
+        20_000,
+        {"DDPG": Arm("ddpg", VARIANTS["ddpg"]), "TD3": Arm("ddpg", VARIANTS["td3"])},
+        ("TD3", "DDPG", "return"),
+        {"warmup_steps": 1_000, "capacity": 20_000, "hidden_sizes": (64, 64)},
+    ),
+    "a2c": Trial(
+        "Several epochs of small steps learn more from a rollout than one step.",
+        "Schulman et al. 2017, arXiv:1707.06347",
+        "gymnax/CartPole-v1",
+        200_000,
+        {"A2C": Arm(settings=ppo.VARIANTS["a2c"]), "PPO": Arm(settings={"num_envs": 8})},
+        ("PPO", "A2C", "curve"),
+        {"learning_rate": 1e-3},
+    ),
+    "v-mpo": Trial(
+        "Weighted likelihoods of the better half, within a bound on the KL, learn as well as PPO or better.",
+        "Song et al. 2019, arXiv:1909.12238",
+        "gymnax/Pendulum-v1",
+        300_000,
+        {"PPO": Arm(), "V-MPO": Arm("vmpo")},
+        ("V-MPO", "PPO", "curve"),
+        tuned=True,
+    ),
+    "shac": Trial(
+        "The gradient through a known simulator learns from fewer steps than a policy gradient.",
+        "Xu et al. 2022, arXiv:2204.07137",
+        "gymnax/Pendulum-v1",
+        100_000,
+        {"PPO": Arm(), "SHAC": Arm("pathwise")},
+        ("SHAC", "PPO", "return"),
+        tuned=True,
+    ),
+    "stream-ac": Trial(
+        "A bound on each step makes learning from single steps stable at a rate that needs no tuning.",
+        "Elsayed et al. 2024, arXiv:2410.14606",
+        "gymnax/CartPole-v1",
+        200_000,
+        {
+            "bounded, rate 1": Arm("stream_ac"),
+            "not bounded, rate 0.001": Arm("stream_ac", UNBOUNDED | {"learning_rate": 1e-3}),
+            "not bounded, rate 0.0001": Arm("stream_ac", UNBOUNDED | {"learning_rate": 1e-4}),
+        },
+        ("bounded, rate 1", "not bounded, rate 0.001", "return"),
+        tuned=True,
+    ),
     "s2pg": Trial(
         "Numbers that the policy writes and reads are memory enough, without a recurrent network.",
         "Al-Hafez et al. 2024",
@@ -216,20 +360,22 @@ def measure(trial: Trial, arm: Arm) -> dict[str, Any]:
     """What an arm comes to, seed by seed."""
     algorithm, plain = load_algorithm(arm.algorithm), rlx.envs.make(trial.env)
     env = arm.env(plain)
-    config = algorithm.Config(**trial.settings | arm.settings | {"total_steps": trial.total_steps})
+    own = trial.settings | arm.settings | {"total_steps": trial.total_steps}
+    config = configure(algorithm.Config, (settings(algorithm, trial.env) if trial.tuned else {}) | own)
 
     def lane(key, config, env, played):
         train_key, play_key = jax.random.split(key)
         state, metrics = rlx.train(algorithm, config, env, train_key)
         found = rlx.evaluate(algorithm, config, played, state, play_key, NUM_EPISODES)
-        return found.returns.mean(), {name: metrics[name] for name in ("episode_return", "num_episodes", "entropy")}
+        return found.returns.mean(), {name: metrics[name] for name in KEPT if name in metrics}
 
     keys = jax.vmap(jax.random.key)(np.arange(NUM_SEEDS))
     returns, metrics = jax.device_get(spread(lane)(keys, config, env, env if arm.inside else plain))
     num = metrics["num_episodes"]
     weighted = (metrics["episode_return"] * num).sum(1, dtype=np.float64) / np.maximum(num.sum(1), 1)
     last = slice(-max(1, num.shape[1] // 20), None)
-    found = {"return": returns, "curve": weighted, "entropy": metrics["entropy"][:, last].mean(1)}
+    found = {"return": returns, "curve": weighted}
+    found |= {"entropy": metrics["entropy"][:, last].mean(1)} if "entropy" in metrics else {}
     return {
         "env": trial.env,
         "steps": rlx.steps_taken(config, rlx.total_updates(config)),
