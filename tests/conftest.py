@@ -34,27 +34,41 @@ def pytest_configure(config):
             raise pytest.UsageError(f"{name} would be tested as {origin}, not from {CHECKOUT}: run pip install -e .")
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """A folder of this process for what it has compiled. JAX does not write its files at once, so none is shared."""
+    return tmp_path_factory.mktemp("compiled") / "programs"
+
+
 @pytest.fixture(scope="module", autouse=True)
-def programs(request):
+def programs(request, compiled):
     """Compiled programs live as long as the tests of a file, and are compiled fast unless it says `EXACT = True`.
 
     Two programs that do the same, such as runs in one piece and in several, give the same bits only with some
     optimisation. Each program is mapped into memory in hundreds of pieces, and Linux ends a process that has more than
-    65,530 of them.
+    65,530 of them: so they are left, and found again on disk by the tests of another file.
     """
     jax.config.update("jax_disable_most_optimizations", not getattr(request.module, "EXACT", False))
+    keep_in(compiled)
     yield
     jax.clear_caches()
 
 
+def keep_in(folder):
+    """Has JAX keep all that it compiles from now on in a folder."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    compilation_cache.reset_cache()
+
+
 @pytest.fixture(scope="module")
-def command_cache(tmp_path_factory):
+def command_cache(tmp_path_factory, compiled):
     """One cache of compiled programs for all commands of a module, away from the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+    keep_in(compiled)
 
 
 @pytest.fixture

@@ -27,22 +27,6 @@ SIZES = ["--num-steps", "16", "--num-epochs", "2", "--num-minibatches", "2", "--
 SIZES += ["--total-steps", "192", "--eval-episodes", "2", "--env-options", "max_steps=12", "--no-compile-cache"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Every sweep builds its programs anew; equal ones come from the disk."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
 @pytest.fixture(scope="module")
 def sweep(ppo, small, cartpole):
     """`sweep(directory, space, ...)` of the small config with 2 seeds."""
