@@ -52,7 +52,7 @@ FAMILIES = {
     "policy gradients": ("ppo", "ppo_recurrent", "trpo", "mdpo", "reppo", "pathwise", "vmpo"),
     "policies made in several steps": ("dppo", "fpo", "policyflow"),
     "groups": ("grpo", "grpo_recurrent", "grpo_tokens"),
-    "values of actions": ("dqn", "pqn", "pqn_recurrent"),
+    "values of actions": ("dqn", "pqn", "pqn_recurrent", "sqirl"),
     "off-policy actor, critic": ("sac", "sac_discrete", "ddpg", "fast_td3", "tqc", "redq", "crossq", "mdpo_offpolicy"),
     "from data": ("iql", "td3_bc", "cql", "rlpd"),
     "streams, one step at a time": ("stream_ac", "stream_q", "avg"),

@@ -51,6 +51,7 @@ NEAREST = {
     "reppo": "ppo",
     "rlpd": "sac",
     "sac_discrete": "sac",
+    "sqirl": "pqn",
     "stream_ac": "ppo",
     "stream_q": "stream_ac",
     "td3_bc": "iql",

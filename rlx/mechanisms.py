@@ -88,6 +88,12 @@ MECHANISMS = (
     _file("shac", "Xu et al. 2022, arXiv:2204.07137", "pathwise --env mjx/pendulum --variant shac", "test_pathwise.py"),
     _file("a2c", "Mnih et al. 2016, arXiv:1602.01783", f"ppo {CARTPOLE} --variant a2c", "test_ppo.py"),
     _file("pg-rainbow", "arXiv:2407.13146, 2024", f"ppo {CARTPOLE} --num-quantiles 8", "test_ppo.py"),
+    _file(
+        "sqirl",
+        "Laidlaw et al. 2023, arXiv:2312.08369",
+        f"sqirl {CARTPOLE} --env-options max_steps=16 time=True --num-steps 16",
+        "test_sqirl.py",
+    ),
     _file("v-mpo", "Song et al. 2019, arXiv:1909.12238", f"vmpo {CARTPOLE}", "test_vmpo.py"),
 )
 

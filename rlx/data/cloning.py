@@ -82,8 +82,7 @@ def clone(
         raise ValueError(f"validation_share = {validation_share}: give a number between 0 and 1")
     if min(num_steps, batch_size, num_rows, period) < 1:
         raise ValueError("num_steps, batch_size, num_rows and period have to be at least 1")
-    obs, action = examples(env, demonstrations)
-    config = now(config)
+    (obs, action), config = examples(env, demonstrations), now(config)
     bound, most = getattr(config, "action_bound", np.inf), max(np.abs(x).max() for x in jax.tree.leaves(action))
     if most > bound + 1e-3:
         warnings.warn(f"actions go up to {most:.3g} and action_bound = {bound:g} cuts them: raise it", stacklevel=2)
