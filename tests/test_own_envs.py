@@ -371,3 +371,47 @@ def test_starts_and_goals_are_in_two_different_free_cells(maze):
         np.testing.assert_array_equal(seen, ~walls)
     assert (np.floor(start) != np.floor(goal)).any(axis=1).all()
     np.testing.assert_array_equal(state.velocity, 0)
+
+
+def test_rewards_of_coverage_are_what_was_not_seen_before():
+    env = rlx.envs.make("rlx/Coverage", size=5, radius=1.5)  # discs of 3 x 3
+    traj = play(env, lambda obs, key: jax.random.randint(key, (), 0, 4), 16, 24)
+    obs = np.asarray(traj.obs)  # [T, N, 10 + 25]
+    first, last = obs[0, :, 10:].sum(-1), np.asarray(traj.next_obs)[-1, :, 10:].sum(-1)
+    np.testing.assert_array_equal(first, 9)
+    np.testing.assert_array_equal(traj.reward.sum(0), last - first)
+    np.testing.assert_allclose(traj.reported["covered"][-1], (last - first) / 25, rtol=1e-5)
+    cells = obs[..., :5].argmax(-1), obs[..., 5:10].argmax(-1)
+    for n in range(16):
+        seen = {
+            ((x + i) % 5, (y + j) % 5)
+            for x, y in zip(cells[0][:, n], cells[1][:, n], strict=True)
+            for i in (-1, 0, 1)
+            for j in (-1, 0, 1)
+        }
+        assert seen == set(zip(*np.nonzero(obs[-1, n, 10:].reshape(5, 5)), strict=True))
+
+
+def test_coverage_without_diminishing_returns_or_a_memory():
+    env = rlx.envs.make("rlx/Coverage", size=4, radius=0, shown=False, additive=True)
+    assert env.observation_space.shape == (8,)
+    traj = play(env, lambda obs, key: jnp.int32(2), 4, 24)
+    np.testing.assert_array_equal(traj.reward, 1)
+    np.testing.assert_allclose(traj.reported["covered"][-1], 3 / 16, rtol=1e-6)  # a row of the torus
+    with pytest.raises(ValueError, match="size = 1"):
+        rlx.envs.make("rlx/Coverage", size=1)
+
+
+def test_steps_that_take_the_most_cover_more_than_chance():
+    """Greedy steps of a submodular function come to 1 - 1/e of the best; here to more, and chance to less."""
+    env = rlx.envs.make("rlx/Coverage", size=5, radius=0)
+
+    def greedy(obs, key):
+        cell = obs[:5].argmax(), obs[5:10].argmax()
+        around = jnp.array([[1, 0], [-1, 0], [0, 1], [0, -1]]) + jnp.array(cell)
+        seen = obs[10:].reshape(5, 5)[around[:, 0] % 5, around[:, 1] % 5]
+        return (seen + 0.1 * jax.random.uniform(key, (4,))).argmin()
+
+    by_chance = play(env, lambda obs, key: jax.random.randint(key, (), 0, 4), 64, 24).reward.sum(0)
+    by_greed = play(env, greedy, 64, 24).reward.sum(0)
+    assert by_chance.mean() < 14 < 0.63 * 24 < by_greed.mean()

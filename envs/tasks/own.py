@@ -6,17 +6,30 @@ from rlx.env import Env
 
 SEQUENCES = ("Reverse", "Sort", "ModularAddition", "Countdown")
 MEMORY = ("Recall-8", "Recall-32", "Recall-128", "TMaze-10", "HiddenCartPole", "HiddenPendulum", "HiddenHopper")
-NAMES = ("MultiGoal", "GridWorld", "Levels", "Maze", "PointMaze-medium", "PointMaze-large", "Nim", *SEQUENCES, *MEMORY)
+NAMES = (
+    "MultiGoal",
+    "GridWorld",
+    "Coverage",
+    "Levels",
+    "Maze",
+    "PointMaze-medium",
+    "PointMaze-large",
+    "Nim",
+    *SEQUENCES,
+    *MEMORY,
+)
 
 
 def make(name: str, **options: Any) -> Env:
     """`options`: for GridWorld `layout=`, for Levels `seed=`, for Maze `maze=`; for others see their modules."""
-    from rlx.envs.tasks import gridworld, levels, maze, memory, multigoal, nim, pointmaze, sequences
+    from rlx.envs.tasks import coverage, gridworld, levels, maze, memory, multigoal, nim, pointmaze, sequences
 
     if name == "MultiGoal":
         return multigoal.make(**options)
     if name == "GridWorld":
         return gridworld.make(**options)
+    if name == "Coverage":
+        return coverage.make(**options)
     if name == "Levels":
         return levels.make(**options)
     if name == "Maze":

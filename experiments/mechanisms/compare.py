@@ -313,6 +313,18 @@ TASKS = {
         {"num_envs": 32, "num_steps": 64, "num_epochs": 8, "num_minibatches": 8, "learning_rate": 1e-3}
         | {"gamma": 0.95, "entropy_coef": 0.0, "normalize_reward": True},
     ),
+    "subpo": Trial(
+        "Learning from what is new at each step covers more than learning from all that is seen.",
+        "Prajapat et al. 2023",
+        "rlx/Coverage",
+        300_000,
+        {
+            "what is new": Arm(),
+            "what is seen": Arm(env=lambda env: rlx.envs.make("rlx/Coverage", additive=True)),
+        },
+        ("what is new", "what is seen", "return"),
+        {"num_envs": 16, "learning_rate": 1e-3},
+    ),
     "restarts": Trial(
         "Starting from states on the way finds a reward that the start never does.",
         "Chang et al. 2024, arXiv:2404.08495",
