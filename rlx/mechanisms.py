@@ -78,6 +78,8 @@ MECHANISMS = (
         "test_partial.py",
     ),
     _trial("subpo", "Prajapat et al. 2023", "environment", "rlx.envs.tasks.coverage.make", "test_own_envs.py"),
+    _trial("dsrl", "Wagenmaker et al. 2025, arXiv:2506.15799", "action", "rlx.steering.steered", "test_steering.py"),
+    _trial("psft", "Zhu et al. 2025, arXiv:2508.17784", "cloning", "rlx.data.cloning.clone", "test_cloning.py"),
     _trial("restarts", "Chang et al. 2024, arXiv:2404.08495", "start", "rlx.around.restarted", "test_around.py"),
     _trial("improper", "Zaki et al. 2022", "action", "rlx.around.chosen", "test_around.py"),
     _file("ddpg", "Lillicrap et al. 2015, arXiv:1509.02971", "ddpg --env Pendulum-v1 --variant ddpg", "test_ddpg.py"),

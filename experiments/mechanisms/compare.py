@@ -11,8 +11,10 @@ measured again. No rate or coefficient was chosen for any arm: they are the defa
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import jax
@@ -22,15 +24,18 @@ import numpy as np
 
 import rlx
 from rlx.algorithm import load_algorithm
-from rlx.algos import ppo
+from rlx.algos import fpo, ppo
 from rlx.algos.ddpg import VARIANTS
 from rlx.around import chosen, restarted
+from rlx.data import clone, collect
 from rlx.devices.sharding import use_devices
 from rlx.devices.spread import spread
+from rlx.objectives import ClipHigher
 from rlx.partial import hidden, remembering
 from rlx.presets import configure, settings
 from rlx.report import experiment, interval
 from rlx.rollout import reset, rollout
+from rlx.steering import steered
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -54,6 +59,7 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     env: Callable = lambda env: env
     inside: bool = False  # whether episodes are played in what it makes of it, too
+    start: Callable | None = None  # a State whose networks and statistics training begins with
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,37 @@ def on_the_way(env, num_envs=16, num_steps=64):
         key
     )
     return restarted(env, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states), 0.5)
+
+
+def swinging(obs, key):
+    """Pendulum is pushed the way that it moves, and held where it stands: with much noise, which makes it middling."""
+    near = obs[0] > 0.7
+    push = jnp.where(near, -8.0 * obs[1] - 2.0 * obs[2], 2.0 * jnp.sign(obs[2] + 1e-3))
+    return jnp.clip(push + 1.0 * jax.random.normal(key), -2.0, 2.0)[None]
+
+
+@cache
+def shown(env_name):
+    """Episodes of `swinging`."""
+    env = rlx.envs.make(env_name)
+    act = lambda config, env, state, obs, key, deterministic=False: (
+        jax.vmap(swinging)(obs, jax.random.split(key, len(obs))),
+        None,
+    )
+    actor = SimpleNamespace(act=act)
+    return collect(actor, None, env, None, jax.random.key(5), 100, deterministic=False)
+
+
+def cloned(algorithm, config, env, **how):
+    """A State whose policy imitates `swinging`."""
+    return clone(algorithm, config, env, shown("gymnax/Pendulum-v1"), jax.random.key(6), 5_000, **how)[0]
+
+
+@cache
+def by_noise(env):
+    """The environment whose actions are the noise that FPO's clone of `swinging` begins with."""
+    config = fpo.Config(num_envs=16, num_steps=64, normalize_obs=True, hidden_sizes=(64, 64))
+    return steered(env, fpo, config, cloned(fpo, config, env))
 
 
 def leaning(weights):
@@ -325,6 +362,31 @@ TASKS = {
         ("what is new", "what is seen", "return"),
         {"num_envs": 16, "learning_rate": 1e-3},
     ),
+    "dsrl": Trial(
+        "The noise of a frozen policy is enough to make it better.",
+        "Wagenmaker et al. 2025, arXiv:2506.15799",
+        "gymnax/Pendulum-v1",
+        20_000,
+        {
+            "no noise": Arm("sac", {"learning_rate": 0.0}, by_noise, inside=True),
+            "steered by SAC": Arm("sac", {"learning_rate": 1e-3, "alpha_learning_rate": 1e-3}, by_noise, inside=True),
+        },
+        ("steered by SAC", "no noise", "return"),
+        {"warmup_steps": 1_000, "capacity": 20_000, "hidden_sizes": (64, 64), "num_envs": 4, "num_steps": 16},
+    ),
+    "psft": Trial(
+        "A clone within a trust region has entropy left, and is trained on better.",
+        "Zhu et al. 2025, arXiv:2508.17784",
+        "gymnax/Pendulum-v1",
+        200_000,
+        {
+            "likelihood": Arm(start=cloned),
+            "within 0.28": Arm(start=partial(cloned, objective=ClipHigher())),
+        },
+        ("within 0.28", "likelihood", "curve"),
+        {"num_envs": 16, "num_steps": 256, "num_epochs": 10, "num_minibatches": 32, "gamma": 0.95, "entropy_coef": 0.0}
+        | {"normalize_obs": True, "normalize_reward": True},
+    ),
     "restarts": Trial(
         "Starting from states on the way finds a reward that the start never does.",
         "Chang et al. 2024, arXiv:2404.08495",
@@ -375,14 +437,21 @@ def measure(trial: Trial, arm: Arm) -> dict[str, Any]:
     own = trial.settings | arm.settings | {"total_steps": trial.total_steps}
     config = configure(algorithm.Config, (settings(algorithm, trial.env) if trial.tuned else {}) | own)
 
-    def lane(key, config, env, played):
+    start = None if arm.start is None else arm.start(algorithm, config, env)
+
+    def lane(key, config, env, played, start):
         train_key, play_key = jax.random.split(key)
-        state, metrics = rlx.train(algorithm, config, env, train_key)
+        if start is None:
+            state, metrics = rlx.train(algorithm, config, env, train_key)
+        else:
+            state = algorithm.init(config, env, train_key)
+            state = rlx.replace(state, params=start.params, obs_stats=start.obs_stats)
+            state, metrics = rlx.resume(algorithm, config, env, state, rlx.total_updates(config))
         found = rlx.evaluate(algorithm, config, played, state, play_key, NUM_EPISODES)
         return found.returns.mean(), {name: metrics[name] for name in KEPT if name in metrics}
 
     keys = jax.vmap(jax.random.key)(np.arange(NUM_SEEDS))
-    returns, metrics = jax.device_get(spread(lane)(keys, config, env, env if arm.inside else plain))
+    returns, metrics = jax.device_get(spread(lane)(keys, config, env, env if arm.inside else plain, start))
     num = metrics["num_episodes"]
     weighted = (metrics["episode_return"] * num).sum(1, dtype=np.float64) / np.maximum(num.sum(1), 1)
     last = slice(-max(1, num.shape[1] // 20), None)
