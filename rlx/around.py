@@ -47,7 +47,7 @@ def of_inner_env(outer: Any, name: str) -> Any:
     return (lambda params: inner(params.env.params)) if name == "cameras" else inner
 
 
-def _as_pytree(function: Any) -> Any:
+def as_pytree(function: Any) -> Any:
     """A callable pytree as it is, and a function as one."""
     return function if jax.tree.leaves(function) != [function] else jax.tree_util.Partial(function)
 
@@ -116,7 +116,7 @@ def decoded(env: Env, decode: Any, action_space: Any) -> Env:
         ValueError: for an environment of several agents.
     """
     check_one_agent(env, "an environment that is acted on through a function")
-    params = BetweenParams(env, decode=_as_pytree(decode))
+    params = BetweenParams(env, decode=as_pytree(decode))
     return replace(env, environment=Between(params, action_space), params=params, max_steps=None)
 
 
@@ -147,7 +147,7 @@ def chosen(env: Env, controllers: Sequence[Callable]) -> Env:
     """
     if len(controllers) < 2:
         raise ValueError(f"{len(controllers)} controllers to choose from: give at least 2")
-    return decoded(env, Choice(tuple(map(_as_pytree, controllers))), Discrete(len(controllers)))
+    return decoded(env, Choice(tuple(map(as_pytree, controllers))), Discrete(len(controllers)))
 
 
 def rewarded(env: Env, reward: Any) -> Env:
@@ -165,7 +165,7 @@ def rewarded(env: Env, reward: Any) -> Env:
         ValueError: for an environment of several agents.
     """
     check_one_agent(env, "an environment with another reward")
-    params = BetweenParams(env, reward=_as_pytree(reward))
+    params = BetweenParams(env, reward=as_pytree(reward))
     return replace(env, environment=Between(params), params=params, max_steps=None)
 
 
@@ -248,4 +248,4 @@ def restarted(env: Env, states: EnvState, share: float | jax.Array = 0.5) -> Env
     return replace(env, environment=Restarted(env.environment, params), params=params)
 
 
-__all__ = ["Choice", "chosen", "decoded", "of_inner", "of_inner_env", "restarted", "rewarded", "unchanged"]
+__all__ = ["Choice", "as_pytree", "chosen", "decoded", "of_inner", "of_inner_env", "restarted", "rewarded", "unchanged"]

@@ -79,6 +79,7 @@ MECHANISMS = (
     ),
     _trial("subpo", "Prajapat et al. 2023", "environment", "rlx.envs.tasks.coverage.make", "test_own_envs.py"),
     _trial("dsrl", "Wagenmaker et al. 2025, arXiv:2506.15799", "action", "rlx.steering.steered", "test_steering.py"),
+    _trial("camel", "CAMEL, its abstract", "action", "rlx.guidance.guided", "test_guidance.py"),
     _trial("psft", "Zhu et al. 2025, arXiv:2508.17784", "cloning", "rlx.data.cloning.clone", "test_cloning.py"),
     _trial("restarts", "Chang et al. 2024, arXiv:2404.08495", "start", "rlx.around.restarted", "test_around.py"),
     _trial("improper", "Zaki et al. 2022", "action", "rlx.around.chosen", "test_around.py"),
@@ -96,6 +97,12 @@ MECHANISMS = (
         "Laidlaw et al. 2023, arXiv:2312.08369",
         f"sqirl {CARTPOLE} --env-options max_steps=16 time=True --num-steps 16",
         "test_sqirl.py",
+    ),
+    _file(
+        "ddpo",
+        "Black et al. 2023, arXiv:2305.13301",
+        "dppo --env probe/ContinuousAction --gae-lambda 1 --clip 0.02 --first-clip 0.02",
+        "test_dppo.py",
     ),
     _file("v-mpo", "Song et al. 2019, arXiv:1909.12238", f"vmpo {CARTPOLE}", "test_vmpo.py"),
 )

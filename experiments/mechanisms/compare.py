@@ -30,6 +30,7 @@ from rlx.around import chosen, restarted
 from rlx.data import clone, collect
 from rlx.devices.sharding import use_devices
 from rlx.devices.spread import spread
+from rlx.guidance import guided
 from rlx.objectives import ClipHigher
 from rlx.partial import hidden, remembering
 from rlx.presets import configure, settings
@@ -59,6 +60,7 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     env: Callable = lambda env: env
     inside: bool = False  # whether episodes are played in what it makes of it, too
+    play: Callable | None = None  # what it makes of the environment that they are played in, where that is another
     start: Callable | None = None  # a State whose networks and statistics training begins with
 
 
@@ -119,6 +121,16 @@ def by_noise(env):
     """The environment whose actions are the noise that FPO's clone of `swinging` begins with."""
     config = fpo.Config(num_envs=16, num_steps=64, normalize_obs=True, hidden_sizes=(64, 64))
     return steered(env, fpo, config, cloned(fpo, config, env))
+
+
+def pumping(obs, key):
+    """MountainCarContinuous is pushed the way that it moves."""
+    return jnp.where(obs[1] < 0, -1.0, 1.0)[None]
+
+
+def near_pumping(share):
+    """The environment with such a share of its episodes in a range around `pumping`."""
+    return lambda env: guided(env, pumping, width=0.5, share=share)
 
 
 def leaning(weights):
@@ -374,6 +386,18 @@ TASKS = {
         ("steered by SAC", "no noise", "return"),
         {"warmup_steps": 1_000, "capacity": 20_000, "hidden_sizes": (64, 64), "num_envs": 4, "num_steps": 16},
     ),
+    "camel": Trial(
+        "Episodes near a policy that was written by hand find a reward that noise does not.",
+        "CAMEL, of which an abstract was read",
+        "gymnax/MountainCarContinuous-v0",
+        200_000,
+        {
+            "PPO": Arm(),
+            "half of the episodes guided": Arm(env=near_pumping(0.5), play=near_pumping(0.0)),
+        },
+        ("half of the episodes guided", "PPO", "return"),
+        {"num_envs": 16, "learning_rate": 1e-3, "normalize_obs": True},
+    ),
     "psft": Trial(
         "A clone within a trust region has entropy left, and is trained on better.",
         "Zhu et al. 2025, arXiv:2508.17784",
@@ -435,6 +459,7 @@ def measure(trial: Trial, arm: Arm) -> dict[str, Any]:
     algorithm, plain = load_algorithm(arm.algorithm), rlx.envs.make(trial.env)
     env = arm.env(plain)
     own = trial.settings | arm.settings | {"total_steps": trial.total_steps}
+    played = env if arm.inside else plain if arm.play is None else arm.play(plain)
     config = configure(algorithm.Config, (settings(algorithm, trial.env) if trial.tuned else {}) | own)
 
     start = None if arm.start is None else arm.start(algorithm, config, env)
@@ -451,7 +476,7 @@ def measure(trial: Trial, arm: Arm) -> dict[str, Any]:
         return found.returns.mean(), {name: metrics[name] for name in KEPT if name in metrics}
 
     keys = jax.vmap(jax.random.key)(np.arange(NUM_SEEDS))
-    returns, metrics = jax.device_get(spread(lane)(keys, config, env, env if arm.inside else plain, start))
+    returns, metrics = jax.device_get(spread(lane)(keys, config, env, played, start))
     num = metrics["num_episodes"]
     weighted = (metrics["episode_return"] * num).sum(1, dtype=np.float64) / np.maximum(num.sum(1), 1)
     last = slice(-max(1, num.shape[1] // 20), None)
