@@ -32,15 +32,15 @@ class Steered:
     A flow goes from it by Euler's steps (FPO), a chain of denoising by DDIM over all of its steps without noise (DPPO).
     """
 
-    apply: Callable = static()  # the networks of the policy
-    is_flow: bool = static()
-    num_steps: int = static()
-    num_trained: int = static()  # of them, the last, by `params`; those before by `pretrained`
     env: Env
     params: Any
     pretrained: Any
     obs_stats: Any  # None where observations are as they are
     action_bound: Any  # of the clean actions of a chain
+    apply: Callable = static()  # the networks of the policy
+    is_flow: bool = static()
+    num_steps: int = static()
+    num_trained: int = static()  # of them, the last, by `params`; those before by `pretrained`
 
     def __call__(self, obs: Any, noise: jax.Array, key: Any = None) -> jax.Array:
         obs = jax.tree.map(lambda x: x[None], obs)
