@@ -48,6 +48,7 @@ NEAREST = {
     "pqn_recurrent": "pqn",
     "ppo_recurrent": "ppo",
     "ppo_selfplay": "ppo",
+    "props": "ppo",
     "reppo": "ppo",
     "rlpd": "sac",
     "sac_discrete": "sac",

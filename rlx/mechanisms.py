@@ -98,6 +98,8 @@ MECHANISMS = (
         f"sqirl {CARTPOLE} --env-options max_steps=16 time=True --num-steps 16",
         "test_sqirl.py",
     ),
+    _file("props", "Corrado, Hanna 2023, arXiv:2311.08290", f"props {CARTPOLE}", "test_props.py"),
+    _file("remix", "Squeeze the Soaked Sponge, 2025", f"props {CARTPOLE} --variant remix", "test_props.py"),
     _file(
         "ddpo",
         "Black et al. 2023, arXiv:2305.13301",
