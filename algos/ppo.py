@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlx.action_tokens import discounts
 from rlx.advantages import gae, standardize
 from rlx.bonuses import begin, pay
 from rlx.clipping import clip_by_global_norm, global_norm
@@ -217,7 +218,8 @@ def advantages(config, env, state, traj):
     scale, reward = state.reward_scale, traj.reward
     if config.normalize_reward:
         scale, reward = scale_rewards(scale, reward, traj.done, config.gamma)
-    advantage = gae(reward, value, next_value, traj.terminated, traj.done, config.gamma, config.gae_lambda)
+    gamma, gae_lambda = discounts(traj.info, config.gamma, config.gae_lambda)
+    advantage = gae(reward, value, next_value, traj.terminated, traj.done, gamma, gae_lambda)
     return Batch(obs, traj.recorded.action, traj.recorded.log_prob, value, advantage, advantage + value), scale
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.core import eval_context
 
+from rlx.action_tokens import tokenized
 from rlx.env import Env, own_limits
 from rlx.levels import drawn
 from rlx.partial import hidden, remembering, stacked, timed
@@ -107,6 +108,7 @@ def make(
     remember: int = 0,
     stack: int = 1,
     chunk: int | tuple[int, int] | None = None,
+    tokens: int | None = None,
     **options: Any,
 ) -> Env:
     """The environment of this name, bound to its default parameters.
@@ -125,6 +127,7 @@ def make(
         remember: how many numbers the policy writes with its actions and observes after, see `rlx.partial.remembering`.
         stack: how many observations are seen at once, with what is remembered, see `rlx.partial.stacked`.
         chunk: how many actions each step takes, or that and how many of them are executed, see `chunked`.
+        tokens: each dimension of an action is a choice of so many, with a step of its own, see `rlx.action_tokens`.
         options: passed to the suite, such as `backend="mjx"` for Brax.
 
     Raises:
@@ -133,7 +136,8 @@ def make(
     name = full_name(name)
     namespace, _, rest = name.partition("/")
     if namespace in _hosts:
-        if num_starts is not None or randomize or levels or hide or time or remember or stack != 1 or chunk is not None:
+        changed = randomize or levels or hide or time or remember or stack != 1 or chunk is not None
+        if num_starts is not None or tokens is not None or changed:
             raise ValueError(f"{name} steps on the host: it is wrapped by its own library; max_steps is its time limit")
         return _hosted(namespace, rest, max_steps, options)
     if name in _registered:
@@ -152,6 +156,9 @@ def make(
         env = drawn(env)
     env = hidden(env, hide)
     env = stacked(remembering(timed(env) if time else env, remember), stack)
+    if tokens is not None and chunk is not None:
+        raise ValueError("tokens= chooses actions by dimension and chunk= several at once: give one of them")
+    env = env if tokens is None else tokenized(env, tokens)
     if chunk is None:
         return env
     return chunked(env, *chunk) if isinstance(chunk, tuple | list) else chunked(env, chunk)

@@ -98,6 +98,14 @@ MECHANISMS = (
         f"sqirl {CARTPOLE} --env-options max_steps=16 time=True --num-steps 16",
         "test_sqirl.py",
     ),
+    Mechanism(
+        "bad",
+        "Wen et al. 2024",
+        "action",
+        "rlx.action_tokens.tokenized",
+        "rlx train ppo --env Pendulum-v1 --env-options tokens=5",
+        "test_action_tokens.py",
+    ),
     _file("props", "Corrado, Hanna 2023, arXiv:2311.08290", f"props {CARTPOLE}", "test_props.py"),
     _file("remix", "Squeeze the Soaked Sponge, 2025", f"props {CARTPOLE} --variant remix", "test_props.py"),
     _file(

@@ -23,6 +23,7 @@ import matplotlib
 import numpy as np
 
 import rlx
+from rlx.action_tokens import tokenized
 from rlx.algorithm import load_algorithm
 from rlx.algos import fpo, ppo
 from rlx.algos.ddpg import VARIANTS
@@ -397,6 +398,15 @@ TASKS = {
         },
         ("half of the episodes guided", "PPO", "return"),
         {"num_envs": 16, "learning_rate": 1e-3, "normalize_obs": True},
+    ),
+    "bad": Trial(
+        "Choosing dimension after dimension, undiscounted, learns at least as well as a Gaussian.",
+        "Wen et al. 2024",
+        "gymnax/Reacher-misc",
+        300_000,
+        {"Gaussian": Arm(), "11 values a dimension": Arm(env=lambda env: tokenized(env, 11), inside=True)},
+        ("11 values a dimension", "Gaussian", "return"),
+        {"num_envs": 32, "num_steps": 128, "learning_rate": 1e-3, "normalize_obs": True},
     ),
     "psft": Trial(
         "A clone within a trust region has entropy left, and is trained on better.",
