@@ -54,7 +54,7 @@ FAMILIES = {
     "groups": ("grpo", "grpo_recurrent", "grpo_tokens"),
     "values of actions": ("dqn", "pqn", "pqn_recurrent", "sqirl"),
     "off-policy actor, critic": ("sac", "sac_discrete", "ddpg", "fast_td3", "tqc", "redq", "crossq", "mdpo_offpolicy"),
-    "from data": ("iql", "td3_bc", "cql", "rlpd"),
+    "from data": ("iql", "td3_bc", "cql", "rlpd", "expo"),
     "streams, one step at a time": ("stream_ac", "stream_q", "avg"),
     "several agents, games": ("mappo", "ppo_selfplay", "gumbel_muzero"),
     "levels, learned rules": ("ppo_levels", "lpg"),

@@ -30,6 +30,7 @@ NEAREST = {
     "ddpg": "sac",
     "dppo": "ppo",
     "es": "grpo",
+    "expo": "rlpd",
     "fast_td3": "ddpg",
     "fpo": "ppo",
     "grpo": "ppo",

@@ -79,6 +79,7 @@ MECHANISMS = (
     ),
     _trial("subpo", "Prajapat et al. 2023", "environment", "rlx.envs.tasks.coverage.make", "test_own_envs.py"),
     _trial("dsrl", "Wagenmaker et al. 2025, arXiv:2506.15799", "action", "rlx.steering.steered", "test_steering.py"),
+    _trial("expo", "Dong et al. 2025, arXiv:2507.07986", "algorithm", "rlx.algos.expo.update", "test_expo.py"),
     _trial("camel", "CAMEL, its abstract", "action", "rlx.guidance.guided", "test_guidance.py"),
     _trial("psft", "Zhu et al. 2025, arXiv:2508.17784", "cloning", "rlx.data.cloning.clone", "test_cloning.py"),
     _trial("restarts", "Chang et al. 2024, arXiv:2404.08495", "start", "rlx.around.restarted", "test_around.py"),

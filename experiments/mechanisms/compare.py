@@ -28,7 +28,7 @@ from rlx.algorithm import load_algorithm
 from rlx.algos import fpo, ppo
 from rlx.algos.ddpg import VARIANTS
 from rlx.around import chosen, restarted
-from rlx.data import clone, collect
+from rlx.data import clone, collect, columns
 from rlx.devices.sharding import use_devices
 from rlx.devices.spread import spread
 from rlx.guidance import guided
@@ -62,6 +62,7 @@ class Arm:
     env: Callable = lambda env: env
     inside: bool = False  # whether episodes are played in what it makes of it, too
     play: Callable | None = None  # what it makes of the environment that they are played in, where that is another
+    data: Callable | None = None  # columns that it learns from, of an environment
     start: Callable | None = None  # a State whose networks and statistics training begins with
 
 
@@ -110,6 +111,11 @@ def shown(env_name):
     )
     actor = SimpleNamespace(act=act)
     return collect(actor, None, env, None, jax.random.key(5), 100, deterministic=False)
+
+
+def demonstrated(env):
+    """The same as columns."""
+    return columns(env, shown("gymnax/Pendulum-v1"))
 
 
 def cloned(algorithm, config, env, **how):
@@ -408,6 +414,20 @@ TASKS = {
         ("11 values a dimension", "Gaussian", "return"),
         {"num_envs": 32, "num_steps": 128, "learning_rate": 1e-3, "normalize_obs": True},
     ),
+    "expo": Trial(
+        "Small edits of a policy that imitates, chosen by value, make it better from few steps.",
+        "Dong et al. 2025, arXiv:2507.07986",
+        "gymnax/Pendulum-v1",
+        8_000,
+        {
+            "imitation alone": Arm("expo", {"num_base": 1, "num_edits": 0}, data=demonstrated),
+            "RLPD": Arm("rlpd", {"actor_period": 4}, data=demonstrated),
+            "EXPO": Arm("expo", data=demonstrated),
+        },
+        ("EXPO", "imitation alone", "return"),
+        {"warmup_steps": 512, "capacity": 8_000, "batch_size": 64, "hidden_sizes": (64, 64), "num_critics": 4}
+        | {"learning_rate": 1e-3, "alpha_learning_rate": 1e-3, "utd_ratio": 1.0, "num_envs": 4, "num_steps": 4},
+    ),
     "psft": Trial(
         "A clone within a trust region has entropy left, and is trained on better.",
         "Zhu et al. 2025, arXiv:2508.17784",
@@ -473,11 +493,12 @@ def measure(trial: Trial, arm: Arm) -> dict[str, Any]:
     config = configure(algorithm.Config, (settings(algorithm, trial.env) if trial.tuned else {}) | own)
 
     start = None if arm.start is None else arm.start(algorithm, config, env)
+    given = {} if arm.data is None else {"data": arm.data(env)}
 
-    def lane(key, config, env, played, start):
+    def lane(key, config, env, played, start, given):
         train_key, play_key = jax.random.split(key)
         if start is None:
-            state, metrics = rlx.train(algorithm, config, env, train_key)
+            state, metrics = rlx.train(algorithm, config, env, train_key, **given)
         else:
             state = algorithm.init(config, env, train_key)
             state = rlx.replace(state, params=start.params, obs_stats=start.obs_stats)
@@ -486,7 +507,7 @@ def measure(trial: Trial, arm: Arm) -> dict[str, Any]:
         return found.returns.mean(), {name: metrics[name] for name in KEPT if name in metrics}
 
     keys = jax.vmap(jax.random.key)(np.arange(NUM_SEEDS))
-    returns, metrics = jax.device_get(spread(lane)(keys, config, env, played, start))
+    returns, metrics = jax.device_get(spread(lane)(keys, config, env, played, start, given))
     num = metrics["num_episodes"]
     weighted = (metrics["episode_return"] * num).sum(1, dtype=np.float64) / np.maximum(num.sum(1), 1)
     last = slice(-max(1, num.shape[1] // 20), None)
