@@ -96,7 +96,7 @@ MECHANISMS = (
     _file(
         "sqirl",
         "Laidlaw et al. 2023, arXiv:2312.08369",
-        f"sqirl {CARTPOLE} --env-options max_steps=16 time=True --num-steps 16",
+        f"sqirl {CARTPOLE} --env-options max_steps=16 time=True --num-steps 16 --num-minibatches 16",
         "test_sqirl.py",
     ),
     Mechanism(

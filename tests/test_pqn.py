@@ -142,7 +142,7 @@ def test_settings_that_cannot_work_are_refused():
         module.check(small, rlx.envs.make("Pendulum-v1"))
 
 
-@pytest.mark.more
+@pytest.mark.slow
 def test_cartpole_is_learned_and_without_lambda_or_layer_norm_it_is_not():
     """Four seeds of 200,000 steps, whose means are far apart: about 490 as it is, else some 350 and 110."""
     task = rlx.envs.make("CartPole-v1")

@@ -714,7 +714,7 @@ class Category(Observation):
         return Discrete(3)
 
 
-@pytest.mark.more
+@pytest.mark.slow
 def test_cartpole_is_learned_from_each_step_once_and_not_without_the_bound():
     """Four seeds of 50,000 steps: 480 and more on average, and near 50 with plain gradient steps of 1e-3."""
     task = rlx.envs.make("CartPole-v1")
