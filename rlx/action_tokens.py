@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlx.around import of_inner_env
+from rlx.around import of_inner_env, told
 from rlx.env import Env, EnvState
 from rlx.multiagent import check_one_agent
 from rlx.pytree import pytree
@@ -59,7 +59,7 @@ class Tokenized:
         within = state.next < size - 1
         moved, made = params.env.advance(key, state.inner, rescale(params.env.action_space, chosen))
         inner = jax.tree.map(lambda old, new: jnp.where(within, old, new), state.inner, moved)
-        rest = jax.tree.map(lambda x: jnp.where(within, jnp.zeros_like(x), x), made.info)
+        rest = jax.tree.map(lambda x: jnp.where(within, jnp.zeros_like(x), x), told(made))
         info = (rest if isinstance(rest, dict) else {}) | {WITHIN: within[None]}
         state = TokenizedState(inner, jnp.where(within, chosen, 0.0), jnp.where(within, state.next + 1, 0))
         reward = jnp.where(within, 0.0, made.reward)

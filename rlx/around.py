@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlx.env import Env, EnvState
+from rlx.env import Env, EnvState, Transition
 from rlx.multiagent import check_one_agent
 from rlx.pytree import pytree
 from rlx.spaces import Discrete
@@ -45,6 +45,11 @@ def of_inner_env(outer: Any, name: str) -> Any:
     if name in ("frames", "html"):
         return lambda env_states, params, *rest: inner([s.state for s in env_states], params.env.params, *rest)
     return (lambda params: inner(params.env.params)) if name == "cameras" else inner
+
+
+def told(made: Transition) -> Any:
+    """The info of an environment around another one: that of the step inside, and whether it diverged."""
+    return made.info | {"diverged": made.diverged} if isinstance(made.info, dict) else made.info
 
 
 def as_pytree(function: Any) -> Any:
@@ -78,8 +83,7 @@ class Between:
             action = params.decode(state.obs, action, jax.random.fold_in(key, DECODING))
         state, made = params.env.advance(key, state, action)
         reward = made.reward if params.reward is None else params.reward(made)
-        info = made.info | {"diverged": made.diverged} if isinstance(made.info, dict) else made.info
-        return state.obs, state, reward, made.terminated, made.truncated, info
+        return state.obs, state, reward, made.terminated, made.truncated, told(made)
 
     def reported(self, state):
         """What the inner episode reported so far, and its own return where rewards are others."""
@@ -248,4 +252,15 @@ def restarted(env: Env, states: EnvState, share: float | jax.Array = 0.5) -> Env
     return replace(env, environment=Restarted(env.environment, params), params=params)
 
 
-__all__ = ["Choice", "as_pytree", "chosen", "decoded", "of_inner", "of_inner_env", "restarted", "rewarded", "unchanged"]
+__all__ = [
+    "Choice",
+    "as_pytree",
+    "chosen",
+    "decoded",
+    "of_inner",
+    "of_inner_env",
+    "restarted",
+    "rewarded",
+    "told",
+    "unchanged",
+]

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlx.around import as_pytree, of_inner_env
+from rlx.around import as_pytree, of_inner_env, told
 from rlx.env import Env, EnvState
 from rlx.multiagent import check_one_agent
 from rlx.pytree import pytree
@@ -59,8 +59,7 @@ class Guided:
         action = jnp.where(state.guided > 0, rescale(space, near), action)
         inner, made = params.env.advance(key, state.inner, action)
         state = GuidedState(inner, state.guided)
-        info = made.info | {"diverged": made.diverged} if isinstance(made.info, dict) else made.info
-        return self._seen(state), state, made.reward, made.terminated, made.truncated, info
+        return self._seen(state), state, made.reward, made.terminated, made.truncated, told(made)
 
     def _seen(self, state):
         return jnp.append(state.inner.obs, state.guided.astype(state.inner.obs.dtype))

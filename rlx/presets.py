@@ -139,8 +139,10 @@ def variant(algorithm: ModuleType, name: str) -> dict[str, Any]:
 
 
 def renamed(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
-    """The values under the names that the Config's fields have now."""
+    """The values under the names, and of the kinds, that the Config's fields have now."""
     known = {field.name for field in fields(config_class)}
+    if isinstance(values.get("residual"), bool):  # as it was when there was one kind of block
+        values = values | {"residual": "simba" if values["residual"] else ""}
     return {RENAMED[n] if n not in known and RENAMED.get(n) in known else n: value for n, value in values.items()}
 
 

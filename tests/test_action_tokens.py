@@ -111,6 +111,20 @@ def test_it_keeps_the_contract():
     rlx.envs.check(rlx.envs.make("Pendulum-v1", tokens=5), num_steps=64)
 
 
+class Bursting(Two):
+    """Says so itself where it has diverged, at a first number of 2."""
+
+    def step(self, key, state, action, params):
+        obs, state, reward, *ends, info = super().step(key, state, action, params)
+        return obs, state, reward, *ends, info | {"diverged": action[0] > 1.9}
+
+
+def test_an_episode_that_diverges_inside_is_told():
+    env = tokenized(Env(Bursting(), (), max_steps=4), 5)
+    traj = played(env, lambda obs: jnp.full(len(obs), 4))
+    np.testing.assert_array_equal(traj.diverged[:, 0], [False, True] * 8)
+
+
 def test_what_does_not_fit_is_refused(two, cartpole):
     with pytest.raises(ValueError, match="1 bins: give at least 2"):
         tokenized(two, 1)

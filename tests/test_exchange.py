@@ -1,6 +1,7 @@
 """Data goes to Minari and comes back, and what Minari does not check is checked."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,6 +111,8 @@ def test_the_best_episodes_are_whole_and_in_their_order():
     assert found.returns.tolist() == [5.0, 5.0, 4.0]
     assert len(best(numbered([1.0] * 10, [1] * 10), 0.1).returns) == 1
     assert len(best(numbered([1.0] * 10, [1] * 10), 0.11).returns) == 2
+    rated = replace(numbered([1.0, 2.0], [1, 1]), about={"env": "e", "quality": {"tq": 0.5}})
+    assert best(rated, 0.5).about == {"env": "e", "best_share": 0.5}
     with pytest.raises(ValueError, match="share = 0"):
         best(numbered([1.0], [1]), 0)
 

@@ -129,3 +129,12 @@ def test_a_run_is_resumed_and_a_lane_is_its_single_run(env, data):
 def test_bad_settings_are_refused(env, data):
     with pytest.raises(ValueError, match="num_edits = 4 of num_base = 3"):
         rlx.train(expo, expo.Config(**SMALL | {"num_edits": 4}), env, jax.random.key(0), data=data)
+
+
+def test_a_clone_acts_by_what_it_has_learned(env):
+    from rlx.data import clone, collect
+
+    half = type("Half", (), {"act": staticmethod(lambda c, e, s, obs, key, deterministic=False: (obs / 2, None))})
+    shown = collect(half, None, env, None, jax.random.key(0), 64)
+    state, _ = clone(expo, expo.Config(**SMALL | {"num_base": 1, "num_edits": 0}), env, shown, jax.random.key(1), 400)
+    jax.tree.map(np.testing.assert_array_equal, state.average, state.params["actor"])

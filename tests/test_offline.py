@@ -570,6 +570,9 @@ def test_lanes_of_a_sweep_learn_from_data_as_single_runs_do(file, tmp_path, caps
     lane = next(row["lane"] for row in found.lanes if row["varied"] == {"beta": 3.0} and row["seed"] == 1)
     both = found.state(lane).params, rlx.load(tmp_path / "single").state.params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *both)
+    moved = file.rename(file.with_suffix(".away"))  # what has ended is read without its data
+    assert len(load_sweep(tmp_path / "sweep").state(lane).params) == 3
+    moved.rename(file)
     betas = [found.state(row["lane"]).params["actor"] for row in found.lanes if row["seed"] == 1]
     assert not all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, betas), strict=True))
     assert json.loads((tmp_path / "sweep" / "best" / "config.json").read_text())["data"]["steps"] == 32

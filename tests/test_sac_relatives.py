@@ -396,6 +396,13 @@ def test_residual_blocks_begin_with_a_layer_without_an_activation():
     assert deep["Residual_0"]["Dense_0"]["kernel"].shape == (8, 32)
 
 
+def test_runs_from_before_there_were_two_kinds_of_blocks_are_read():
+    from rlx.presets import configure
+
+    kinds = [configure(sac.Config, {"residual": before}).residual for before in (True, False)]
+    assert kinds == ["simba", ""]
+
+
 def test_blocks_of_bro_are_their_equation():
     from rlx.networks import Torso
 

@@ -30,6 +30,7 @@ from rlx.wrappers import Chunked
 
 AVERAGE = 0.995  # decay of the average of the weights; Ren et al. 2024
 FINAL_RATE = 0.1  # of the first, by a cosine
+COPIES = ("pretrained", "average")  # fields of a State that hold the actor once more
 VALIDATION = 16_384  # at most so many steps are looked at each time
 
 
@@ -118,10 +119,9 @@ def clone(
             best = rows[-1]["validation_loss"], carry[2]
     if not np.isfinite(best[0]):
         raise ValueError("the loss is not finite: lower the learning rate, or look at the demonstrations")
-    found = replace(state, params=state.params | best[1])
-    if getattr(state, "pretrained", None) is not None:
-        found = replace(found, pretrained=jax.tree.map(jnp.copy, best[1]["actor"]))
-    return found, rows
+    copies = [name for name in COPIES if getattr(state, name, None) is not None]
+    own = {name: jax.tree.map(jnp.copy, best[1]["actor"]) for name in copies}
+    return replace(state, params=state.params | best[1], **own), rows
 
 
 def _taken(data: Any, rows: np.ndarray) -> Any:

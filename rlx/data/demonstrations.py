@@ -147,6 +147,8 @@ def mixture(policies: Sequence[Demonstrations], about: dict[str, Any]) -> Demons
 def best(demonstrations: Demonstrations, share: float) -> Demonstrations:
     """The episodes with the greatest returns, in their order: the given share of all, rounded up.
 
+    What its `about` says of policies is of the whole file; the quality that was measured of that is left out.
+
     Raises:
         ValueError: unless the share is above 0 and at most 1.
     """
@@ -158,7 +160,8 @@ def best(demonstrations: Demonstrations, share: float) -> Demonstrations:
     chosen[np.argsort(-returns, kind="stable")[:num]] = True
     rows = np.repeat(chosen, np.diff(ends, prepend=-1))
     kept = {name: jax.tree.map(lambda x: x[rows], getattr(demonstrations, name)) for name in COLUMNS}
-    return Demonstrations(**kept, about=demonstrations.about)
+    about = {name: x for name, x in demonstrations.about.items() if name != "quality"} | {"best_share": share}
+    return Demonstrations(**kept, about=about)
 
 
 def save(path: Path, demonstrations: Demonstrations) -> None:

@@ -70,6 +70,7 @@ def train_command(
             words += [f"--{kind.replace('_', '-')}", *(f"{name}={loose(x)!r}" for name, x in values.items())]
     words += ["--seed", str(saved["seed"])]
     words += ["--start-from", saved["start_from"]] if saved.get("start_from") else []
+    words += ["--data", file] if (file := saved.get("data", {}).get("file")) else []
     for name in ("num_evaluations", "eval_episodes", "devices", "stop_at_return", "patience"):
         if saved.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(saved[name])]

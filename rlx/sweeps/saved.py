@@ -13,8 +13,12 @@ from rlx.sweeps.results import Sweep
 from rlx.sweeps.strategies import STRATEGIES, strategy_of
 
 
-def saved_job(directory: Path, algorithm: ModuleType | None = None, env: Env | None = None) -> SweepJob:
+def saved_job(
+    directory: Path, algorithm: ModuleType | None = None, env: Env | None = None, trains: bool = True
+) -> SweepJob:
     """The sweep that a directory was made by, of its own algorithm and environment unless others are given.
+
+    Where it only is to be read, and `trains` is False, the data that it learned from need not be there.
 
     Raises:
         ValueError: when it is none, or was made in Python with an environment that has no name.
@@ -45,7 +49,7 @@ def saved_job(directory: Path, algorithm: ModuleType | None = None, env: Env | N
         sinks=tuple(saved.get("log", ())),
         stop_at_return=saved.get("stop_at_return"),
         patience=saved.get("patience"),
-        **saved_data(saved, env),
+        **(saved_data(saved, env) if trains else {"data_about": saved.get("data")}),
         **{name: saved[name] for name in names},
     )
 
@@ -56,7 +60,7 @@ def load_sweep(directory: Path, env: Env | None = None, algorithm: ModuleType | 
     Raises:
         ValueError: when it is none, or has not ended.
     """
-    job = saved_job(directory, algorithm, env)
+    job = saved_job(directory, algorithm, env, trains=False)
     rows = read_rows(directory / "lanes.jsonl")
     if len(rows) < len(job.points) * job.num_seeds:
         raise ValueError(f"{directory} has not ended: resume it by rlx sweep --resume {directory}")
