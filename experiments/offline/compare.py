@@ -110,7 +110,7 @@ def policies(world: World, short: bool) -> dict[str, Any]:
     env = environment(world)
     config = configure(sac.Config, settings(sac, world.env))
     if short:
-        config = rlx.replace(config, total_steps=config.total_steps // 20 + config.warmup_steps)
+        config = rlx.replace(config, total_steps=config.total_steps // 4)  # less would learn nothing
     updates = total_updates(config)
     length = -(-updates // PARTS)
     step = jax.jit(partial(advance, sac), static_argnames="length")
@@ -124,7 +124,7 @@ def policies(world: World, short: bool) -> dict[str, Any]:
     returns = [float(np.mean(played(config, env, state, play_key).returns)) for state in states]
     top = max(range(len(states)), key=returns.__getitem__)
     third = returns[0] + (returns[top] - returns[0]) / 3
-    middle = next(i for i, value in enumerate(returns) if value > third)
+    middle = next(i for i, value in enumerate(returns) if value >= third)
     chosen = {"random": 0, "medium": middle, "expert": top}
     return {
         "config": config,
