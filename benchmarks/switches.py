@@ -70,6 +70,18 @@ mesh = jax.make_mesh((2,), ("device",), axis_types=(jax.sharding.AxisType.Auto,)
 spread = jax.shard_map(each, mesh=mesh, in_specs=P("device"), out_specs=P("device"), check_vma=False)
 print('right' if jnp.isfinite(jax.jit(spread)(matrices)).all() else 'wrong')
 """
+LATE = """
+import sys, jax, jax.numpy as jnp
+jax.config.update("jax_num_cpu_devices", 2)
+import rlx
+from rlx.devices import compiler
+from rlx.devices.spread import spread
+for name in sys.argv[2:]:
+    getattr(compiler, name)()
+more = lambda carry: (carry[0] + 1, jnp.sin(carry[1]) + carry[1])
+lane = lambda n: jax.lax.while_loop(lambda carry: carry[0] < n, more, (jnp.int32(0), jnp.ones(1000)))[1].mean() > 3
+print('right' if spread(lane)(jnp.array([10, 10, 25_000_000])).all() else 'wrong')
+"""
 ENDS = {  # programs that are right only with a change, and the flags that they need
     "keep_reductions_from_ynn": ("squared lengths of 32,769 vectors", SUMS, ""),
     "solve_in_pieces": (
@@ -77,8 +89,9 @@ ENDS = {  # programs that are right only with a change, and the flags that they 
         SYSTEMS,
         "--xla_force_host_platform_device_count=2",
     ),
+    "wait_for_other_devices": ("three lanes on two devices, one a minute longer", LATE, ""),
 }
-LIMIT = 60.0  # seconds after which a program counts as one that does not end
+LIMIT = 200.0  # seconds after which a program counts as one that does not end
 
 
 def output(code: str, changes: list[str], flags: str = "", limit: float | None = None) -> str:
@@ -89,6 +102,8 @@ def output(code: str, changes: list[str], flags: str = "", limit: float | None =
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
         return "no end"
+    if "Termination timeout" in done.stderr:
+        return "ended by XLA"
     if done.returncode:
         raise RuntimeError(done.stderr)
     return done.stdout.strip().splitlines()[-1]
@@ -108,21 +123,25 @@ def ratios(change: str, setting: str, repeats: int) -> dict[str, dict[str, float
     return {key: {"value": median(x), "low": x[0], "high": x[-1]} for key, x in columns.items()}
 
 
-def main(repeats: int = 5, out: Path = RESULTS / "switches.json") -> None:
+def main(change: str | None = None, repeats: int = 5, out: Path = RESULTS / "switches.json") -> None:
     """Measures and writes a JSON file.
 
     Args:
+        change: measure only this one, and keep what the file has of the others.
         repeats: pairs of processes for each program.
         out: the file.
     """
     found = {change.__name__: {"versions": list(tested)} for change, tested in TESTED.items()}
-    for change in active():
-        if change in ENDS:
-            what, code, flags = ENDS[change]
-            states = {"on": [change], "off": []}
-            found[change] |= {"what": what} | {name: output(code, on, flags, LIMIT) for name, on in states.items()}
+    before = json.loads(out.read_text())["changes"] if change else {}
+    for name in active():
+        if change not in (None, name):
+            found[name] = before[name]
+        elif name in ENDS:
+            what, code, flags = ENDS[name]
+            states = {"on": [name], "off": []}
+            found[name] |= {"what": what} | {state: output(code, on, flags, LIMIT) for state, on in states.items()}
         else:
-            found[change]["programs"] = {name: ratios(change, setting, repeats) for name, setting in PROGRAMS.items()}
+            found[name]["programs"] = {program: ratios(name, text, repeats) for program, text in PROGRAMS.items()}
     about = {"commit": commit(), "machine": machine(), "versions": versions("jax", "jaxlib"), "repeats": repeats}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"changes": found, **about}, indent=1) + "\n")

@@ -18,6 +18,8 @@ from jax.export import is_symbolic_dim
 
 SWITCH = "RLX_COMPILER"
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+WAIT = "--xla_cpu_collective_call_terminate_timeout_seconds"
+WEEK = 7 * 24 * 3600
 PIECE = 200_000  # operations up to which a kernel of LAPACK leaves its batch in one piece
 
 
@@ -40,6 +42,19 @@ def keep_reductions_from_ynn() -> None:
         warnings.warn(text, stacklevel=4)
         return
     os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=-reduce".strip()
+
+
+def wait_for_other_devices() -> None:
+    """Has a virtual device of a CPU wait a week for the others, rather than the 40 seconds after which XLA gives up.
+
+    It gains that work is not lost. Lanes of a sweep run apart and meet at the end of their program, where XLA ends the
+    process when one of them is later. Nothing is done where XLA_FLAGS has the flag already, or where JAX is in use.
+
+    Source: XLA, xla/debug_options_flags.cc, which has the 40 seconds.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if WAIT not in flags and not in_use():
+        os.environ["XLA_FLAGS"] = f"{flags} {WAIT}={WEEK}".strip()
 
 
 def unroll_threefry() -> None:
@@ -78,7 +93,12 @@ def solve_in_pieces() -> None:
 
 
 # What was tested: the change, and the versions of jaxlib for which tests/test_compiler.py passed with it.
-TESTED = {keep_reductions_from_ynn: ("0.10.2",), unroll_threefry: ("0.10.2",), solve_in_pieces: ("0.10.2",)}
+TESTED = {
+    keep_reductions_from_ynn: ("0.10.2",),
+    wait_for_other_devices: ("0.10.2", "0.11.2"),
+    unroll_threefry: ("0.10.2",),
+    solve_in_pieces: ("0.10.2",),
+}
 
 
 def active() -> list[str]:

@@ -180,7 +180,7 @@ def resumptions(before: dict[str, Any], done: int) -> list[dict[str, Any]]:
 
 def _xla_flags() -> list[str]:
     """The flags of XLA that are set besides those that rlx itself sets."""
-    own = (compiler.FLAG, "--xla_force_host_platform_device_count")
+    own = (compiler.FLAG, compiler.WAIT, "--xla_force_host_platform_device_count")
     return [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(own)]
 
 
