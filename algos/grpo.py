@@ -31,14 +31,17 @@ import jax.numpy as jnp
 import optax
 
 from rlx import groups
-from rlx.clipping import clip_by_global_norm, global_norm
+from rlx.clipping import clip_by_global_norm
+from rlx.descent import descend
+from rlx.facts import gathered
 from rlx.networks import BOUNDED, POLICIES, TORSOS, Actor, Torso, initialize
 from rlx.normalize import Statistics, normalize, statistics, update_statistics
 from rlx.objectives import Elements, approx_kl, clipped_surrogate, kl_adapted
 from rlx.pytree import pytree, static, traced
-from rlx.relatives import BASELINES, CREDITS, RATIOS, SCALES, WEIGHTS
+from rlx.relatives import ADJUSTMENTS, BASELINES, CREDITS, MASKS, RATIOS, SCALES, SHAPES, WEIGHTS, advantages
 from rlx.relatives import VARIANTS as VARIANTS
-from rlx.rollout import check_divides, check_horizon, episode_metrics, episodes, gather, minibatches, reset
+from rlx.relatives import check as check_stages
+from rlx.rollout import check_divides, check_horizon, episode_metrics, episodes, minibatches, reset
 from rlx.spaces import check_spaces, rescale, visible, zeros
 from rlx.train import training_progress
 
@@ -68,7 +71,10 @@ class Config:
     scale: str = static("batch", one_of=SCALES)  # what it is divided by, the spread of the outcomes
     weights: str = static("step", one_of=WEIGHTS)  # what counts the same in the mean
     ratio: str = static("step", one_of=RATIOS)  # what the ratio of probabilities is of
-    drop_degenerate: bool = static(False)  # leave groups out that have nothing to tell, and count the others for them
+    shape: str = static("none", one_of=SHAPES)  # what an outcome becomes first, beside the others of its group
+    adjust: tuple[str, ...] = static((), one_of=ADJUSTMENTS)  # what an advantage becomes at last
+    masks: tuple[str, ...] = static((), one_of=MASKS)  # what is left out of the policy loss
+    amount: float = traced(1.0)  # the number of a shape, a credit or an adjustment
     same_start: bool = static(True)
     from_visited: bool = static(False)
     normalize_obs: bool = static(False)
@@ -114,7 +120,8 @@ class Batch:
     log_prob: jax.Array
     reference: object  # the distribution that the reference policy has there
     advantage: jax.Array
-    weight: jax.Array  # of the step in the mean over all episodes
+    weight: jax.Array  # of the step in the policy loss
+    even: jax.Array  # in all other means
     alive: jax.Array
 
 
@@ -134,6 +141,7 @@ def optimizer(config, learning_rate):
 def check(config, env):
     """Raises ValueError for settings that do not fit each other or the environment."""
     check_spaces(env, bounded=config.policy in BOUNDED, normalized=config.normalize_obs)
+    check_stages(config, env)
     check_horizon(env, config.num_steps)
     check_divides(config.num_episodes, config.num_minibatches, "num_groups * group_size")
 
@@ -176,9 +184,9 @@ def loss(params, config, env, batch, progress, objective=objective):
     log_prob = pi.log_prob(batch.action)
     log_ratio_step = jnp.where(batch.alive, log_prob - batch.log_prob, 0.0)
     log_ratio = RATIOS[config.ratio](log_ratio_step, batch.alive)
-    mean = lambda x: config.num_minibatches * (batch.weight * jnp.where(batch.alive, x, 0.0)).sum()
+    mean = lambda x, weight=batch.even: config.num_minibatches * (weight * jnp.where(batch.alive, x, 0.0)).sum()
     elements = Elements(log_ratio, batch.advantage, log_prob, batch.alive)
-    policy_loss = mean(objective(config, elements, progress))
+    policy_loss = mean(objective(config, elements, progress), batch.weight)
     entropy, kl = mean(pi.entropy()), mean(pi.kl(batch.reference))
     return policy_loss + config.kl_coef * kl - config.entropy_coef * entropy, {
         "policy_loss": policy_loss,
@@ -200,45 +208,24 @@ def starts(config, env, state, key):
     return groups.clone(start, config.group_size)
 
 
-def advantages(config, reward, alive):
-    """Of every step, `[N, G, T]`, whether a group has nothing to tell, `[N]`, and the weight of every step."""
-    credit = CREDITS[config.credit](reward, alive, config.gamma)
-    scale = SCALES[config.scale](groups.outcomes(reward, alive, config.gamma)[..., 0])
-    advantage = (credit - BASELINES[config.baseline](credit, alive.sum(axis=-1))) / scale[..., None]
-    degenerate = groups.agree(credit)
-    counted = alive & ~degenerate[:, None, None] if config.drop_degenerate else alive
-    return jnp.where(alive, advantage, 0.0), degenerate, WEIGHTS[config.weights](counted)
-
-
 def update(config, env, state, *, objective: Callable = objective):
     """Groups of episodes and the epochs of gradient steps on them; `objective` may be any callable pytree like it."""
     key, start_key, play_key, shuffle_key = jax.random.split(state.key, 4)
     start = starts(config, env, state, start_key)
     _, traj, alive = episodes(env, partial(act, config, env, state), start, play_key, config.num_steps)
-    grouped = partial(groups.by_group, group_size=config.group_size)
-    advantage, degenerate, weight = advantages(config, grouped(traj.reward), grouped(alive))
-
     by_episode = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)  # [T, N * G] as [N * G, T]
     obs, recorded, alive_by_episode = by_episode((normalized(config, state, traj.obs), traj.recorded, alive))
-    reference = networks(config, env).apply(state.reference["actor"], obs)
-    flat = lambda x: x.reshape(config.num_episodes, -1)
-    data = Batch(obs, recorded.action, recorded.log_prob, reference, flat(advantage), flat(weight), alive_by_episode)
+    actor, reference = (networks(config, env).apply(p["actor"], obs) for p in (state.params, state.reference))
+    *found, degenerate = advantages(config, gathered(env, traj, alive, config.group_size, actor))
+    flat = [x.reshape(config.num_episodes, -1) for x in found]
+    data = Batch(obs, recorded.action, recorded.log_prob, reference, *flat, alive_by_episode)
     progress = training_progress(config, state)
     rate = state.learning_rate if config.adapt_learning_rate else config.learning_rate
     learning_rate = rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
-
-    def step(carry, batch):
-        params, opt_state = carry
-        grads, metrics = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
-        metrics["grad_norm"] = global_norm(grads)
-        updates, opt_state = optimizer(config, learning_rate).update(grads, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), metrics
-
-    def epoch(carry, index):
-        return jax.lax.scan(step, carry, gather(data, index))
-
+    of_batch = lambda params, batch: loss(params, config, env, batch, progress, objective)
     indices = minibatches(shuffle_key, config.num_episodes, config.num_minibatches, config.num_epochs)
-    (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), indices)
+    optimize = optimizer(config, learning_rate)
+    params, opt_state, metrics = descend(of_batch, optimize, state.params, state.opt_state, data, indices)
     rate = kl_adapted(rate, metrics["approx_kl"][-1].mean(), config.target_kl) if config.adapt_learning_rate else None
     metrics = {
         **episode_metrics(traj),

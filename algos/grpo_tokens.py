@@ -9,39 +9,39 @@ Axes: T tokens of an answer, P of a prompt, L of both, N groups, G members of a 
 grpo.py with another policy: a step is a token, a group has the same prompt, and the policy reads all tokens before the
 one that it writes. Writing keeps what has been read in a cache; the loss reads whole answers at once.
 
-The first policy is taught on solved problems, `warm_start_examples` of them, until the probability that it gives to the
-solutions of fresh problems is `warm_start_accuracy` on average, for `warm_start_steps` gradient steps at most (0 for
-none). It belongs to `init`, and its tokens are not counted as steps; how good it got is the return of the first update.
+The first policy is taught on solved problems, `warm_start_examples` of them, as `rlx.tokens.warm_start` has it. That
+belongs to `init`, and its tokens are not counted as steps; how good it got is the return of the first update.
 
 Deviations from the paper:
 - The default has the advantage of Dr. GRPO and the mean over all tokens of DAPO. Ratios are clipped at 0.8 and 1.28, as
   in DAPO, in all `VARIANTS` but those that name their own; otherwise `VARIANTS["grpo"]` is the paper's.
-- Rewards come with the last token. "process", which is for rewards of every step, gives later tokens more then.
-- The KL from the reference is in closed form. The reference is the first policy, or, with a `reference_interval`, the
-  policy of some updates ago.
+- Rewards come with the last token; "process", which is for rewards of every step, gives later tokens more then.
+- The KL from the reference, the first policy or that of some updates ago (`reference_interval`), is in closed form.
 - Groups may, to compare, have a prompt a member (`same_start`).
-- Minibatches are of whole answers. The learning rate falls linearly to 0 over the run (`anneal_learning_rate`), and the
-  norm of the gradient is clipped.
+- Problems may come from a pool and be drawn by how often they were solved (VAS), and some groups may be given the first
+  tokens of a right answer (POPE), fewer of problems that are solved more often (`graded`, which is ours).
+- Minibatches are of whole answers. The learning rate falls linearly to 0, and the norm of the gradient is clipped.
 
-The step count includes padding after an answer's end; `alive_steps` excludes it.
+The step count includes padding after an answer's end; `alive_steps` excludes it and what is given.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from rlx import groups
-from rlx.clipping import clip_by_global_norm, global_norm
-from rlx.distributions import Categorical
+from rlx.clipping import clip_by_global_norm
+from rlx.descent import descend
+from rlx.facts import gathered
 from rlx.objectives import Elements, approx_kl, clipped_surrogate, kl_adapted
+from rlx.pool import SAMPLERS, Pool, check_pool, chosen, observed, unknown
 from rlx.pytree import pytree, static, traced
-from rlx.relatives import BASELINES, CREDITS, RATIOS, SCALES, WEIGHTS
+from rlx.relatives import ADJUSTMENTS, BASELINES, CREDITS, MASKS, RATIOS, SCALES, SHAPES, WEIGHTS, advantages
 from rlx.relatives import VARIANTS as VARIANTS
-from rlx.rollout import check_divides, check_horizon, episode_metrics, episodes, gather, minibatches, reset
-from rlx.tokens import Transformer, check_tokens, examples, teach
+from rlx.rollout import check_divides, check_horizon, episode_metrics, minibatches, reset
+from rlx.tokens import Transformer, Written, check_tokens, hints, read, read_last, warm_start, write
 from rlx.train import training_progress
 
 
@@ -70,8 +70,20 @@ class Config:
     scale: str = static("none", one_of=SCALES)  # what it is divided by, the spread of the outcomes
     weights: str = static("step", one_of=WEIGHTS)  # what counts the same in the mean
     ratio: str = static("step", one_of=RATIOS)  # what the ratio of probabilities is of
-    drop_degenerate: bool = static(False)  # leave groups out that have nothing to tell, and count the others for them
+    shape: str = static("none", one_of=SHAPES)  # what an outcome becomes first, beside the others of its group
+    adjust: tuple[str, ...] = static((), one_of=ADJUSTMENTS)  # what an advantage becomes at last
+    masks: tuple[str, ...] = static((), one_of=MASKS)  # what is left out of the policy loss
+    amount: float = traced(1.0)  # the number of a shape, a credit or an adjustment
     same_start: bool = static(True)
+    pool: int = static(0, at_least=0)  # problems that are met again; 0: every problem is a new one
+    sampler: str = static("uniform", one_of=SAMPLERS)  # by what problems of the pool are drawn
+    sampled_share: float = traced(0.5, at_least=0, at_most=1)  # of the problems; the others are drawn evenly
+    pool_memory: float = traced(
+        0.75, at_least=0, at_most=1
+    )  # what earlier answers to a problem count for after new ones
+    given: int = static(0, at_least=0)  # tokens of a right answer that some groups are given, to write what follows
+    given_share: float = traced(0.5, at_least=0, at_most=1)  # of the groups
+    graded: bool = static(False)  # fewer tokens are given of problems that are solved more often
     warm_start_examples: int = static(4096, at_least=0)  # solved problems to be taught on
     warm_start_batch: int = static(128, at_least=1)  # of them, for a gradient step
     warm_start_steps: int = static(1000, at_least=0)  # gradient steps, at most, rounded up to tens
@@ -96,16 +108,9 @@ class State:
     reference: dict  # its params at first, or some updates ago
     opt_state: optax.OptState
     learning_rate: jax.Array | None  # before annealing, where it is adapted
+    pool: Pool | None  # problems that are met again
     num_updates: jax.Array
     key: jax.Array
-
-
-@pytree
-class Recorded:
-    """What the loss needs of the moment of acting."""
-
-    action: jax.Array
-    log_prob: jax.Array
 
 
 @pytree
@@ -115,7 +120,8 @@ class Batch:
     log_prob: jax.Array
     reference: object  # the distribution that the reference policy has there
     advantage: jax.Array
-    weight: jax.Array  # of the token in the mean over all answers
+    weight: jax.Array  # of the token in the policy loss
+    even: jax.Array  # in all other means
     alive: jax.Array
 
 
@@ -133,58 +139,41 @@ def optimizer(config, learning_rate):
 
 def check(config, env):
     """Raises ValueError for settings that do not fit each other or the environment."""
-    check_tokens(env, config.num_steps, taught=config.warm_start_examples and config.warm_start_steps)
+    check_tokens(env, config.num_steps, config.warm_start_examples and config.warm_start_steps, config.given)
     check_horizon(env, config.num_steps)
     check_divides(config.num_episodes, config.num_minibatches, "num_groups * group_size")
+    check_pool(config)
 
 
 def init(config, env, key):
     check(config, env)
     key, params_key, teach_key, env_key = jax.random.split(key, 4)
     tokens, network = env.reset(env_key).obs[None], networks(config, env)
-    params = taught(config, env, {"actor": network.init(params_key, tokens, network.cache(1), 0)}, teach_key)
+    params = network.init(params_key, tokens, network.cache(1), 0)
+    teacher = optimizer(config, config.warm_start_learning_rate)
+    params = {"actor": warm_start(network, params, env, teach_key, teacher, config)}
+    key, pool_key = jax.random.split(key) if config.pool else (key, None)
     return State(
         params=params,
         reference=params,
         opt_state=optimizer(config, config.learning_rate).init(params),
         learning_rate=jnp.float32(config.learning_rate) if config.adapt_learning_rate else None,
+        pool=unknown(pool_key, config.pool) if config.pool else None,
         num_updates=jnp.int32(0),
         key=key,
     )
 
 
-def taught(config, env, params, key):
-    """The params after the warm start."""
-    if not (config.warm_start_examples and config.warm_start_steps):
-        return params
-    pool_key, fresh_key, teach_key = jax.random.split(key, 3)
-    pool, fresh = (examples(env, key, num) for key, num in ((pool_key, config.warm_start_examples), (fresh_key, 512)))
-
-    def log_prob(params, tokens, answer):
-        answer = answer[:, : config.num_steps]
-        return jnp.where(answer > 0, answers(config, env, params, tokens).log_prob(answer - 1), 0.0).sum(axis=-1)
-
-    loss = lambda params, *batch: -log_prob(params, *batch).mean()
-    learned = lambda params: jnp.exp(log_prob(params, *fresh)).mean() >= config.warm_start_accuracy
-    sizes = {"batch_size": config.warm_start_batch, "max_steps": config.warm_start_steps}
-    optimize = optimizer(config, config.warm_start_learning_rate)
-    return teach(loss, learned, params, optimize, pool, teach_key, **sizes)
-
-
 def answers(config, env, params, tokens):
     """The policy at every token of the answers, `[B, T]`, of whole sequences `[B, L]`."""
-    network, first = networks(config, env), env.environment.prompt_size - 1
-    logits, _ = network.apply(params["actor"], tokens[:, : first + config.num_steps], network.cache(len(tokens)), 0)
-    return Categorical(logits[:, first:])
+    return read(networks(config, env), params["actor"], env, tokens, config.num_steps)
 
 
 def act(config, env, state, obs, key, deterministic=False):
     """The environment's action for obs `[N * G, L]`, all of which is read, and what the loss will need of it."""
-    num_written = (obs[:, env.environment.prompt_size :] > 0).sum(axis=-1)
-    logits = answers(config, env, state.params, obs).logits
-    pi = Categorical(jnp.take_along_axis(logits, num_written[:, None, None], axis=1, mode="clip")[:, 0])
+    pi = read_last(networks(config, env), state.params["actor"], env, obs, config.num_steps)
     action = pi.mode() if deterministic else pi.sample(key)
-    return action.astype(env.action_space.dtype), Recorded(action, pi.log_prob(action))
+    return action.astype(env.action_space.dtype), Written(action, pi.log_prob(action))
 
 
 def objective(config, elements, progress):
@@ -198,9 +187,9 @@ def loss(params, config, env, batch, progress, objective=objective):
     log_prob = pi.log_prob(batch.action)
     log_ratio_step = jnp.where(batch.alive, log_prob - batch.log_prob, 0.0)
     log_ratio = RATIOS[config.ratio](log_ratio_step, batch.alive)
-    mean = lambda x: config.num_minibatches * (batch.weight * jnp.where(batch.alive, x, 0.0)).sum()
+    mean = lambda x, weight=batch.even: config.num_minibatches * (weight * jnp.where(batch.alive, x, 0.0)).sum()
     elements = Elements(log_ratio, batch.advantage, log_prob, batch.alive)
-    policy_loss = mean(objective(config, elements, progress))
+    policy_loss = mean(objective(config, elements, progress), batch.weight)
     entropy, kl = mean(pi.entropy()), mean(pi.kl(batch.reference))
     return policy_loss + config.kl_coef * kl - config.entropy_coef * entropy, {
         "policy_loss": policy_loss,
@@ -211,81 +200,47 @@ def loss(params, config, env, batch, progress, objective=objective):
     }
 
 
-def starts(config, env, state, key):
-    """The states `[N * G]` that the answers of an update start from, group by group."""
+def starts(config, env, state, key, index=None):
+    """The states `[N * G]` that the answers of an update start from, group by group; of problems `[N]` of the pool."""
     if not config.same_start:
         return reset(env, key, config.num_episodes)
-    return groups.clone(reset(env, key, config.num_groups), config.group_size)
-
-
-def write(config, env, state, start, key):
-    """Plays answers from the start states; the policy keeps what it has read in a cache. Returns as `episodes` does."""
-    network, last = networks(config, env), env.environment.prompt_size - 1
-    cache = network.cache(len(start.obs))
-    if last:  # all of the prompt but its last token, which is read when the first of the answer is written
-        _, cache = network.apply(state.params["actor"], start.obs[:, :last], cache, 0)
-
-    def policy(obs, key, memory):
-        cache, place = memory
-        token = jax.lax.dynamic_slice_in_dim(obs, place, 1, axis=1)
-        logits, cache = network.apply(state.params["actor"], token, cache, place)
-        pi = Categorical(logits[:, 0])
-        action = pi.sample(key)
-        return action, Recorded(action, pi.log_prob(action)), (cache, place + 1)
-
-    return episodes(env, policy, start, key, config.num_steps, memory=(cache, last))
-
-
-def advantages(config, reward, alive):
-    """Of every step, `[N, G, T]`, whether a group has nothing to tell, `[N]`, and the weight of every step."""
-    credit = CREDITS[config.credit](reward, alive, config.gamma)
-    scale = SCALES[config.scale](groups.outcomes(reward, alive, config.gamma)[..., 0])
-    advantage = (credit - BASELINES[config.baseline](credit, alive.sum(axis=-1))) / scale[..., None]
-    degenerate = groups.agree(credit)
-    counted = alive & ~degenerate[:, None, None] if config.drop_degenerate else alive
-    return jnp.where(alive, advantage, 0.0), degenerate, WEIGHTS[config.weights](counted)
+    first = reset(env, key, config.num_groups) if index is None else jax.vmap(env.reset)(state.pool.keys[index])
+    return groups.clone(first, config.group_size)
 
 
 def update(config, env, state, *, objective: Callable = objective):
     """Groups of episodes and the epochs of gradient steps on them; `objective` may be any callable pytree like it."""
     key, start_key, write_key, shuffle_key = jax.random.split(state.key, 4)
-    end, traj, alive = write(config, env, state, starts(config, env, state, start_key), write_key)
-    grouped = partial(groups.by_group, group_size=config.group_size)
-    advantage, degenerate, weight = advantages(config, grouped(traj.reward), grouped(alive))
-
+    index = chosen(config, state.pool, start_key) if config.pool else None
+    network, start = networks(config, env), starts(config, env, state, start_key, index)
+    given = hints(config, env, start, state.pool, index) if config.given else None
+    same = config.group_size if config.same_start else 1
+    end, traj, alive = write(network, state.params["actor"], env, start, write_key, config.num_steps, given, same)
     recorded, alive_by_episode = jax.tree.map(jnp.transpose, (traj.recorded, alive))  # [T, N * G] as [N * G, T]
-    reference = answers(config, env, state.reference, end.obs)
-    flat = lambda x: x.reshape(config.num_episodes, -1)
-    data = Batch(
-        end.obs, recorded.action, recorded.log_prob, reference, flat(advantage), flat(weight), alive_by_episode
-    )
+    actor, reference = (answers(config, env, params, end.obs) for params in (state.params, state.reference))
+    facts = gathered(env, traj, alive, config.group_size, actor, given)
+    *found, degenerate = advantages(config, facts)
+    flat = [x.reshape(config.num_episodes, -1) for x in found]
+    data = Batch(end.obs, recorded.action, recorded.log_prob, reference, *flat, alive_by_episode)
     progress = training_progress(config, state)
     rate = state.learning_rate if config.adapt_learning_rate else config.learning_rate
     learning_rate = rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
-
-    def step(carry, batch):
-        params, opt_state = carry
-        grads, metrics = jax.grad(loss, has_aux=True)(params, config, env, batch, progress, objective)
-        metrics["grad_norm"] = global_norm(grads)
-        updates, opt_state = optimizer(config, learning_rate).update(grads, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), metrics
-
-    def epoch(carry, index):
-        return jax.lax.scan(step, carry, gather(data, index))
-
+    of_batch = lambda params, batch: loss(params, config, env, batch, progress, objective)
     indices = minibatches(shuffle_key, config.num_episodes, config.num_minibatches, config.num_epochs)
-    (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), indices)
+    optimize = optimizer(config, learning_rate)
+    params, opt_state, metrics = descend(of_batch, optimize, state.params, state.opt_state, data, indices)
     rate = kl_adapted(rate, metrics["approx_kl"][-1].mean(), config.target_kl) if config.adapt_learning_rate else None
     metrics = {
         **episode_metrics(traj),
         **jax.tree.map(jnp.mean, metrics),
         "degenerate_fraction": degenerate.mean(),
-        "alive_steps": alive.sum(),
+        "alive_steps": facts.own.sum(),
         "learning_rate": learning_rate,
     }
     fresh = (state.num_updates + 1) % config.reference_interval == 0
     reference = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), params, state.reference)
-    return State(params, reference, opt_state, rate, state.num_updates + 1, key), metrics
+    pool = observed(state.pool, index, facts, config.pool_memory) if config.pool else None
+    return State(params, reference, opt_state, rate, pool, state.num_updates + 1, key), metrics
 
 
 if __name__ == "__main__":

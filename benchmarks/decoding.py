@@ -20,6 +20,7 @@ from rich.console import Console
 import rlx
 from rlx.algos import grpo_tokens
 from rlx.rollout import episodes
+from rlx.tokens import write
 
 LENGTHS = (8, 32, 64)
 SIZES = {"num_groups": 16, "group_size": 8, "num_minibatches": 4, "num_epochs": 2, "warm_start_steps": 0}
@@ -31,7 +32,9 @@ def programs(length: int) -> dict:
     config = grpo_tokens.Config(num_steps=length, total_steps=1, **SIZES)
 
     def cached(state, key):
-        return grpo_tokens.write(config, env, state, grpo_tokens.starts(config, env, state, key), key)[1].recorded
+        start = grpo_tokens.starts(config, env, state, key)
+        network = grpo_tokens.networks(config, env)
+        return write(network, state.params["actor"], env, start, key, config.num_steps)[1].recorded
 
     def uncached(state, key):
         policy = partial(grpo_tokens.act, config, env, state)

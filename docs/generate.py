@@ -42,6 +42,7 @@ NEAREST = {
     "mappo": "ppo",
     "mdpo": "ppo",
     "mdpo_offpolicy": "sac",
+    "pairs_tokens": "grpo_tokens",
     "pathwise": "ppo",
     "policyflow": "fpo",
     "ppo_levels": "ppo",

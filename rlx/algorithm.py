@@ -23,7 +23,7 @@ from rlx.schedules import is_written
 FOLDER = "rlx.algos"  # the package of those that ship; imported by name, as those of users are
 NAMES = ("AWR", "Clip", "ClipHigher", "DPO", "DualClip", "ForwardKL", "ImportanceWeighted", "LogRatio")
 NAMES += ("ReverseKL", "Rollback", "SPO")
-OF_BATCHES = ("BAPO", "ClipCov", "DropoutClip", "KLCov")
+OF_BATCHES = ("BAPO", "ClipCov", "DHPO", "DropoutClip", "KLCov")
 OBJECTIVES = {name: getattr(objectives, name) for name in NAMES}
 OBJECTIVES |= {"KLRegularized": kl_objectives.KLRegularized}
 OBJECTIVES |= {name: getattr(batch_objectives, name) for name in OF_BATCHES}

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlx.adjustments import mixed_surrogate
 from rlx.objectives import Elements, clipped_surrogate, dual_clipped_surrogate, importance_weighted
 from rlx.pytree import pytree, static, traced
 
@@ -176,6 +177,27 @@ def most_varying(z: jax.Array, alive: jax.Array, share: float) -> jax.Array:
     return out.reshape(z.shape)
 
 
+@pytree
+class DHPO:
+    """DHPO: a part of the clipped surrogate of each step's ratio, and the rest of that of its sequence's.
+
+    For algorithms whose elements are `[..., T]`, steps of sequences, such as those of GRPO with ratios of steps; the
+    bounds are its own. Shares 1 and 0 are GRPO and GSPO. Equation and source: `rlx.adjustments.mixed_surrogate`.
+    """
+
+    share: float = traced(0.5, at_least=0, at_most=1)
+    clip: float = traced(0.2, above=0)
+    clip_high: float = traced(0.28, above=0)
+    sequence_clip: float = traced(3e-4, above=0)
+    sequence_clip_high: float = traced(4e-4, above=0)
+
+    def __call__(self, config, elements, progress):
+        if elements.alive is None:
+            raise ValueError("DHPO takes ratios of sequences, and elements are single steps here: use it with grpo")
+        bounds = self.clip, self.clip_high, self.sequence_clip, self.sequence_clip_high
+        return mixed_surrogate(elements.log_ratio, elements.alive, elements.advantage, self.share, *bounds)
+
+
 def surrogate_variance(elements: Elements) -> jax.Array:
     """The variance of `rho A` over the elements that are alive, a scalar.
 
@@ -186,6 +208,7 @@ def surrogate_variance(elements: Elements) -> jax.Array:
 
 __all__ = [
     "BAPO",
+    "DHPO",
     "ClipCov",
     "DropoutClip",
     "KLCov",

@@ -15,9 +15,35 @@ from rlx.advantages import std
 from rlx.devices.sharding import split
 from rlx.env import Env, EnvState
 from rlx.multiagent import check_one_agent
+from rlx.pytree import pytree
 from rlx.rollout import episodes
 
 P = TypeVar("P")
+
+
+@pytree
+class Facts:
+    """What an update has played, of every step `[N, G, T]`. What no stage of `rlx.relatives` reads is not computed."""
+
+    reward: jax.Array
+    alive: jax.Array  # bool
+    log_prob: jax.Array | None = None  # of what was done, by the policy that acted
+    entropy: jax.Array | None = None  # of that policy there
+    collision: jax.Array | None = None  # sum_a pi(a)^2 of it, where actions are numbers
+    token: jax.Array | None = None  # int32, what was done
+    place: jax.Array | None = None  # int32, an exact key of the state that it was done in, within a group
+    kind: jax.Array | None = None  # int32 [N, G], the class of the outcome
+    played: jax.Array | None = None  # bool, what the policy chose itself, not a given prefix
+
+    @property
+    def own(self) -> jax.Array:
+        """Steps of the episode that the policy chose itself, bool `[N, G, T]`."""
+        return self.alive if self.played is None else self.alive & self.played
+
+    @property
+    def length(self) -> jax.Array:
+        """Steps of each episode, `[N, G]`."""
+        return self.alive.sum(axis=-1)
 
 
 def clone(states: P, num: int) -> P:
@@ -83,6 +109,12 @@ def outcomes(reward: jax.Array, alive: jax.Array, gamma: jax.Array) -> jax.Array
     return jnp.broadcast_to(returns_to_go(reward, alive, gamma)[..., :1], reward.shape)
 
 
+def at_the_end(outcome: jax.Array, alive: jax.Array) -> jax.Array:
+    """Rewards `[..., T]` that pay an outcome `[...]` with the last step of the episode, and nothing before."""
+    last = alive & ~jnp.roll(alive, -1, axis=-1).at[..., -1].set(False)
+    return jnp.where(last, outcome[..., None], 0.0)
+
+
 def standardized_to_go(reward: jax.Array, alive: jax.Array, gamma: jax.Array) -> jax.Array:
     """`returns_to_go` of `standardize_rewards`, `[N, G, T]`: what rewards of the process give to the steps before them.
 
@@ -141,12 +173,12 @@ def risk_averse(outcome: jax.Array, low: float, high: float, tail_weight: float)
     return (tail_weight * tail + band) / (tail_weight + 1.0)
 
 
-def no_baseline(credit: jax.Array, length: jax.Array) -> jax.Array:
+def no_baseline(credit: jax.Array, facts: Facts) -> jax.Array:
     """0, `[1, 1, 1]`."""
     return jnp.zeros((1, 1, 1))
 
 
-def group_mean(credit: jax.Array, length: jax.Array) -> jax.Array:
+def group_mean(credit: jax.Array, facts: Facts) -> jax.Array:
     """`mean_j C_j` over the members of a group, itself included: `[N, 1, T]` of credit `[N, G, T]`.
 
     The gradient it gives is `(G - 1) / G` of the true one. Source: Shao et al. 2024, arXiv:2402.03300, section 4.1.2.
@@ -154,7 +186,7 @@ def group_mean(credit: jax.Array, length: jax.Array) -> jax.Array:
     return credit.mean(axis=1, keepdims=True)
 
 
-def leave_one_out(credit: jax.Array, length: jax.Array) -> jax.Array:
+def leave_one_out(credit: jax.Array, facts: Facts) -> jax.Array:
     """`mean_{j != i} C_j` for member i, `[N, G, T]`: unbiased, as it does not depend on what i did.
 
     Source: Kool et al. 2019, Buy 4 REINFORCE samples, get a baseline for free; Ahmadian et al. 2024, arXiv:2402.14740,
@@ -163,13 +195,13 @@ def leave_one_out(credit: jax.Array, length: jax.Array) -> jax.Array:
     return (credit.sum(axis=1, keepdims=True) - credit) / (credit.shape[1] - 1)
 
 
-def length_weighted(credit: jax.Array, length: jax.Array) -> jax.Array:
-    """`sum_j L_j C_j / sum_j L_j` with the lengths `[N, G]` of the episodes, `[N, 1, T]`.
+def length_weighted(credit: jax.Array, facts: Facts) -> jax.Array:
+    """`sum_j L_j C_j / sum_j L_j` with the lengths of the episodes, `[N, 1, T]` of credit `[N, G, T]`.
 
     Of least variance where the squared norm of an episode's score grows with its length. Source: Hao et al. 2025, OPO,
     arXiv:2505.23585, section 3.
     """
-    weight = length / length.sum(axis=1, keepdims=True)
+    weight = facts.length / facts.length.sum(axis=1, keepdims=True)
     return (weight[..., None] * credit).sum(axis=1, keepdims=True)
 
 

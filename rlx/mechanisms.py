@@ -45,6 +45,25 @@ def _file(name: str, paper: str, command: str, test: str, function: str = "updat
     return Mechanism(name, paper, "algorithm", f"rlx.algos.{algorithm}.{function}", f"rlx train {command}", test)
 
 
+def _variant(name: str, paper: str, variant: str, function: str, test: str, slot: str = "") -> Mechanism:
+    """A variant of the pipeline of groups, by the function that makes the difference: a stage of `rlx.relatives`."""
+    room = {"shapes": "shape", "step_credits": "credit", "adjustments": "advantage", "groups": "advantage"}
+    command = f"rlx train grpo_tokens --env Reverse --variant {variant}"
+    return Mechanism(name, paper, slot or room[function.split(".")[0]], f"rlx.{function}", command, test)
+
+
+def _answers(name: str, paper: str, function: str, variant: str = "") -> Mechanism:
+    """A loss of whole answers."""
+    command = f"rlx train pairs_tokens --env Reverse --variant {variant or function}"
+    return Mechanism(name, paper, "loss of a group", f"rlx.pairs.{function}", command, "test_pairs.py")
+
+
+def _problems(name: str, paper: str, function: str, options: str, test: str) -> Mechanism:
+    """What chooses problems, or begins their answers."""
+    command = f"rlx train grpo_tokens --env Reverse {options}"
+    return Mechanism(name, paper, "start", f"rlx.{function}", command, test)
+
+
 def _trial(name: str, paper: str, slot: str, function: str, test: str) -> Mechanism:
     """What has no option of its own: a trial of `experiments/mechanisms`."""
     return Mechanism(name, paper, slot, function, f"python experiments/mechanisms/compare.py --task {name}", test)
@@ -115,6 +134,62 @@ MECHANISMS = (
         "dppo --env probe/ContinuousAction --gae-lambda 1 --clip 0.02 --first-clip 0.02",
         "test_dppo.py",
     ),
+    _variant("loop", "Chen et al. 2025, arXiv:2502.01600", "loop", "groups.leave_one_out", "test_shapes.py"),
+    _variant("lite-ppo", "arXiv:2508.08221, 2025", "lite_ppo", "groups.batch_std", "test_groups.py"),
+    _variant("2-grpo", "arXiv:2510.00977, 2025", "pairs", "groups.group_std", "test_shapes.py"),
+    _variant("max-at-k", "arXiv:2510.23393, 2025", "max_at_k", "shapes.max_at_k", "test_shapes.py"),
+    _variant("unlikeliness", "He et al. 2025, arXiv:2506.02355", "unlikely", "shapes.unlikely", "test_shapes.py"),
+    _variant("polychromic", "arXiv:2509.25424, 2025", "polychromic", "shapes.polychromic", "test_shapes.py"),
+    _variant("g2rpo", "arXiv:2604.08539, 2026", "g2rpo", "shapes.rank_normal", "test_shapes.py"),
+    _variant("lens", "arXiv:2510.08696, 2025", "lens", "shapes.lens", "test_shapes.py"),
+    _variant("ttrl", "Zuo et al. 2025, arXiv:2504.16084", "ttrl", "shapes.majority", "test_shapes.py"),
+    _variant(
+        "gigpo", "Feng et al. 2025, arXiv:2505.10978", "gigpo", "step_credits.step_groups", "test_step_credits.py"
+    ),
+    _variant("salt", "arXiv:2510.20022, 2025", "salt", "step_credits.graph", "test_step_credits.py"),
+    _variant("otb", "OPO's token form, verl", "otb", "step_credits.score_norm", "test_step_credits.py", "baseline"),
+    _variant("bnpo", "Xiao et al. 2025, arXiv:2506.02864", "bnpo", "adjustments.beta_scale", "test_adjustments.py"),
+    _variant("mapo", "arXiv:2509.18849, 2025", "mapo", "adjustments.mapo", "test_adjustments.py"),
+    _variant("copo", "arXiv:2508.04138, 2025", "copo", "adjustments.copo", "test_adjustments.py"),
+    _variant("seed-grpo", "arXiv:2505.12346, 2025", "seed", "adjustments.semantic_entropy", "test_adjustments.py"),
+    _variant("hicra", "arXiv:2509.03646, 2025", "hicra", "adjustments.hicra", "test_adjustments.py"),
+    _variant("gtpo", "arXiv:2508.03772, 2025", "gtpo", "adjustments.gtpo", "test_adjustments.py"),
+    _variant("d3s", "arXiv:2509.22115, 2025", "d3s", "adjustments.spread_subset", "test_adjustments.py", "weight"),
+    _variant("luspo", "arXiv:2602.05261, 2026", "luspo", "adjustments.summed", "test_adjustments.py", "weight"),
+    _variant(
+        "pf-ppo", "arXiv:2409.06957, 2024", "pf_ppo", "adjustments.best_and_worst", "test_adjustments.py", "weight"
+    ),
+    Mechanism(
+        "dhpo",
+        "arXiv:2601.05607, 2026",
+        "policy loss",
+        "rlx.batch_objectives.DHPO",
+        "rlx train grpo_tokens --env Reverse --objective DHPO",
+        "test_batch_objectives.py",
+    ),
+    _problems("vas", "MMR1, arXiv:2509.21268", "pool.variance", "--pool 64 --sampler variance", "test_pool.py"),
+    _problems("pope", "arXiv:2601.18779, 2026", "tokens.hints", "--given 3", "test_grpo_tokens.py"),
+    _problems(
+        "graded-hints",
+        "after Scaf-GRPO, arXiv:2510.19807",
+        "tokens.hints",
+        "--pool 64 --given 3 --graded",
+        "test_grpo_tokens.py",
+    ),
+    _answers("rebel", "Gao et al. 2024, arXiv:2404.16767", "rebel"),
+    _answers("gvpo", "Zhang et al. 2025, arXiv:2504.19599", "gvpo"),
+    _answers("copg", "Flet-Berliac et al. 2024, arXiv:2406.19185", "copg"),
+    _answers("reg-grpo", "arXiv:2506.07464, 2025", "reg_grpo"),
+    _answers("a*-po", "Brantley et al. 2025, arXiv:2505.20686", "a_star_po"),
+    _answers("p3o", "Wu et al. 2023, arXiv:2310.00212", "p3o"),
+    _answers("trpa", "Su et al. 2025, arXiv:2504.04524", "trpa"),
+    _answers("disco", "Li et al. 2025, arXiv:2505.12366", "discriminate", "disco"),
+    _answers("drpo", "arXiv:2510.04474, 2025", "cheaper", "drpo"),
+    _answers("f-dpg", "Go et al. 2023, arXiv:2302.08215", "f_dpg", "f_dpg_forward_kl"),
+    _answers("dpo-pairs", "Rafailov et al. 2023, arXiv:2305.18290", "dpo"),
+    _answers("ipo", "Azar et al. 2023, arXiv:2310.12036", "ipo"),
+    _answers("sppo", "Wu et al. 2024, arXiv:2405.00675", "sppo"),
+    _answers("inpo", "Zhang et al. 2024, arXiv:2407.00617", "inpo"),
     _file("v-mpo", "Song et al. 2019, arXiv:1909.12238", f"vmpo {CARTPOLE}", "test_vmpo.py"),
 )
 

@@ -143,6 +143,10 @@ def renamed(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
     known = {field.name for field in fields(config_class)}
     if isinstance(values.get("residual"), bool):  # as it was when there was one kind of block
         values = values | {"residual": "simba" if values["residual"] else ""}
+    if "drop_degenerate" in values and "masks" in known:  # as it was when there was one mask
+        values = dict(values)
+        if values.pop("drop_degenerate"):
+            values["masks"] = ("degenerate",)
     return {RENAMED[n] if n not in known and RENAMED.get(n) in known else n: value for n, value in values.items()}
 
 

@@ -30,7 +30,7 @@ def static(
         default: the field's default; leave it out for a required field.
         at_least: the smallest value accepted; of an integer, and of those in a tuple, 1 unless it says otherwise.
         above: a bound of a number that is not accepted itself.
-        one_of: the values accepted, where there is a choice.
+        one_of: the values accepted, or those of a tuple, where there is a choice.
     """
     given = {"at least": at_least, "above": above}
     bounds = {words: bound for words, bound in given.items() if bound is not None}
@@ -121,7 +121,8 @@ def _static(name: str, field: dataclasses.Field, given: Any) -> Any:
     wrong = f"{name}.{field.name} = {given!r}"
     if isinstance(value, Tracer):
         raise ValueError(f"{name}.{field.name} is traced, and it is static: it takes part in no vmap, grad or jit")
-    if choices and not (isinstance(value, str) and value in choices):
+    chosen = value if kind is tuple and isinstance(value, list | tuple) else (value,)
+    if choices and not all(isinstance(name, str) and name in choices for name in chosen):
         raise ValueError(f"{wrong}: choose among {', '.join(choices)}")
     if kind is float and type(value) is int:
         value = float(value)

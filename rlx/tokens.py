@@ -1,11 +1,16 @@
 """Sequences of tokens: what an environment of them has, solved problems, and a transformer that writes.
 
 An environment of tokens has observations `Discrete(n, shape=(L,))`: a prompt, and after it what has been written so
-far; 0 stands for nothing. Action `a` writes token `a + 1`. It has two names beside those of `rlx.env.Environment`:
-`prompt_size`, the place where writing begins, at least 1, and, where there is something to be taught from,
-`solved(key, params) -> tokens [L]`, the last observation of an episode that solves a random problem.
+far; 0 stands for nothing. Action `a` writes token `a + 1`. It has names beside those of `rlx.env.Environment`:
 
-Axes: B batch, S tokens that are read, L places of a sequence, H heads, D numbers of a head, V outputs.
+- `prompt_size`, the place where writing begins, at least 1.
+- `solved(key, params) -> tokens [L]`, the last observation of an episode that solves a random problem, where there is
+  something to be taught from.
+- `right_answer(state, params) -> tokens [A]` of a start, where parts of it may be given.
+- `reply_size`, where the environment answers: it writes as many tokens behind each one that the policy writes.
+
+Axes: B batch, T tokens of an answer, S tokens that are read, L places of a sequence, H heads, D numbers of a head, V
+outputs.
 """
 
 from collections.abc import Callable
@@ -16,18 +21,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlx.env import Env
+from rlx.distributions import Categorical
+from rlx.env import Env, EnvState
 from rlx.networks import Module
+from rlx.pool import Pool
 from rlx.pytree import pytree
+from rlx.rollout import episodes
 from rlx.spaces import Discrete, check_spaces
 
 CHUNK = 10  # gradient steps between two looks at what has been learned
 
 
-def check_tokens(env: Env, num_steps: int, taught: bool = False) -> None:
+def check_tokens(env: Env, num_steps: int, taught: bool = False, given: bool = False) -> None:
     """Raises ValueError for an environment that is not one of tokens, or has no room for answers of `num_steps`.
 
-    And where a policy is to be `taught`, for one without solved problems.
+    And where a policy is to be `taught`, for one without solved problems; where it is to be `given` parts of answers,
+    for one that has none.
     """
     seen, written = env.observation_space, env.action_space
     sizes = getattr(env.environment, "prompt_size", 0), getattr(seen, "n", 0), getattr(written, "n", 0)
@@ -37,17 +46,154 @@ def check_tokens(env: Env, num_steps: int, taught: bool = False) -> None:
             "algorithm like ppo or grpo"
         )
     check_spaces(env, actions=Discrete)
-    if num_steps > (room := seen.shape[0] - sizes[0]):
+    if num_steps > (room := (seen.shape[0] - sizes[0]) // stride(env)):
         raise ValueError(f"num_steps = {num_steps}: there is room for {room} tokens; use at most num_steps = {room}")
+    if given and not hasattr(env.environment, "right_answer"):
+        raise ValueError("the environment has no right_answer(state, params) to give a part of: set given = 0")
     if taught and not hasattr(env.environment, "solved"):
         raise ValueError("the environment has no solved(key, params) to be taught from: set warm_start_steps = 0")
 
 
-def examples(env: Env, key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
-    """Solved problems: whole sequences `[num, L]`, and of these the answers `[num, L - P]`."""
+def stride(env: Env) -> int:
+    """Places from one token that the policy writes to the next: 1, and the environment's reply between them."""
+    return 1 + getattr(env.environment, "reply_size", 0)
+
+
+def written(env: Env, tokens: jax.Array, num_steps: int) -> jax.Array:
+    """What the policy wrote in whole sequences `[..., L]`: tokens `[..., T]`, 0 where it wrote nothing."""
     environment: Any = env.environment  # one of tokens, which has more names
+    return tokens[..., environment.prompt_size :: stride(env)][..., :num_steps]
+
+
+def read(network: Any, params: dict, env: Env, tokens: jax.Array, num_steps: int) -> Categorical:
+    """The policy at every token of the answers, `[B, T]`, of whole sequences `[B, L]`, which are read at once."""
+    environment: Any = env.environment
+    first = environment.prompt_size - 1
+    seen = tokens[:, : first + 1 + (num_steps - 1) * stride(env)]
+    logits, _ = network.apply(params, seen, first=first)
+    return Categorical(logits[:, :: stride(env)])
+
+
+def read_last(network: Any, params: dict, env: Env, tokens: jax.Array, num_steps: int) -> Categorical:
+    """The policy at the token that comes next, `[B]`, of sequences `[B, L]`, all of which is read."""
+    num_written = (written(env, tokens, num_steps) > 0).sum(axis=-1)
+    logits = read(network, params, env, tokens, num_steps).logits
+    return Categorical(jnp.take_along_axis(logits, num_written[:, None, None], axis=1, mode="clip")[:, 0])
+
+
+@pytree
+class Written:
+    """What a loss needs of the moment of writing a token."""
+
+    action: jax.Array
+    log_prob: jax.Array
+
+
+def write(
+    network: Any,
+    params: dict,
+    env: Env,
+    start: EnvState,
+    key: jax.Array,
+    num_steps: int,
+    given: jax.Array | None = None,
+    copies: int = 1,
+) -> tuple[EnvState, Any, jax.Array]:
+    """Plays answers from start states `[B]`; a cache keeps what has been read. Returns as `rlx.rollout.episodes` does.
+
+    Args:
+        network: a `Transformer`.
+        params: its parameters.
+        env: an environment of tokens.
+        start: the states.
+        key: of the tokens that are drawn.
+        num_steps: T.
+        given: tokens `[B, T]` that are written whatever the policy says, 0 where it is free. Their log-probabilities
+            are the policy's.
+        copies: states next to each other that begin with the same prompt, as in a group: it is read once for them.
+    """
+    environment: Any = env.environment
+    last, step = environment.prompt_size - 1, stride(env)
+    cache = network.cache(len(start.obs) // copies)
+    if last:  # all of the prompt but its last token, which is read when the first of the answer is written
+        _, cache = network.apply(params, start.obs[::copies, :last], cache, 0)
+    cache = jax.tree.map(lambda x: jnp.repeat(x, copies, axis=-1), cache)
+
+    def policy(obs, key, memory):
+        cache, place = memory
+        begin = place if step == 1 else jnp.maximum(place - step + 1, 0)
+        tokens = jax.lax.dynamic_slice_in_dim(obs, begin, step, axis=1)
+        logits, cache = network.apply(params, tokens, cache, begin)
+        pi = Categorical(jax.lax.dynamic_index_in_dim(logits, place - begin, axis=1, keepdims=False))
+        action = pi.sample(key)
+        if given is not None:
+            forced = jax.lax.dynamic_index_in_dim(given, (place - last) // step, axis=1, keepdims=False)
+            action = jnp.where(forced > 0, forced - 1, action)
+        return action, Written(action, pi.log_prob(action)), (cache, place + step)
+
+    return episodes(env, policy, start, key, num_steps, memory=(cache, last))
+
+
+def hints(config: Any, env: Env, start: EnvState, pool: Pool | None, index: jax.Array | None) -> jax.Array:
+    """Tokens of right answers for `write` to be given, `[N * G, T]`, 0 where the policy is free.
+
+    A group is given the first `given` tokens, all of its members the same, or, where it is `graded`, `(1 - p) given` of
+    them, with the share p of answers to the problem that were right. Groups from a share `given_share` on get nothing.
+
+    Args:
+        config: with `given`, `given_share`, `graded`, `num_groups`, `group_size` and `num_steps`.
+        env: an environment of tokens with `right_answer(state, params) -> tokens [A]`.
+        start: states `[N * G]` in which nothing is written yet.
+        pool: of problems, where it is graded.
+        index: which of them the groups answer, `[N]`.
+
+    Source: POPE, arXiv:2601.18779, for parts of answers to some groups; the sizes by rate are ours.
+    """
+    environment: Any = env.environment
+    answer = jax.vmap(environment.right_answer, (0, None))(start.state, env.params)[:, : config.num_steps]
+    some = jnp.arange(config.num_groups) < config.given_share * config.num_groups
+    rate = pool.rate[index] if config.graded and pool is not None else 0.0
+    size = jnp.repeat(jnp.where(some, jnp.round(config.given * (1.0 - rate)), 0), config.group_size)
+    return jnp.where(jnp.arange(config.num_steps) < size[:, None], answer, 0)
+
+
+def examples(env: Env, key: jax.Array, num: int, num_steps: int | None = None) -> tuple[jax.Array, jax.Array]:
+    """Solved problems: whole sequences `[num, L]`, and of these the answers `[num, T]`, as long as there is room."""
+    environment: Any = env.environment
     tokens = jax.vmap(environment.solved, (0, None))(jax.random.split(key, num), env.params)
-    return tokens, tokens[:, environment.prompt_size :]
+    return tokens, written(env, tokens, num_steps or tokens.shape[1])
+
+
+def warm_start(
+    network: Any, params: dict, env: Env, key: jax.Array, optimizer: optax.GradientTransformation, config: Any
+) -> dict:
+    """Params that were taught on solved problems, and as they are where the Config asks for no warm start.
+
+    The gradient steps, of the mean log-likelihood of answers, end when the probability of whole answers is
+    `warm_start_accuracy` on average over 512 fresh problems.
+
+    Args:
+        network: a `Transformer`.
+        params: its first parameters.
+        env: an environment of tokens with `solved`.
+        key: of the problems and of the minibatches.
+        optimizer: of the params.
+        config: with `num_steps` and the fields `warm_start_examples`, `_batch`, `_steps` and `_accuracy`.
+    """
+    if not (config.warm_start_examples and config.warm_start_steps):
+        return params
+    pool_key, fresh_key, teach_key = jax.random.split(key, 3)
+    pool = examples(env, pool_key, config.warm_start_examples, config.num_steps)
+    fresh = examples(env, fresh_key, 512, config.num_steps)
+
+    def log_prob(params, tokens, answer):
+        pi = read(network, params, env, tokens, config.num_steps)
+        return jnp.where(answer > 0, pi.log_prob(answer - 1), 0.0).sum(axis=-1)
+
+    loss = lambda params, *batch: -log_prob(params, *batch).mean()
+    learned = lambda params: jnp.exp(log_prob(params, *fresh)).mean() >= config.warm_start_accuracy
+    sizes = {"batch_size": config.warm_start_batch, "max_steps": config.warm_start_steps}
+    return teach(loss, learned, params, optimizer, pool, teach_key, **sizes)
 
 
 def teach(
@@ -92,10 +238,55 @@ def teach(
 
 @pytree
 class Cache:
-    """Keys and values of the tokens read so far: of each layer `[B, L, H, D]`, apart, so that loops write in place."""
+    """Keys and values of the tokens read so far: of each layer `[L, H, D, B]`, apart, so that loops write in place.
+
+    Sequences are the last axis, and so next to each other in memory: on a CPU one more token is looked up in a third of
+    the time.
+    """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
+
+
+def batch_last(x: jax.Array) -> jax.Array:
+    """`[B, ...]` as `[..., B]`."""
+    return jnp.moveaxis(x, 0, -1)
+
+
+def looked_up(query: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) -> jax.Array:
+    """Attention of a few tokens to a cache, `softmax(q k / sqrt(D)) v` over visible places, `[S, H, D, B]`.
+
+    Args:
+        query: `[S, H, D, B]`.
+        keys: `[L, H, D, B]`.
+        values: likewise.
+        visible: bool `[S, L]`.
+    """
+    few = query.shape[2] ** -0.5 * query
+    scores = jnp.stack([(one * keys).sum(axis=2) for one in few])  # [S, L, H, B]
+    weights = jax.nn.softmax(jnp.where(visible[:, :, None, None], scores, -jnp.inf), axis=1)
+    return jnp.stack([(one[:, :, None] * values).sum(axis=0) for one in weights])
+
+
+def attended(query: jax.Array, key: jax.Array, value: jax.Array, begin: int = 0, size: int = 32) -> jax.Array:
+    """Attention of tokens to themselves and those before them, `softmax(q k / sqrt(D)) v`: `[B, S - begin, H, D]`.
+
+    It is done for `size` tokens at a time, so that little is computed that a mask takes away.
+
+    Args:
+        query: `[B, S - begin, H, D]`, of the tokens from `begin` on.
+        key: `[B, S, H, D]`.
+        value: likewise.
+        begin: the first token that asks.
+        size: of a piece.
+    """
+    found = []
+    for at in range(begin, key.shape[1], size):
+        end = min(at + size, key.shape[1])
+        mask = jnp.arange(end) <= jnp.arange(at, end)[:, None]
+        piece = query[:, at - begin : end - begin]
+        found.append(jax.nn.dot_product_attention(piece, key[:, :end], value[:, :end], mask=mask))
+    return jnp.concatenate(found, axis=1)
 
 
 class Transformer(Module):
@@ -118,15 +309,17 @@ class Transformer(Module):
 
     def cache(self, batch_size: int) -> Cache:
         """Room for sequences of which nothing is read yet."""
-        empty = jnp.zeros((batch_size, self.num_places, self.num_heads, self.width // self.num_heads))
+        empty = jnp.zeros((self.num_places, self.num_heads, self.width // self.num_heads, batch_size))
         return Cache(*[(empty,) * self.num_layers] * 2)
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, cache: Cache, start: jax.Array) -> tuple[jax.Array, Cache]:
+    def __call__(
+        self, tokens: jax.Array, cache: Cache | None = None, start: jax.Array | int = 0, first: int = 0
+    ) -> tuple[jax.Array, Cache | None]:
         """Reads tokens `[B, S]`, which are at the places `start, ..., start + S - 1`, after those in the cache.
 
-        Returns logits `[B, S, V]` and the cache with these tokens. With an empty cache and `start` 0 that is the whole
-        sequence at once.
+        Returns logits `[B, S - first, V]` and the cache with these tokens. Without a cache the tokens are the whole
+        sequence. Tokens before `first` have no logits, and the last layer is spared the work for them.
 
         Raises:
             ValueError: when `num_heads` does not divide `width`.
@@ -137,22 +330,39 @@ class Transformer(Module):
         into_residual = nn.initializers.normal(0.02 / (2 * self.num_layers) ** 0.5)
         batch_size, num_tokens = tokens.shape
         place = start + jnp.arange(num_tokens)
-        visible = jnp.arange(self.num_places) <= place[:, None]
         x = nn.Embed(self.vocabulary, self.width, embedding_init=normal, name="tokens")(tokens)
         x += nn.Embed(self.num_places, self.width, embedding_init=normal, name="places")(place)
         new = []
         for layer in range(self.num_layers):
             heads = nn.Dense(3 * self.width, kernel_init=normal, name=f"heads_{layer}")(nn.LayerNorm()(x))
             query, *own = jnp.split(heads.reshape(batch_size, num_tokens, 3 * self.num_heads, -1), 3, axis=2)
-            known = (cache.keys[layer], cache.values[layer])
-            kept = [jax.lax.dynamic_update_slice(old, x, (0, start, 0, 0)) for old, x in zip(known, own, strict=True)]
-            seen = jax.nn.dot_product_attention(query, *kept, mask=visible[None, None])
+            asked = first if layer == self.num_layers - 1 else 0
+            query, x = query[:, asked:], x[:, asked:]
+            if cache is not None:
+                known = zip((cache.keys[layer], cache.values[layer]), map(batch_last, own), strict=True)
+                new.append([jax.lax.dynamic_update_slice(old, kept, (start, 0, 0, 0)) for old, kept in known])
+            if isinstance(start, int) and start == 0:  # nothing was read before
+                seen = attended(query, own[0], own[1], asked)
+            else:
+                visible = jnp.arange(self.num_places) <= place[asked:, None]
+                seen = jnp.moveaxis(looked_up(batch_last(query), new[-1][0], new[-1][1], visible), -1, 0)
             x += nn.Dense(self.width, kernel_init=into_residual, name=f"seen_{layer}")(seen.reshape(x.shape))
             hidden = nn.Dense(4 * self.width, kernel_init=normal, name=f"hidden_{layer}")(nn.LayerNorm()(x))
             x += nn.Dense(self.width, kernel_init=into_residual, name=f"out_{layer}")(jax.nn.gelu(hidden))
-            new.append(kept)
         logits = nn.Dense(self.num_outputs, kernel_init=normal, name="head")(nn.LayerNorm()(x))
-        return logits, Cache(*zip(*new, strict=True))
+        return logits, None if cache is None else Cache(*zip(*new, strict=True))
 
 
-__all__ = ["Cache", "Transformer", "check_tokens", "examples", "teach"]
+__all__ = [
+    "Cache",
+    "Transformer",
+    "Written",
+    "check_tokens",
+    "examples",
+    "hints",
+    "read",
+    "read_last",
+    "stride",
+    "teach",
+]
+__all__ += ["warm_start", "write", "written"]

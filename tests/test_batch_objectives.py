@@ -9,7 +9,16 @@ import pytest
 
 import rlx
 from rlx.algorithm import load_algorithm
-from rlx.batch_objectives import BAPO, ClipCov, DropoutClip, KLCov, covariance, most_varying, surrogate_variance
+from rlx.batch_objectives import (
+    BAPO,
+    DHPO,
+    ClipCov,
+    DropoutClip,
+    KLCov,
+    covariance,
+    most_varying,
+    surrogate_variance,
+)
 from rlx.kl_objectives import DIVERGENCES, KLRegularized
 from rlx.objectives import (
     Clip,
@@ -197,7 +206,7 @@ def test_a_policy_without_log_probabilities_is_refused(cartpole):
 
 
 @pytest.mark.parametrize(
-    "name", ["ppo+KLCov", "ppo+ClipCov", "grpo+BAPO", "grpo+KLCov", "ppo+DropoutClip", "fpo+LogRatio"]
+    "name", ["ppo+KLCov", "ppo+ClipCov", "grpo+BAPO", "grpo+KLCov", "grpo+DHPO", "ppo+DropoutClip", "fpo+LogRatio"]
 )
 def test_algorithms_take_them(name):
     algorithm = load_algorithm(name)
@@ -207,6 +216,21 @@ def test_algorithms_take_them(name):
     env = replace(env, max_steps=32)
     _, metrics = rlx.train(algorithm, algorithm.Config(**small), env, jax.random.key(0))
     assert np.isfinite(metrics["policy_loss"]).all()
+
+
+def test_dhpo_is_grpo_and_gspo_at_its_ends_and_their_mean_between():
+    elements = drawn(shape=(6, 8))
+    alive = np.asarray(elements.alive)
+    of = lambda share: np.asarray(DHPO(share=share, sequence_clip=0.05, sequence_clip_high=0.06)(None, elements, 0.0))
+    step = np.asarray(ClipHigher(0.2, 0.28)(None, elements, 0.0))
+    np.testing.assert_allclose(of(1.0)[alive], step[alive], rtol=1e-6)
+    mean = np.where(alive, elements.log_ratio, 0).sum(1, keepdims=True) / alive.sum(1, keepdims=True)
+    sequence = replace(elements, log_ratio=jnp.float32(np.broadcast_to(mean, alive.shape)))
+    expected = np.asarray(ClipHigher(0.05, 0.06)(None, sequence, 0.0))
+    np.testing.assert_allclose(of(0.0)[alive], expected[alive], rtol=1e-5)
+    np.testing.assert_allclose(of(0.25)[alive], (0.25 * step + 0.75 * expected)[alive], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="use it with grpo"):
+        DHPO()(None, whole(elements), 0.0)
 
 
 def test_dual_clip_bounds_the_loss_of_bad_actions():

@@ -65,7 +65,9 @@ print(spread(lane)(jnp.array([10, 10, 25_000_000])).tolist())
 def output(code, flags, timeout=120, **variables):
     """What a process prints, and its complaints."""
     environment = {**os.environ, "XLA_FLAGS": flags, **variables}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=timeout
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip(), done.stderr
 
@@ -116,7 +118,8 @@ def test_changes_are_made_on_the_listed_versions_only(monkeypatch):
     monkeypatch.setattr("jaxlib.version.__version__", "0.10.3")
     assert active() == []
     monkeypatch.setattr("jaxlib.version.__version__", "0.10.2")
-    assert active() == ["keep_reductions_from_ynn", "wait_for_other_devices", "unroll_threefry", "solve_in_pieces"]
+    names = ["keep_reductions_from_ynn", "wait_for_other_devices", "unroll_threefry", "solve_in_pieces"]
+    assert active() == names
 
 
 def test_keys_that_are_split_inside_of_a_vmap_compile_within_two_minutes():

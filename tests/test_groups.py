@@ -48,35 +48,39 @@ def test_returns_to_go_are_the_loop_over_their_equation(seed, gamma):
 @small
 @given(seeds)
 def test_baselines_are_the_loops_over_their_equations(seed):
-    credit, _, length = problem(seed)
+    credit, alive, length = problem(seed)
+    facts = groups.Facts(credit, alive)
+    np.testing.assert_array_equal(facts.length, length)
     for n in range(N):
-        np.testing.assert_allclose(groups.group_mean(credit, length)[n, 0], sum(credit[n]) / G, **ROUNDING)
+        np.testing.assert_allclose(groups.group_mean(credit, facts)[n, 0], sum(credit[n]) / G, **ROUNDING)
         weighted = sum(length[n, j] * credit[n, j] for j in range(G)) / sum(length[n])
-        np.testing.assert_allclose(groups.length_weighted(credit, length)[n, 0], weighted, **ROUNDING)
+        np.testing.assert_allclose(groups.length_weighted(credit, facts)[n, 0], weighted, **ROUNDING)
         for i in range(G):
             others = sum(credit[n, j] for j in range(G) if j != i) / (G - 1)
-            np.testing.assert_allclose(groups.leave_one_out(credit, length)[n, i], others, **ROUNDING)
+            np.testing.assert_allclose(groups.leave_one_out(credit, facts)[n, i], others, **ROUNDING)
 
 
 @small
 @given(seeds)
 def test_advantages_sum_to_zero_within_a_group(seed):
-    credit, _, length = problem(seed)
+    credit, alive, length = problem(seed)
+    facts = groups.Facts(credit, alive)
     weights = {groups.length_weighted: length[..., None]}
     for baseline in BASELINES:
-        total = (weights.get(baseline, 1.0) * (credit - baseline(credit, length))).sum(axis=1)
+        total = (weights.get(baseline, 1.0) * (credit - baseline(credit, facts))).sum(axis=1)
         np.testing.assert_allclose(total, 0.0, atol=1e-4)
-    ratio = (credit - groups.leave_one_out(credit, length)) / (credit - groups.group_mean(credit, length))
+    ratio = (credit - groups.leave_one_out(credit, facts)) / (credit - groups.group_mean(credit, facts))
     np.testing.assert_allclose(ratio, G / (G - 1), rtol=1e-2)
 
 
 @small
 @given(seeds, st.floats(-5, 5, width=32))
 def test_a_shift_of_a_groups_returns_changes_nothing(seed, shift):
-    credit, _, length = problem(seed)
+    credit, alive, _ = problem(seed)
+    facts = groups.Facts(credit, alive)
     for baseline in BASELINES:
-        moved = credit + shift - baseline(credit + shift, length)
-        np.testing.assert_allclose(moved, credit - baseline(credit, length), atol=1e-5)
+        moved = credit + shift - baseline(credit + shift, facts)
+        np.testing.assert_allclose(moved, credit - baseline(credit, facts), atol=1e-5)
     for scale in (groups.group_std, groups.batch_std):
         np.testing.assert_allclose(scale(credit[..., 0] + shift), scale(credit[..., 0]), rtol=1e-4)
 
@@ -84,11 +88,11 @@ def test_a_shift_of_a_groups_returns_changes_nothing(seed, shift):
 @small
 @given(seeds)
 def test_members_that_change_places_take_their_advantages_along(seed):
-    credit, _, length = problem(seed)
+    credit, alive, _ = problem(seed)
     order = np.random.default_rng(seed).permutation(G)
     for baseline in BASELINES:
-        advantage = credit - baseline(credit, length)
-        moved = credit[:, order] - baseline(credit[:, order], length[:, order])
+        advantage = credit - baseline(credit, groups.Facts(credit, alive))
+        moved = credit[:, order] - baseline(credit[:, order], groups.Facts(credit[:, order], alive[:, order]))
         np.testing.assert_allclose(moved, advantage[:, order], **ROUNDING)
 
 
@@ -145,6 +149,15 @@ def test_what_follows_the_end_of_an_episode_is_never_read():
         np.testing.assert_array_equal(function(changed), function(reward))
     for function in (groups.geometric_mean, groups.product):
         np.testing.assert_array_equal(function(changed, alive), function(reward, alive))
+
+
+def test_an_outcome_at_the_end_is_the_return_from_everywhere():
+    _, alive, _ = problem(3)
+    outcome = np.arange(1.0, N * G + 1).reshape(N, G).astype(np.float32)
+    reward = np.asarray(groups.at_the_end(outcome, alive))
+    np.testing.assert_array_equal((reward != 0).sum(axis=-1), 1)
+    found = np.asarray(groups.returns_to_go(reward, alive, 1.0))
+    np.testing.assert_array_equal(found[alive], np.broadcast_to(outcome[..., None], alive.shape)[alive])
 
 
 def test_groups_that_agree_are_those_without_a_difference():

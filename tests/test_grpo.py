@@ -12,11 +12,14 @@ from jax.flatten_util import ravel_pytree
 
 import rlx
 from rlx import cli, groups, replace, stack
-from rlx.algos import grpo, grpo_tokens
+from rlx.algos import grpo
 from rlx.files import read_rows
 from rlx.pytree import is_static
+from rlx.relatives import advantages
 from rlx.rollout import episodes
 
+# The variants that tests compile whole updates of; tests/test_relatives.py has all.
+FIRST = ("grpo", "process", "dr_grpo", "dapo", "rloo", "opo", "gpg", "gspo", "rtg")
 SIZES = {"num_groups": 3, "group_size": 4, "num_steps": 24, "num_epochs": 2, "num_minibatches": 2}
 
 
@@ -49,13 +52,17 @@ def batch(small, cartpole, init):
     state = init(small, cartpole, jax.random.key(0))
     start = grpo.starts(small, cartpole, state, jax.random.key(1))
     _, traj, alive = episodes(cartpole, partial(grpo.act, small, cartpole, state), start, jax.random.key(2), 24)
-    advantage, _, weight = grpo.advantages(small, groups.by_group(traj.reward, 4), groups.by_group(alive, 4))
+    facts = groups.Facts(groups.by_group(traj.reward, 4), groups.by_group(alive, 4))
+    advantage, weight, even, _ = advantages(small, facts)
     swap = lambda x: jnp.swapaxes(x, 0, 1)
     reference = jax.tree.map(lambda x: 0.9 * x + 0.1, state.params)
     pi = grpo.networks(small, cartpole).apply(reference["actor"], swap(traj.obs))
     recorded, flat = traj.recorded, lambda x: x.reshape(12, -1)
     batch = grpo.Batch(
-        swap(traj.obs), swap(recorded.action), swap(recorded.log_prob), pi, flat(advantage), flat(weight), swap(alive)
+        *(swap(x) for x in (traj.obs, recorded.action, recorded.log_prob)),
+        pi,
+        *(flat(x) for x in (advantage, weight, even)),
+        swap(alive),
     )
     moved = jax.tree.map(lambda x: x + 0.5 * jnp.sin(jnp.arange(x.size) + 1.0).reshape(x.shape), state.params)
     return batch, state.params, moved
@@ -144,11 +151,14 @@ def test_members_of_a_group_share_their_start_and_nothing_else(small, cartpole, 
     assert len(np.unique(traj.action.T.reshape(3, 4, 24)[0], axis=0)) > 1
 
 
+SOME = {name: grpo.VARIANTS[name] for name in FIRST}
+
+
 @pytest.fixture(scope="module")
 def variants(small, cartpole, init):
-    """The weights and metrics of every variant after one update."""
+    """The weights and metrics of variants after one update: those whose stages are all that they differ in."""
     state = init(small, cartpole, jax.random.key(0))
-    run = jax.jit(lambda: {n: grpo.update(replace(small, **v), cartpole, state) for n, v in grpo.VARIANTS.items()})
+    run = jax.jit(lambda: {n: grpo.update(replace(small, **v), cartpole, state) for n, v in SOME.items()})
     return state, run()
 
 
@@ -170,30 +180,29 @@ def test_groups_without_a_difference_have_no_gradient_and_can_be_left_out(small,
     reward, alive = rng.normal(size=(3, 4, 24)).astype(np.float32), np.ones((3, 4, 24), bool)
     reward[1] = reward[1, :1]
     config = replace(small, credit="outcome", baseline="mean", scale="group", weights="step")
-    advantage, degenerate, weight = grpo.advantages(config, reward, alive)
+    advantage, weight, even, degenerate = advantages(config, groups.Facts(reward, alive))
     np.testing.assert_array_equal(degenerate, [False, True, False])
     np.testing.assert_allclose(advantage[1], 0, atol=1e-2)  # rounding of the mean over a spread of 1e-4
     np.testing.assert_allclose(weight, 1 / weight.size, rtol=1e-6)
-    _, _, weight = grpo.advantages(replace(config, drop_degenerate=True), reward, alive)
+    masked = replace(config, masks=("degenerate",))
+    _, weight, unmasked, _ = advantages(masked, groups.Facts(reward, alive))
+    np.testing.assert_array_equal(unmasked, even)
     np.testing.assert_array_equal(weight[1], 0)
     np.testing.assert_allclose(weight.sum(), 1, rtol=1e-5)
-    _, _, weight = grpo.advantages(replace(config, drop_degenerate=True), 0 * reward, alive)
+    _, weight, _, _ = advantages(masked, groups.Facts(0 * reward, alive))
     np.testing.assert_array_equal(weight, 0)
 
 
-@pytest.mark.parametrize("algorithm", [grpo, grpo_tokens], ids=["grpo", "grpo_tokens"])
 @pytest.mark.parametrize("weights", ["trajectory", "step", "constant"])
-def test_groups_that_are_left_out_weigh_as_if_they_had_not_been_played(algorithm, weights):
+def test_groups_that_are_left_out_weigh_as_if_they_had_not_been_played(weights):
     rng = np.random.default_rng(1)
     length = np.stack([rng.integers(18, 25, 4), rng.integers(1, 6, 4), rng.integers(6, 18, 4), rng.integers(1, 25, 4)])
     alive = np.arange(24) < length[..., None]
     reward = np.zeros((4, 4, 24), np.float32)
     for n, i in np.ndindex(4, 4):  # paid at the end; the longest group and another one agree
         reward[n, i, length[n, i] - 1] = 1.0 if n in (0, 2) else i % 2
-    config = algorithm.Config(
-        num_groups=4, group_size=4, num_steps=24, gamma=1.0, drop_degenerate=True, credit="outcome", weights=weights
-    )
-    _, degenerate, weight = algorithm.advantages(config, reward, alive)
+    config = grpo.Config(gamma=1.0, masks=("degenerate",), credit="outcome", weights=weights)
+    _, weight, _, degenerate = advantages(config, groups.Facts(reward, alive))
     np.testing.assert_array_equal(degenerate, [True, False, True, False])
     expected, kept = np.zeros((4, 4, 24)), [1, 3]
     for n, i in ((n, i) for n in kept for i in range(4)):
@@ -279,7 +288,10 @@ CHANGED = {
     "scale": "none",
     "weights": "constant",
     "ratio": "sequence",
-    "drop_degenerate": True,
+    "shape": "rank_normal",
+    "adjust": ("mapo",),
+    "masks": ("degenerate",),
+    "amount": 0.5,
     "same_start": False,
     "from_visited": True,
     "normalize_obs": True,
@@ -291,7 +303,8 @@ FIELDS = dataclasses.fields(grpo.Config)
 
 
 def test_every_traced_config_field_changes_the_weights(small, cartpole):
-    base = replace(small, kl_coef=0.5, adapt_learning_rate=True)  # so that the reference and the target matter
+    # So that the reference, the target and the number of an adjustment matter.
+    base = replace(small, kl_coef=0.5, adapt_learning_rate=True, adjust=("hicra",))
     names = [f.name for f in FIELDS if not is_static(f)]
     configs = [base, *(replace(base, **{name: CHANGED[name]}) for name in names)]
     configs = stack([replace(c, reference_interval=int(c.reference_interval)) for c in configs])

@@ -14,11 +14,16 @@ from rlx import groups, replace, stack
 from rlx.algos import grpo, grpo_tokens
 from rlx.distributions import Categorical
 from rlx.env import with_params
+from rlx.pool import unknown
 from rlx.pytree import is_static
 from rlx.rollout import episodes
+from rlx.tokens import hints, write
+from rlx.tokens import written as written_by
 
 EXACT = True  # bits are compared
 
+# The variants that whole updates are compiled of; tests/test_relatives.py has all.
+FIRST = ("grpo", "process", "dr_grpo", "dapo", "rloo", "opo", "gpg", "gspo", "rtg")
 T = 4
 SIZES = {"num_groups": 3, "group_size": 4, "num_steps": T, "num_minibatches": 2}
 SIZES |= {"width": 8, "num_heads": 2, "num_layers": 1}
@@ -75,7 +80,8 @@ def written(deep, countdown):
     def play(key):
         start_key, write_key = jax.random.split(key)
         start = grpo_tokens.starts(deep, countdown, state, start_key)
-        cached = grpo_tokens.write(deep, countdown, state, start, write_key)
+        network = grpo_tokens.networks(deep, countdown)
+        cached = write(network, state.params["actor"], countdown, start, write_key, T)
         policy = partial(grpo_tokens.act, deep, countdown, state)
         return start, cached, episodes(countdown, policy, start, write_key, T)
 
@@ -102,6 +108,76 @@ def test_the_loss_reads_of_whole_answers_what_was_written_token_by_token(deep, c
     np.testing.assert_allclose(found[alive], traj.recorded.log_prob[alive], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["Guess", "Calculator"])
+def test_replies_are_read_with_the_cache_as_without_it(deep, name):
+    options = {"Guess": {"size": 5, "max_turns": 3}, "Calculator": {"max_modulus": 5, "max_calls": 2}}[name]
+    env, config = rlx.envs.make(name, **options), replace(deep, num_steps=3, warm_start_steps=0)
+    state = grpo_tokens.init(config, env, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    state = replace(state, params=jax.tree.map(lambda x: x + rng.normal(0, 0.3, x.shape), state.params))
+    network, start = grpo_tokens.networks(config, env), grpo_tokens.starts(config, env, state, jax.random.key(1))
+
+    @jax.jit
+    def play(key):
+        cached = write(network, state.params["actor"], env, start, key, 3)
+        policy = partial(grpo_tokens.act, config, env, state)
+        return (
+            cached,
+            episodes(env, policy, start, key, 3),
+            grpo_tokens.answers(config, env, state.params, cached[0].obs),
+        )
+
+    (end, traj, alive), (plain_end, plain, plain_alive), pi = play(jax.random.key(2))
+    np.testing.assert_array_equal(alive, plain_alive)
+    np.testing.assert_array_equal(end.obs, plain_end.obs)
+    assert alive[1:].any()
+    np.testing.assert_array_equal(written_by(env, end.obs, 3).T[alive], traj.action[alive] + 1)
+    for log_prob in (plain.recorded.log_prob, pi.log_prob(traj.action.T).T):
+        np.testing.assert_allclose(traj.recorded.log_prob[alive], log_prob[alive], rtol=1e-4, atol=1e-4)
+
+
+def test_given_tokens_are_written_and_the_rest_is_as_without_them(deep, countdown, written):
+    state, start, _, _ = written
+    network = grpo_tokens.networks(deep, countdown)
+    given = np.zeros((12, T), np.int32)
+    given[:, 0], given[:6, 1] = 2, 103
+    play = jax.jit(lambda given: write(network, state.params["actor"], countdown, start, jax.random.key(5), T, given))
+    end, traj, alive = play(jnp.asarray(given))
+    assert (traj.recorded.action[0] == 1).all()
+    assert (traj.recorded.action[1, :6] == 102).all()
+    assert len(np.unique(traj.recorded.action[1, 6:])) > 1
+    log_prob = grpo_tokens.answers(deep, countdown, state.params, end.obs).log_prob(traj.recorded.action.T).T
+    np.testing.assert_allclose(traj.recorded.log_prob[alive], log_prob[alive], rtol=1e-4, atol=1e-4)
+    _, plain, _ = play(jnp.zeros((12, T), jnp.int32))
+    _, none, _ = jax.jit(lambda: write(network, state.params["actor"], countdown, start, jax.random.key(5), T))()
+    np.testing.assert_array_equal(plain.recorded.action, none.recorded.action)
+
+
+def test_some_groups_are_given_the_first_tokens_of_a_right_answer(small, reverse):
+    config = replace(small, given=3, given_share=0.5)
+    start = grpo_tokens.starts(config, reverse, None, jax.random.key(0))
+    answer = start.obs[:, :T][:, ::-1]
+    given = np.asarray(hints(config, reverse, start, None, None))
+    np.testing.assert_array_equal(given[:8, :3], answer[:8, :3])  # two of three groups of four
+    np.testing.assert_array_equal(given[:8, 3:], 0)
+    np.testing.assert_array_equal(given[8:], 0)
+    known = replace(unknown(jax.random.key(0), 2), tries=jnp.array([1e6, 1e6]), successes=jnp.array([1e6, 0.34e6]))
+    graded = hints(replace(config, graded=True, pool=2), reverse, start, known, jnp.array([0, 1, 1]))
+    np.testing.assert_array_equal((graded > 0).sum(axis=1), [0] * 4 + [2] * 4 + [0] * 4)
+
+
+def test_problems_of_a_pool_come_again_and_their_answers_are_counted(small, reverse, init):
+    config = replace(small, pool=2, warm_start_steps=0, pool_memory=1.0)
+    state = init(config, reverse, jax.random.key(0))
+    index = jnp.array([0, 1, 1])
+    start = grpo_tokens.starts(config, reverse, state, jax.random.key(0), index)
+    prompts = start.obs[:, :T].reshape(3, 4, T)
+    np.testing.assert_array_equal(prompts, np.repeat(prompts[jnp.array([0, 1, 1])][:, :1], 4, axis=1))
+    new, _ = jax.jit(grpo_tokens.update)(config, reverse, state)
+    assert new.pool.tries.sum() == 12
+    np.testing.assert_array_equal(*map(jax.random.key_data, (new.pool.keys, state.pool.keys)))
+
+
 def softmax(x):
     p = np.exp(x - x.max(-1, keepdims=True))
     return p / p.sum(-1, keepdims=True)
@@ -112,11 +188,12 @@ def test_the_loss_is_its_equation(deep, countdown, written, ratio):
     state, _, (end, traj, alive), _ = written
     config = replace(deep, ratio=ratio, clip=0.02, clip_high=0.03, kl_coef=0.7, entropy_coef=0.3, num_minibatches=1)
     rng = np.random.default_rng(1)
-    advantage, weight = rng.normal(size=(2, 12, T)).astype(np.float32)
+    advantage, weight, even = rng.normal(size=(3, 12, T)).astype(np.float32)
     params = jax.tree.map(lambda x: x + rng.normal(0, 0.02, x.shape).astype(np.float32), state.params)
     reference = Categorical(jnp.asarray(rng.normal(size=(12, T, 104)), jnp.float32))
     recorded = jax.tree.map(jnp.transpose, traj.recorded)
-    batch = grpo_tokens.Batch(end.obs, recorded.action, recorded.log_prob, reference, advantage, weight, alive.T)
+    per_step = (advantage, weight, even, alive.T)
+    batch = grpo_tokens.Batch(end.obs, recorded.action, recorded.log_prob, reference, *per_step)
     found, parts = jax.jit(grpo_tokens.loss)(params, config, countdown, batch, 0.0)
     p = softmax(np.asarray(grpo_tokens.answers(config, countdown, params, end.obs).logits, np.float64))
     q = softmax(np.asarray(reference.logits, np.float64))
@@ -126,10 +203,10 @@ def test_the_loss_is_its_equation(deep, countdown, written, ratio):
         log_ratio = [np.log(p[i, t, recorded.action[i, t]]) - float(recorded.log_prob[i, t]) for t in steps]
         whole = {"sequence": np.mean(log_ratio), "product": np.sum(log_ratio)}
         for t, own in zip(steps, log_ratio, strict=True):
-            rho, a, w = np.exp(whole.get(ratio, own)), float(advantage[i, t]), float(weight[i, t])
-            total["policy_loss"] -= w * min(rho * a, np.clip(rho, 0.98, 1.03) * a)
-            total["entropy"] -= w * (p[i, t] * np.log(p[i, t])).sum()
-            total["kl_reference"] += w * (p[i, t] * np.log(p[i, t] / q[i, t])).sum()
+            rho, a = np.exp(whole.get(ratio, own)), float(advantage[i, t])
+            total["policy_loss"] -= float(weight[i, t]) * min(rho * a, np.clip(rho, 0.98, 1.03) * a)
+            total["entropy"] -= float(even[i, t]) * (p[i, t] * np.log(p[i, t])).sum()
+            total["kl_reference"] += float(even[i, t]) * (p[i, t] * np.log(p[i, t] / q[i, t])).sum()
     for name, value in total.items():
         np.testing.assert_allclose(parts[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
     expected = total["policy_loss"] + 0.7 * total["kl_reference"] - 0.3 * total["entropy"]
@@ -141,7 +218,8 @@ def test_what_stands_after_the_end_of_an_answer_changes_nothing(deep, countdown,
     rng = np.random.default_rng(2)
     advantage = rng.normal(size=(12, T)).astype(np.float32)
     recorded, pi = jax.tree.map(jnp.transpose, traj.recorded), Categorical(jnp.zeros((12, T, 104)))
-    batch = grpo_tokens.Batch(end.obs, recorded.action, recorded.log_prob, pi, advantage, alive.T / 48, alive.T)
+    per_step = (advantage, alive.T / 48, alive.T / 48, alive.T)
+    batch = grpo_tokens.Batch(end.obs, recorded.action, recorded.log_prob, pi, *per_step)
     size = countdown.environment.prompt_size
     # A token is read when the next one is written.
     read_by = jnp.pad(alive.T[:, 1:], ((0, 0), (size, 1))).at[:, :size].set(True)
@@ -172,14 +250,8 @@ def test_minibatches_hold_what_was_written(deep, countdown, written, monkeypatch
     np.testing.assert_allclose(metrics["weight"] * config.num_minibatches, 1, rtol=1e-5)
 
 
-def test_advantages_and_presets_are_those_of_control(small, reverse):
-    rng = np.random.default_rng(0)
-    reward, alive = rng.normal(size=(3, 4, 24)).astype(np.float32), np.ones((3, 4, 24), bool)
-    assert grpo_tokens.VARIANTS == grpo.VARIANTS
-    for values in grpo.VARIANTS.values():
-        control = grpo.advantages(grpo.Config(num_groups=3, gamma=1.0, **values), reward, alive)
-        tokens = grpo_tokens.advantages(grpo_tokens.Config(num_groups=3, **values), reward, alive)
-        jax.tree.map(np.testing.assert_array_equal, tokens, control)
+def test_the_table_is_that_of_control():
+    assert grpo_tokens.VARIANTS is grpo.VARIANTS
 
 
 @pytest.mark.more
@@ -191,7 +263,8 @@ def test_members_of_a_group_share_their_prompt_and_nothing_else(small, reverse, 
     assert len(np.unique(obs[:, 0], axis=0)) == 3
     apart = grpo_tokens.starts(replace(small, same_start=False), reverse, state, jax.random.key(1)).obs
     assert len(np.unique(apart, axis=0)) > 6
-    _, traj, _ = grpo_tokens.write(small, reverse, state, start, jax.random.key(2))
+    network = grpo_tokens.networks(small, reverse)
+    _, traj, _ = write(network, state.params["actor"], reverse, start, jax.random.key(2), T)
     assert len(np.unique(traj.action.T.reshape(3, 4, T)[0], axis=0)) > 1
 
 
@@ -241,12 +314,12 @@ def test_a_greedy_answer_is_the_most_likely_token_after_another(deep, countdown,
 
 @pytest.fixture(scope="module")
 def variants(small, reverse, init):
-    """The weights and metrics of every variant after one update from a state that solves some problems."""
+    """The weights and metrics of variants after one update from a state that solves some problems."""
     state = init(replace(small, warm_start_steps=300, warm_start_examples=256), reverse, jax.random.key(0))
     # Of 32 pairs some agree, which is where DAPO and GRPO differ: all answers are of one length here.
     base = replace(small, num_groups=32, group_size=2, num_epochs=2, kl_coef=0.1)
     run = jax.jit(
-        lambda: {n: grpo_tokens.update(replace(base, **v), reverse, state) for n, v in grpo_tokens.VARIANTS.items()}
+        lambda: {n: grpo_tokens.update(replace(base, **grpo_tokens.VARIANTS[n]), reverse, state) for n in FIRST}
     )
     return state, run()
 
@@ -344,8 +417,18 @@ CHANGED = {
     "scale": "group",
     "weights": "constant",
     "ratio": "sequence",
-    "drop_degenerate": True,
+    "shape": "rank_normal",
+    "adjust": ("mapo",),
+    "masks": ("degenerate",),
+    "amount": 0.5,
     "same_start": False,
+    "pool": 4,
+    "sampler": "variance",
+    "sampled_share": 0.9,
+    "pool_memory": 0.1,
+    "given": 2,
+    "given_share": 1.0,
+    "graded": True,
     "warm_start_examples": 8,
     "warm_start_batch": 4,
     "warm_start_steps": 10,
@@ -356,6 +439,8 @@ CHANGED = {
     "num_heads": 4,
 }
 FIELDS = dataclasses.fields(grpo_tokens.Config)
+# What a field needs to matter, or to be allowed.
+BESIDE = {"sampler": {"pool": 4}, "graded": {"pool": 4, "given": 1}}
 
 
 @pytest.mark.more
@@ -363,6 +448,7 @@ def test_every_traced_config_field_changes_the_weights(small, reverse):
     # The reference, the target and what is discounted matter only so.
     base = replace(small, kl_coef=0.5, credit="to_go", warm_start_learning_rate=1e-2, warm_start_steps=100)
     base = replace(base, warm_start_examples=256, warm_start_batch=32, adapt_learning_rate=True)
+    base = replace(base, adjust=("hicra",), pool=8, sampler="variance", given=2)
     changed = CHANGED | {"warm_start_learning_rate": 3e-2}
     names = [f.name for f in FIELDS if not is_static(f)]
     configs = stack([base, *(replace(base, **{name: changed[name]}) for name in names)])
@@ -390,7 +476,7 @@ def program():
 @pytest.mark.more
 @pytest.mark.parametrize("name", [f.name for f in FIELDS if is_static(f)])
 def test_every_static_config_field_changes_the_program(small, program, name):
-    small = replace(small, num_steps=3)
+    small = replace(small, num_steps=3, **BESIDE.get(name, {}))
     assert getattr(small, name) != CHANGED[name]
     assert program(replace(small, **{name: CHANGED[name]})) != program(small)
 

@@ -4,15 +4,23 @@ import importlib
 import shlex
 from pathlib import Path
 
+import jax
 import pytest
 
+import rlx
 from rlx import cli
 from rlx.algorithm import load_algorithm
 from rlx.mechanisms import MECHANISMS
+from rlx.presets import variant
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"hidden_sizes": "8", "warmup_steps": "64", "batch_size": "8", "num_envs": "4", "num_steps": "16"}
-TRAINED = [row for row in MECHANISMS if row.command.startswith("rlx ")]
+COMMANDS = [row for row in MECHANISMS if row.command.startswith("rlx ")]
+# Those of writers of tokens are many, and most differ by a stage: they are traced. One of each file is trained.
+OF_TOKENS = [row for row in COMMANDS if row.command.split()[2] in ("grpo_tokens", "pairs_tokens")]
+WRITERS = [row for row in OF_TOKENS if row.name in ("max-at-k", "graded-hints", "rebel")]
+TRAINED = [row for row in COMMANDS if row not in OF_TOKENS] + WRITERS
+TEACH = {"warm_start_steps": "10", "warm_start_examples": "16", "warm_start_batch": "8", "width": "16"}
 
 
 def command(*arguments):
@@ -41,7 +49,9 @@ def test_names_are_of_one_row_each():
 def test_a_command_trains_for_two_updates(row, tmp_path):
     words = shlex.split(row.command)[1:]
     config = load_algorithm(words[1]).Config()
-    small = {name: value for name, value in SMALL.items() if hasattr(config, name)}
+    small = {name: value for name, value in (SMALL | TEACH).items() if hasattr(config, name)}
+    if row in WRITERS:
+        small |= {"num_steps": "8", "num_groups": "4", "group_size": "2"}
     steps = int(small.get("warmup_steps", 0)) + 2 * 4 * 16
     flags = [word for name, value in small.items() for word in (f"--{name.replace('_', '-')}", value)]
     if words[1] in ("avg", "stream_ac", "stream_q"):  # one environment
@@ -52,7 +62,22 @@ def test_a_command_trains_for_two_updates(row, tmp_path):
     assert len((out / "metrics.jsonl").read_text().splitlines()) >= 2
 
 
-@pytest.mark.parametrize("row", [row for row in MECHANISMS if row not in TRAINED], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in OF_TOKENS if row not in WRITERS], ids=lambda row: row.name)
+def test_a_command_for_writers_of_tokens_is_an_update(row):
+    options = iter(shlex.split(row.command)[3:])
+    found = {name.removeprefix("--").replace("-", "_"): next(options) for name in options if name.startswith("--")}
+    algorithm = load_algorithm("+".join([row.command.split()[2], *filter(None, [found.pop("objective", "")])]))
+    env = rlx.envs.make(found.pop("env"))
+    values = variant(algorithm, found.pop("variant")) if "variant" in found else {}
+    number = lambda text: int(text) if text.isdigit() else text
+    config = algorithm.Config(**values | {name: number(text) for name, text in found.items()}, warm_start_steps=0)
+    state = jax.eval_shape(algorithm.init, config, env, jax.random.key(0))
+    new, metrics = jax.eval_shape(algorithm.update, config, env, state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert metrics["policy_loss"].shape == ()
+
+
+@pytest.mark.parametrize("row", [row for row in MECHANISMS if row not in COMMANDS], ids=lambda row: row.name)
 def test_a_trial_is_one_of_the_experiments(row):
     text = (ROOT / "experiments" / "mechanisms" / "compare.py").read_text()
     assert f'    "{row.name}": Trial(' in text

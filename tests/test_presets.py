@@ -140,5 +140,8 @@ def test_fields_are_found_by_their_names_of_the_release_before():
     config = configure(fpo.Config, old)
     assert (config.samples_per_action, config.predict_noise, config.clip) == (3, False, 0.1)
     assert configure(dppo.Config, {"cloning_coef": 0.5}).imitation_coef == 0.5
+    grpo = import_module("rlx.algos.grpo")
+    assert configure(grpo.Config, {"drop_degenerate": True}).masks == ("degenerate",)
+    assert configure(grpo.Config, {"drop_degenerate": False}) == grpo.Config()
     with pytest.raises(ValueError, match="no such field: num_samples"):
         configure(dppo.Config, old)

@@ -10,7 +10,7 @@ import pytest
 
 import rlx
 from rlx.spaces import Discrete
-from rlx.tokens import Transformer, check_tokens, examples, teach
+from rlx.tokens import Transformer, attended, check_tokens, examples, teach
 
 B, L, V = 3, 9, 7
 
@@ -73,6 +73,28 @@ def test_the_transformer_is_its_equations(network, params, read, tokens):
     assert logits.shape == (B, L, V - 1)
     for row, found in zip(np.asarray(tokens), logits, strict=True):
         np.testing.assert_allclose(found, forward(params, row), rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_cache_the_tokens_are_the_whole_sequence_and_the_first_may_have_no_logits(network, params, tokens):
+    apply = jax.jit(network.apply, static_argnames="first")
+    logits, _ = apply(params, tokens, network.cache(B), 0)
+    alone, nothing = apply(params, tokens)
+    assert nothing is None
+    np.testing.assert_allclose(alone, logits, rtol=1e-5, atol=1e-6)
+    some, _ = apply(params, tokens, first=3)
+    np.testing.assert_allclose(some, logits[:, 3:], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("begin", "size"), [(0, 3), (2, 4), (5, 32)])
+def test_attention_in_pieces_is_that_of_all(begin, size):
+    rng = np.random.default_rng(0)
+    query, key, value = rng.normal(size=(3, 2, 9, 4, 5)).astype(np.float32)
+    found = np.asarray(attended(query[:, begin:], key, value, begin, size))
+    for b, s, h in np.ndindex(2, 9 - begin, 4):
+        score = key[b, : begin + s + 1, h] @ query[b, begin + s, h] / 5**0.5
+        weight = np.exp(score - score.max())
+        expected = weight @ value[b, : begin + s + 1, h] / weight.sum()
+        np.testing.assert_allclose(found[b, s, h], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_later_tokens_change_nothing_before_them(network, read, tokens):

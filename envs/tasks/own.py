@@ -5,6 +5,7 @@ from typing import Any
 from rlx.env import Env
 
 SEQUENCES = ("Reverse", "Sort", "ModularAddition", "Countdown")
+TURNS = ("Guess", "Calculator")
 MEMORY = ("Recall-8", "Recall-32", "Recall-128", "TMaze-10", "HiddenCartPole", "HiddenPendulum", "HiddenHopper")
 NAMES = (
     "MultiGoal",
@@ -16,13 +17,27 @@ NAMES = (
     "PointMaze-large",
     "Nim",
     *SEQUENCES,
+    *TURNS,
+    "Tree",
     *MEMORY,
 )
 
 
 def make(name: str, **options: Any) -> Env:
     """`options`: for GridWorld `layout=`, for Levels `seed=`, for Maze `maze=`; for others see their modules."""
-    from rlx.envs.tasks import coverage, gridworld, levels, maze, memory, multigoal, nim, pointmaze, sequences
+    from rlx.envs.tasks import (
+        coverage,
+        gridworld,
+        levels,
+        maze,
+        memory,
+        multigoal,
+        nim,
+        pointmaze,
+        sequences,
+        tree,
+        turns,
+    )
 
     if name == "MultiGoal":
         return multigoal.make(**options)
@@ -38,6 +53,10 @@ def make(name: str, **options: Any) -> Env:
         return nim.make(**options)
     if name in SEQUENCES:
         return sequences.make(name, **options)
+    if name in TURNS:
+        return turns.make(name, **options)
+    if name == "Tree":
+        return tree.make(**options)
     if name in MEMORY:
         return memory.make(name, **options)
     return pointmaze.make(name.removeprefix("PointMaze-"), **options)

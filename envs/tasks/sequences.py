@@ -2,7 +2,8 @@
 
 An observation, as `rlx.tokens` has it, is the prompt and what has been answered so far, padded with 0. Token `i + 1` is
 the symbol or number i; in Countdown the last four are `+`, `-`, `*` and the end of the answer. How hard a problem is
-are parameters, up to sizes that `make` fixes.
+are parameters, up to sizes that `make` fixes. `label_noise` is the probability that a grade g is paid as `1 - g`.
+Which answers these are belongs to the draw of a problem: members of a group get the same for the same answer.
 
 - Reverse: the prompt's symbols from the last to the first.
 - Sort: the prompt's symbols in order.
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlx.env import Env
 from rlx.pytree import pytree, static
@@ -24,6 +26,9 @@ from rlx.spaces import Discrete
 
 NUMBERS = 100  # of Countdown: 0 to 99, which have the tokens 1 to 100
 PLUS, MINUS, TIMES, END = range(NUMBERS + 1, NUMBERS + 5)
+LISTED = 3  # numbers of Countdown, up to which answers are listed
+# What a problem's key is folded with for draws beside its symbols; `jax.random.split` gives what small numbers would.
+LENGTH, NOISE = 0x6C656E67, 0x6E6F6973
 
 
 @pytree
@@ -33,6 +38,8 @@ class Copying:
     length: int = 8  # symbols of a prompt
     num_symbols: int = 10
     partial: float = 0.0  # of the reward of 1: the part for the share of tokens that are right, if not all are
+    min_length: int = 0  # of a prompt, whose length is uniform from here to `length`; 0: they all have that length
+    label_noise: float = 0.0
 
 
 @pytree
@@ -40,6 +47,7 @@ class Adding:
     """Parameters of ModularAddition."""
 
     modulus: int = 23
+    label_noise: float = 0.0
 
 
 @pytree
@@ -48,6 +56,7 @@ class Counting:
 
     count: int = 3  # numbers of a prompt
     largest: int = 10  # and from 1 to which, 50 at most
+    label_noise: float = 0.0
 
 
 @pytree
@@ -55,6 +64,7 @@ class State:
     tokens: jax.Array  # int32 [P + A], the observation
     answer: jax.Array  # int32 [A], one that is right
     time: jax.Array  # int32
+    noise: jax.Array  # uint32, decides which answers get a wrong grade
 
 
 @pytree
@@ -62,6 +72,7 @@ class Sequences:
     """A task, by `problem(key, params) -> prompt [P], answer [A]` and `grade(prompt, given [A], answer, params)`."""
 
     differentiable = False
+    reply_size = 0
     default_params: Any
     problem: Callable = static()
     grade: Callable = static()
@@ -79,20 +90,40 @@ class Sequences:
     def reset(self, key, params):
         prompt, answer = self.problem(key, params)
         tokens = jnp.concatenate([prompt, jnp.zeros(self.answer_size, jnp.int32)])
-        return tokens, State(tokens, answer, jnp.int32(0))
+        noise = jax.random.bits(jax.random.fold_in(key, NOISE), (), jnp.uint32)
+        return tokens, State(tokens, answer, jnp.int32(0), noise)
 
     def solved(self, key, params):
         """The observation after the whole right answer of a random problem."""
         return jnp.concatenate(self.problem(key, params))
+
+    def right_answer(self, state, params):
+        """An answer that is right, tokens `[A]`."""
+        return state.answer
 
     def step(self, key, state, action, params):
         token = jnp.int32(action) + 1
         tokens = state.tokens.at[self.prompt_size + state.time].set(token)
         length = self.answer_size if self.end else (state.answer > 0).sum()
         done = (state.time + 1 >= length) | (token == self.end)
-        grade = self.grade(tokens[: self.prompt_size], tokens[self.prompt_size :], state.answer, params)
-        state = State(tokens, state.answer, state.time + 1)
-        return tokens, state, done * grade, done, jnp.array(False), {"success": done & (grade == 1.0)}
+        prompt, given = tokens[: self.prompt_size], tokens[self.prompt_size :]
+        grade = self.grade(prompt, given, state.answer, params)
+        success = done & (grade == 1.0)
+        grade = jnp.where(_chance(state.noise, given) < params.label_noise, 1.0 - grade, grade)
+        state = State(tokens, state.answer, state.time + 1, state.noise)
+        return tokens, state, done * grade, done, jnp.array(False), {"success": success}
+
+
+def _chance(noise, given):
+    """A number in [0, 1) that belongs to an answer `[A]` under this noise: a hash, as it is needed at every step.
+
+    Source: the last mixing of 32 bits in MurmurHash3, by Appleby.
+    """
+    factors = np.array([pow(0x9E3779B1, i, 2**32) for i in range(1, given.size + 1)], np.uint32)
+    bits = noise ^ (given.astype(jnp.uint32) * factors).sum(dtype=jnp.uint32)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = (bits ^ (bits >> shift)) * np.uint32(factor)
+    return ((bits ^ (bits >> 16)) >> 8) / np.float32(2**24)
 
 
 def _symbols(key, size, length, num_symbols):
@@ -111,7 +142,9 @@ def _exact(prompt, given, answer, params):
 @cache  # functions are static: made anew, they would be another program
 def _copying(order: Callable, max_length: int, max_symbols: int) -> Env:
     def problem(key, params):
-        length = jnp.minimum(params.length, max_length)
+        longest = jnp.minimum(params.length, max_length)
+        shortest = jnp.where(params.min_length > 0, jnp.minimum(params.min_length, longest), longest)
+        length = jax.random.randint(jax.random.fold_in(key, LENGTH), (), shortest, longest + 1)
         prompt = _symbols(key, max_length, length, jnp.minimum(params.num_symbols, max_symbols))
         return prompt, order(prompt, length)
 
@@ -203,6 +236,53 @@ def evaluate_postfix(given: jax.Array, numbers: jax.Array) -> tuple[jax.Array, j
     start = (jnp.zeros(size, jnp.int32), jnp.int32(0), numbers, jnp.bool_(True), jnp.bool_(False))
     (stack, height, _, valid, ended), _ = jax.lax.scan(step, start, given)
     return stack[0], valid & ended & (height == 1)
+
+
+def candidates(count: int) -> np.ndarray:
+    """All expressions over some of `count` numbers in postfix notation, int32 `[C, 2 count]`, padded with 0.
+
+    A number is given by its place in the prompt, from 1; each is used once at most. Operations and the end are tokens.
+    There are 1, 8 and 129 for 1, 2 and 3 numbers.
+
+    Raises:
+        ValueError: for less than 1 and more than 3 numbers.
+    """
+    if not 1 <= count <= LISTED:
+        raise ValueError(f"count = {count}: answers are listed for 1 to {LISTED} numbers")
+
+    def endings(tokens, left, height):
+        found = [(*tokens, END)] if height == 1 else []
+        for number in left:
+            found += endings((*tokens, number), left - {number}, height + 1)
+        for operation in (PLUS, MINUS, TIMES) if height > 1 else ():
+            found += endings((*tokens, operation), left, height - 1)
+        return found
+
+    rows = endings((), frozenset(range(1, count + 1)), 0)
+    return np.array([row + (0,) * (2 * count - len(row)) for row in rows], np.int32)
+
+
+def right_answers(prompt: jax.Array, count: int = LISTED) -> tuple[jax.Array, jax.Array]:
+    """Answers to a problem of Countdown and which of them are right: tokens `[C, A]` and bool `[C]`.
+
+    All right answers of the first `count` numbers are marked, each of them once: where a number occurs twice, the
+    second of two answers of the same tokens is not. The probability of a right answer is then a sum over the marked.
+
+    Args:
+        prompt: tokens `[P]` of the numbers, 0 for none, and of the value.
+        count: how many of the numbers are used.
+
+    Raises:
+        ValueError: for less than 1 and more than 3 numbers, or more than the prompt has room for.
+    """
+    places, room = candidates(count), prompt.size - 1
+    if count > room:
+        raise ValueError(f"count = {count}: the prompt has room for {room} numbers")
+    places = np.pad(places, [(0, 0), (0, 2 * (room - count))])
+    answers = jnp.where((places > 0) & (places <= count), prompt[np.clip(places - 1, 0, count - 1)], places)
+    value, valid = jax.vmap(evaluate_postfix, (0, None))(answers, prompt[:-1])
+    same = (answers[:, None] == answers).all(axis=-1)
+    return answers, valid & (value == prompt[-1] - 1) & ~jnp.tril(same, -1).any(axis=-1)
 
 
 def make(name: str, max_length: int = 8, max_symbols: int = 10, max_modulus: int = 23, max_count: int = 4) -> Env:

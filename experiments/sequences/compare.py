@@ -25,6 +25,7 @@ from rlx.groups import clone, pass_at_k
 from rlx.presets import preset
 from rlx.report import experiment, interval
 from rlx.rollout import reset
+from rlx.tokens import write
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -57,7 +58,8 @@ def accuracy(config, env, state, key) -> dict[str, jax.Array]:
     greedy_key, reset_key, write_key = jax.random.split(key, 3)
     greedy = rlx.evaluate(grpo_tokens, config, env, state, greedy_key, num_episodes=PROBLEMS).returns
     start = clone(reset(env, reset_key, PROBLEMS), SAMPLES)
-    _, traj, _ = grpo_tokens.write(config, env, state, start, write_key)
+    network = grpo_tokens.networks(config, env)
+    _, traj, _ = write(network, state.params["actor"], env, start, write_key, config.num_steps)
     correct = (traj.reward == 1.0).any(axis=0).reshape(PROBLEMS, SAMPLES)
     return {"greedy": (greedy == 1.0).mean()} | {f"pass_{k}": pass_at_k(correct, k).mean() for k in KS}
 
