@@ -55,7 +55,8 @@ from rlx.train import training_progress
 
 PAIRS = {"group_size": 2, "num_groups": 64}  # an update has 128 answers in all variants
 SINGLE = {"group_size": 1, "num_groups": 128, "num_epochs": 1, "num_minibatches": 1}
-ACTING, FIRST = {"reference_interval": 1}, {"reference_interval": 1_000_000}
+ACTING = {"reference_interval": 1}
+FIRST = {"reference_interval": 1_000_000}
 HELD = {"num_epochs": 1, "kl_coef": 1e3, "kl_limit": 1e-4}  # DisCO and DRPO
 VARIANTS = {
     "rebel": ACTING | PAIRS | {"temperature": 1.0},
@@ -63,17 +64,25 @@ VARIANTS = {
     "copg": FIRST | PAIRS | {"temperature": 0.1},
     "reg_grpo": ACTING | {"amount": 0.01},
     "a_star_po": FIRST | SINGLE | {"temperature": 1e-3, "amount": 0.5, "num_reference": 8},
-    **dict.fromkeys(("p3o", "p3o_separate"), PAIRS | {"amount": 0.2}),
+    "p3o": PAIRS | {"amount": 0.2},
+    "p3o_separate": PAIRS | {"amount": 0.2},
     "trpa": FIRST | {"temperature": 0.1, "amount": 2.5},
     "disco": HELD | {"temperature": 10.0},
     "disco_ratio": HELD | {"temperature": 1.0},
-    **dict.fromkeys(("disco_basic", "disco_ratio_basic"), HELD),
+    "disco_basic": HELD,
+    "disco_ratio_basic": HELD,
     "drpo": HELD | {"temperature": 10.0, "amount": 0.1},
     "dpo": FIRST | {"temperature": 0.1},
     "ipo": FIRST | {"temperature": 0.1},
     "sppo": {"temperature": 1e-3},
     "inpo": FIRST | {"temperature": 0.1, "amount": 1 / 3},
-} | {f"f_dpg_{name}": FIRST | {"temperature": 0.5} for name in pairs.DIVERGENCES}
+    "f_dpg_forward_kl": FIRST | {"temperature": 0.5},
+    "f_dpg_reverse_kl": FIRST | {"temperature": 0.5},
+    "f_dpg_jensen_shannon": FIRST | {"temperature": 0.5},
+    "f_dpg_total_variation": FIRST | {"temperature": 0.5},
+    "f_dpg_chi2": FIRST | {"temperature": 0.5},
+    "f_dpg_reverse_chi2": FIRST | {"temperature": 0.5},
+}
 VARIANTS = {name: {"loss": name} | settings for name, settings in VARIANTS.items()}
 
 

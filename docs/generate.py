@@ -137,7 +137,7 @@ def variants(name: str) -> dict[str, dict]:
     known = {"float": float}
     for text in [*relatives, source(name)]:
         for node in ast.parse(text).body:
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict | ast.BinOp):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict | ast.BinOp | ast.DictComp):
                 with contextlib.suppress(NameError):  # tables of functions
                     known[node.targets[0].id] = eval(ast.unparse(node.value), {"__builtins__": {}}, known)
     return known.get("VARIANTS", {})
