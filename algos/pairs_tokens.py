@@ -217,7 +217,8 @@ def start_values(config, env, state, start, key):
     if not config.num_reference:
         return jnp.zeros(config.num_groups), 0
     prompts = groups.clone(jax.tree.map(lambda x: x[:: config.group_size], start), config.num_reference)
-    _, traj, alive = write(networks(config, env), state.reference["actor"], env, prompts, key, config.num_steps)
+    same = {"copies": config.num_reference}
+    _, traj, alive = write(networks(config, env), state.reference["actor"], env, prompts, key, config.num_steps, **same)
     outcome = groups.by_group(traj.reward, config.num_reference).sum(axis=-1)
     return pairs.optimal_value(outcome, config.amount), alive.sum()
 
@@ -225,8 +226,8 @@ def start_values(config, env, state, start, key):
 def update(config, env, state, *, judge: Callable = judgement):
     """Groups of answers and the epochs of gradient steps on them; `judge` may be any callable pytree like its own."""
     key, start_key, write_key, value_key, shuffle_key = jax.random.split(state.key, 5)
-    network, start = networks(config, env), starts(config, env, state, start_key)
-    end, traj, alive = write(network, state.params["actor"], env, start, write_key, config.num_steps)
+    network, start, same = networks(config, env), starts(config, env, state, start_key), {"copies": config.group_size}
+    end, traj, alive = write(network, state.params["actor"], env, start, write_key, config.num_steps, **same)
     value, more_steps = start_values(config, env, state, start, value_key)
     reference = answers(config, env, state.reference, end.obs).log_prob(traj.recorded.action.T).T
     played = (traj.recorded.action, traj.recorded.log_prob, reference, alive, traj.reward)

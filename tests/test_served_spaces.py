@@ -24,6 +24,7 @@ from rlx.algos import (
     lpg,
     mdpo,
     mdpo_offpolicy,
+    pairs_tokens,
     policyflow,
     ppo,
     pqn,
@@ -98,11 +99,11 @@ def refused(algorithm, env, message, **changes):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("algorithm", [*ANY, *CONTINUOUS, *TANH, *DISCRETE, grpo_tokens], **NAMES)
+@pytest.mark.parametrize("algorithm", [*ANY, *CONTINUOUS, *TANH, *DISCRETE, grpo_tokens, pairs_tokens], **NAMES)
 def test_what_cannot_be_served_is_refused_before_anything_is_compiled(algorithm, monkeypatch):
     monkeypatch.setattr(sys.modules["rlx.train"], "_train", None)  # the program that is compiled
     choices = Discrete(3) if algorithm in DISCRETE else Box(-1.0, 1.0, (2,))
-    tokens = "the environment is not one of tokens|" if algorithm is grpo_tokens else ""
+    tokens = "the environment is not one of tokens|" if algorithm in (grpo_tokens, pairs_tokens) else ""
     refused(algorithm, game({"x": Box(0.0, 1.0, (1,))}, choices), tokens + "observation space of type dict")
     refused(algorithm, game(Box(0.0, 1.0, (0,)), choices), tokens + r"observation space Box of shape \(0,\)")
     refused(algorithm, game(None, (Discrete(2), Discrete(2))), tokens + "action space of type tuple")
