@@ -243,9 +243,9 @@ def test_values_are_of_answers_of_the_reference_to_the_same_prompt(small, revers
     prompts = np.arange(1, N + 1)
     start = groups.clone(jnp.asarray(prompts), G)
 
-    def graded(network, params, env, start, key, num_steps):
+    def graded(network, params, env, start, key, num_steps, copies=1):
         """Answers of which the i-th of a group gets `i / 10` of the number of its prompt."""
-        assert params == "reference"
+        assert (params, copies) == ("reference", 5)
         np.testing.assert_array_equal(start, prompts.repeat(5))
         reward = jnp.zeros((T, N * 5)).at[T - 1].set(start * (jnp.arange(N * 5) % 5) / 10)
         return None, SimpleNamespace(reward=reward), jnp.ones((T, N * 5), bool)
