@@ -51,7 +51,7 @@ PAGES += tuple(
 FAMILIES = {
     "policy gradients": ("ppo", "ppo_recurrent", "trpo", "mdpo", "reppo", "pathwise", "vmpo", "props"),
     "policies made in several steps": ("dppo", "fpo", "policyflow"),
-    "groups": ("grpo", "grpo_recurrent", "grpo_tokens", "pairs_tokens"),
+    "groups": ("grpo", "grpo_recurrent", "grpo_tokens", "pairs_tokens", "ppo_tokens"),
     "values of actions": ("dqn", "pqn", "pqn_recurrent", "sqirl"),
     "off-policy actor, critic": ("sac", "sac_discrete", "ddpg", "fast_td3", "tqc", "redq", "crossq", "mdpo_offpolicy"),
     "from data": ("iql", "td3_bc", "cql", "rlpd", "expo"),

@@ -50,6 +50,7 @@ NEAREST = {
     "pqn_recurrent": "pqn",
     "ppo_recurrent": "ppo",
     "ppo_selfplay": "ppo",
+    "ppo_tokens": "grpo_tokens",
     "props": "ppo",
     "reppo": "ppo",
     "rlpd": "sac",

@@ -190,6 +190,9 @@ MECHANISMS = (
     _answers("ipo", "Azar et al. 2023, arXiv:2310.12036", "ipo"),
     _answers("sppo", "Wu et al. 2024, arXiv:2405.00675", "sppo"),
     _answers("inpo", "Zhang et al. 2024, arXiv:2407.00617", "inpo"),
+    _file("t-ppo", "Truncated PPO, 2025", "ppo_tokens --env Reverse --variant t_ppo", "test_ppo_tokens.py"),
+    _file("ppo-max", "Zheng et al. 2023", "ppo_tokens --env Reverse --variant ppo_max", "test_ppo_tokens.py"),
+    _file("vapo", "VAPO, 2025", "ppo_tokens --env Reverse --variant vapo", "test_ppo_tokens.py"),
     _file("v-mpo", "Song et al. 2019, arXiv:1909.12238", f"vmpo {CARTPOLE}", "test_vmpo.py"),
 )
 

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"hidden_sizes": "8", "warmup_steps": "64", "batch_size": "8", "num_envs": "4", "num_steps": "16"}
 COMMANDS = [row for row in MECHANISMS if row.command.startswith("rlx ")]
 # Those of writers of tokens are many, and most differ by a stage: they are traced. One of each file is trained.
-OF_TOKENS = [row for row in COMMANDS if row.command.split()[2] in ("grpo_tokens", "pairs_tokens")]
-WRITERS = [row for row in OF_TOKENS if row.name in ("max-at-k", "graded-hints", "rebel")]
+OF_TOKENS = [row for row in COMMANDS if row.command.split()[2] in ("grpo_tokens", "pairs_tokens", "ppo_tokens")]
+WRITERS = [row for row in OF_TOKENS if row.name in ("max-at-k", "graded-hints", "rebel", "t-ppo")]
 TRAINED = [row for row in COMMANDS if row not in OF_TOKENS] + WRITERS
 TEACH = {"warm_start_steps": "10", "warm_start_examples": "16", "warm_start_batch": "8", "width": "16"}
 

@@ -27,6 +27,7 @@ from rlx.algos import (
     pairs_tokens,
     policyflow,
     ppo,
+    ppo_tokens,
     pqn,
     redq,
     reppo,
@@ -43,6 +44,7 @@ from rlx.spaces import Box, Dict, Discrete, Space, Tuple, parts, zeros
 from rlx.train import check, state_shapes
 from rlx.wrappers import bounded, chunked
 
+WRITERS = (grpo_tokens, pairs_tokens, ppo_tokens)
 ANY = (ppo, mdpo, trpo, grpo, vmpo, es, stream_ac)
 CONTINUOUS = (fpo, dppo, policyflow)
 ENTROPY = (sac, mdpo_offpolicy, tqc, redq, crossq)
@@ -99,11 +101,11 @@ def refused(algorithm, env, message, **changes):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("algorithm", [*ANY, *CONTINUOUS, *TANH, *DISCRETE, grpo_tokens, pairs_tokens], **NAMES)
+@pytest.mark.parametrize("algorithm", [*ANY, *CONTINUOUS, *TANH, *DISCRETE, *WRITERS], **NAMES)
 def test_what_cannot_be_served_is_refused_before_anything_is_compiled(algorithm, monkeypatch):
     monkeypatch.setattr(sys.modules["rlx.train"], "_train", None)  # the program that is compiled
     choices = Discrete(3) if algorithm in DISCRETE else Box(-1.0, 1.0, (2,))
-    tokens = "the environment is not one of tokens|" if algorithm in (grpo_tokens, pairs_tokens) else ""
+    tokens = "the environment is not one of tokens|" if algorithm in WRITERS else ""
     refused(algorithm, game({"x": Box(0.0, 1.0, (1,))}, choices), tokens + "observation space of type dict")
     refused(algorithm, game(Box(0.0, 1.0, (0,)), choices), tokens + r"observation space Box of shape \(0,\)")
     refused(algorithm, game(None, (Discrete(2), Discrete(2))), tokens + "action space of type tuple")
