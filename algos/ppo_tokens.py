@@ -178,7 +178,7 @@ def expected(config, env, params, tokens):
 
 def act(config, env, state, obs, key, deterministic=False):
     """The environment's action for obs `[N * G, L]`, all of which is read, and what the loss will need of it."""
-    pi = read_last(networks(config, env), state.params["actor"], env, obs, config.num_steps)
+    pi = read_last(networks(config, env), state.params["actor"], env, obs)
     action = pi.mode() if deterministic else pi.sample(key)
     return action.astype(env.action_space.dtype), Written(action, pi.log_prob(action))
 

@@ -46,8 +46,8 @@ def check_tokens(env: Env, num_steps: int, taught: bool = False, given: bool = F
             "algorithm like ppo or grpo"
         )
     check_spaces(env, actions=Discrete)
-    if num_steps > (room := (seen.shape[0] - sizes[0]) // stride(env)):
-        raise ValueError(f"num_steps = {num_steps}: there is room for {room} tokens; use at most num_steps = {room}")
+    if num_steps > (most := room(env)):
+        raise ValueError(f"num_steps = {num_steps}: there is room for {most} tokens; use at most num_steps = {most}")
     if given and not hasattr(env.environment, "right_answer"):
         raise ValueError("the environment has no right_answer(state, params) to give a part of: set given = 0")
     if taught and not hasattr(env.environment, "solved"):
@@ -57,6 +57,12 @@ def check_tokens(env: Env, num_steps: int, taught: bool = False, given: bool = F
 def stride(env: Env) -> int:
     """Places from one token that the policy writes to the next: 1, and the environment's reply between them."""
     return 1 + getattr(env.environment, "reply_size", 0)
+
+
+def room(env: Env) -> int:
+    """How many tokens an answer may have."""
+    environment: Any = env.environment
+    return (env.observation_space.shape[0] - environment.prompt_size) // stride(env)
 
 
 def written(env: Env, tokens: jax.Array, num_steps: int) -> jax.Array:
@@ -74,10 +80,10 @@ def read(network: Any, params: dict, env: Env, tokens: jax.Array, num_steps: int
     return Categorical(logits[:, :: stride(env)])
 
 
-def read_last(network: Any, params: dict, env: Env, tokens: jax.Array, num_steps: int) -> Categorical:
+def read_last(network: Any, params: dict, env: Env, tokens: jax.Array) -> Categorical:
     """The policy at the token that comes next, `[B]`, of sequences `[B, L]`, all of which is read."""
-    num_written = (written(env, tokens, num_steps) > 0).sum(axis=-1)
-    logits = read(network, params, env, tokens, num_steps).logits
+    num_written = (written(env, tokens, room(env)) > 0).sum(axis=-1)
+    logits = read(network, params, env, tokens, room(env)).logits
     return Categorical(jnp.take_along_axis(logits, num_written[:, None, None], axis=1, mode="clip")[:, 0])
 
 
@@ -157,11 +163,11 @@ def hints(config: Any, env: Env, start: EnvState, pool: Pool | None, index: jax.
     return jnp.where(jnp.arange(config.num_steps) < size[:, None], answer, 0)
 
 
-def examples(env: Env, key: jax.Array, num: int, num_steps: int | None = None) -> tuple[jax.Array, jax.Array]:
+def examples(env: Env, key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
     """Solved problems: whole sequences `[num, L]`, and of these the answers `[num, T]`, as long as there is room."""
     environment: Any = env.environment
     tokens = jax.vmap(environment.solved, (0, None))(jax.random.split(key, num), env.params)
-    return tokens, written(env, tokens, num_steps or tokens.shape[1])
+    return tokens, written(env, tokens, room(env))
 
 
 def warm_start(
@@ -178,16 +184,15 @@ def warm_start(
         env: an environment of tokens with `solved`.
         key: of the problems and of the minibatches.
         optimizer: of the params.
-        config: with `num_steps` and the fields `warm_start_examples`, `_batch`, `_steps` and `_accuracy`.
+        config: with the fields `warm_start_examples`, `_batch`, `_steps` and `_accuracy`.
     """
     if not (config.warm_start_examples and config.warm_start_steps):
         return params
     pool_key, fresh_key, teach_key = jax.random.split(key, 3)
-    pool = examples(env, pool_key, config.warm_start_examples, config.num_steps)
-    fresh = examples(env, fresh_key, 512, config.num_steps)
+    pool, fresh = (examples(env, key, num) for key, num in ((pool_key, config.warm_start_examples), (fresh_key, 512)))
 
     def log_prob(params, tokens, answer):
-        pi = read(network, params, env, tokens, config.num_steps)
+        pi = read(network, params, env, tokens, room(env))
         return jnp.where(answer > 0, pi.log_prob(answer - 1), 0.0).sum(axis=-1)
 
     loss = lambda params, *batch: -log_prob(params, *batch).mean()
@@ -362,6 +367,7 @@ __all__ = [
     "hints",
     "read",
     "read_last",
+    "room",
     "stride",
     "teach",
 ]

@@ -1,0 +1,264 @@
+"""All relatives of GRPO after equal tokens: what is solved by one answer and by many, and what is forgotten for it.
+
+    python experiments/relatives/compare.py
+    python experiments/relatives/compare.py --task Sort --variant max_at_k
+
+Trains every variant on every task with the same number of tokens and of gradient steps, from the same first policies;
+then draws the figure and writes the table of README.md. What has a result is left alone.
+
+Solved shares are exact: the probability of a right answer is one pass of the policy over it, and Countdown, which has
+several right answers, has all of its answers listed.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+import rlx
+from rlx import relatives
+from rlx.algorithm import load_algorithm
+from rlx.devices.sharding import use_devices
+from rlx.devices.spread import spread
+from rlx.envs.tasks.sequences import right_answers
+from rlx.presets import preset
+from rlx.report import experiment, interval
+from rlx.rollout import reset
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax")
+KS = (1, 4, 16, 256)
+LEAST = 1 / 256  # the probability from which on an answer belongs to what the policy can do
+POINTS = 40  # of a curve
+
+
+@dataclass(frozen=True)
+class Task:
+    env: str
+    total_steps: int
+    seeds: int = 5
+    problems: int = 256  # fresh ones, that are looked at
+
+
+TASKS = {
+    "Reverse": Task("rlx/Reverse", 150_000),
+    "Sort": Task("rlx/Sort", 150_000),
+    "ModularAddition": Task("rlx/ModularAddition", 300_000),
+    "Countdown": Task("rlx/Countdown", 150_000, problems=64),
+}
+# The algorithm of each variant and its settings.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: ("grpo_tokens", v) for name, v in relatives.VARIANTS.items()}
+VARIANTS |= {
+    "dhpo": ("grpo_tokens+DHPO", relatives.VARIANTS["grpo"]),
+    "vas": ("grpo_tokens", {"pool": 256, "sampler": "variance"}),
+    "pope": ("grpo_tokens", {"given": 4}),
+    "graded_hints": ("grpo_tokens", {"pool": 256, "given": 4, "graded": True}),
+}
+for _name in ("pairs_tokens", "ppo_tokens"):
+    VARIANTS |= {name: (_name, v) for name, v in load_algorithm(_name).VARIANTS.items()}
+
+
+def configured(task: Task, algorithm: ModuleType, changes: dict[str, Any]) -> Any:
+    """The Config of a variant: as many answers an update as the task's settings have, and as many gradient steps.
+
+    A*-PO alone keeps its one gradient step an update: with more it unlearns.
+    """
+    sizes = preset(load_algorithm("grpo_tokens"), task.env)
+    if changes.get("loss") != "a_star_po":
+        changes = changes | {"num_epochs": sizes.num_epochs, "num_minibatches": sizes.num_minibatches}
+    if "group_size" in changes:
+        members = changes["group_size"] + changes.get("num_reference", 0)
+        num_groups = sizes.num_episodes // members
+        changes = changes | {"num_groups": num_groups - num_groups % sizes.num_minibatches}
+    return preset(algorithm, task.env, total_steps=task.total_steps, **changes)
+
+
+def right(env: rlx.Env, start: rlx.EnvState) -> tuple[jax.Array, jax.Array]:
+    """Answers to problems `[N]`, tokens `[N, C, A]`, and which of them are right, bool `[N, C]`."""
+    environment: Any = env.environment
+    if hasattr(env.params, "count"):
+        return jax.vmap(right_answers)(start.obs[:, : environment.prompt_size])
+    answer = jax.vmap(environment.right_answer, (0, None))(start.state, env.params)[:, None]
+    return answer, jnp.ones(answer.shape[:2], bool)
+
+
+def probabilities(algorithm: ModuleType, config: Any, env: rlx.Env, state: Any, key: jax.Array, num: int) -> jax.Array:
+    """Of each right answer to `num` fresh problems, `[N, C]`; 0 of the others."""
+    environment: Any = env.environment
+    start = reset(env, key, num)
+    answer, chosen = right(env, start)
+    prompt = jnp.broadcast_to(
+        start.obs[:, None, : environment.prompt_size], (*answer.shape[:2], environment.prompt_size)
+    )
+    tokens = jnp.concatenate([prompt, answer], axis=-1).reshape(-1, prompt.shape[-1] + answer.shape[-1])
+    written = answer.reshape(len(tokens), -1)
+    whole = rlx.replace(config, num_steps=written.shape[1])
+    log_prob = algorithm.answers(whole, env, state.params, tokens).log_prob(written - 1)
+    total = jnp.where(written > 0, log_prob, 0.0).sum(axis=-1).reshape(chosen.shape)
+    return jnp.where(chosen, jnp.exp(total), 0.0)
+
+
+def solved(p: jax.Array) -> dict[str, jax.Array]:
+    """Exact shares that are solved by the best of k answers, and how many right answers there are in effect.
+
+    The latter is `exp H` of the right answers among themselves, the mean over the problems that are solved with a
+    probability of at least `LEAST`.
+    """
+    of_problem = jnp.minimum(p.sum(axis=1), 1.0)
+    q = p / jnp.maximum(of_problem, 1e-12)[:, None]
+    effective = jnp.exp(-jnp.where(q > 0, q * jnp.log(jnp.where(q > 0, q, 1.0)), 0.0).sum(axis=1))
+    can = of_problem >= LEAST
+    found = {f"pass_{k}": (1.0 - (1.0 - of_problem) ** k).mean() for k in KS}
+    return found | {"right_answers": (effective * can).sum() / jnp.maximum(can.sum(), 1)}
+
+
+def lane(key, config, env, algorithm: ModuleType, num: int):
+    """One seed: how good the policy is at first and in the end, and its rewards on the way."""
+    init_key, problem_key, first_key, last_key = jax.random.split(key, 4)
+    first = algorithm.init(config, env, init_key)
+    last, metrics = rlx.resume(algorithm, config, env, first, num_updates=rlx.total_updates(config))
+    before, after = (probabilities(algorithm, config, env, state, problem_key, num) for state in (first, last))
+    found = {"first": solved(before), "last": solved(after)}
+    for name, state, key in (("first", first, first_key), ("last", last, last_key)):
+        greedy = rlx.evaluate(algorithm, config, env, state, key, num_episodes=256)
+        found[name]["greedy"] = greedy.reported["success"].mean()
+    could, can = before >= LEAST, after >= LEAST
+    found["last"]["kept"] = (could & can).sum() / jnp.maximum(could.sum(), 1)
+    found["last"]["gained"] = (can & ~could).sum() / jnp.maximum((before > 0).sum(), 1)
+    return found, {
+        name: metrics[name] for name in ("episode_return", "entropy", "degenerate_fraction") if name in metrics
+    }
+
+
+def measure(task: Task, name: str, short: bool) -> dict[str, Any]:
+    """All seeds of a variant on a task; the result as it is written to its file."""
+    algorithm, changes = load_algorithm(VARIANTS[name][0]), VARIANTS[name][1]
+    if short:
+        changes = changes | {"warm_start_steps": 10}
+    env = rlx.envs.make(task.env)
+    config = configured(task, algorithm, changes)
+    algorithm.check(config, env)
+    keys = jax.vmap(jax.random.key)(np.arange(task.seeds))
+    program = spread(partial(lane, algorithm=algorithm, num=task.problems)).lower(keys, config, env).compile()
+    started = time.perf_counter()
+    found, metrics = jax.device_get(program(keys, config, env))
+    seconds = time.perf_counter() - started
+    num_updates = rlx.total_updates(config)
+    edges = np.linspace(0, num_updates, min(POINTS, num_updates) + 1).astype(int)
+    stretches = lambda x: np.add.reduceat(x, edges[:-1], axis=1) / np.diff(edges)
+    return {
+        "env": task.env,
+        "steps": rlx.steps_taken(config, num_updates),
+        "gradient_steps": num_updates * config.num_epochs * config.num_minibatches,
+        "run_seconds": seconds,
+        "seeds": list(range(task.seeds)),
+        "first": {name: x.tolist() for name, x in found["first"].items()},
+        "last": {name: x.tolist() for name, x in found["last"].items()},
+        "entropy": metrics["entropy"][:, edges[-2] :].mean(axis=1).tolist(),
+        "curve": {
+            "steps": [rlx.steps_taken(config, int(edge)) for edge in edges[1:]],
+            **{name: np.round(stretches(x).mean(axis=0), 4).tolist() for name, x in metrics.items()},
+        },
+        "config": asdict(config),
+        "versions": {package: version(package) for package in PACKAGES},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
+    """A column a task, a row a variant: what is solved with one answer, with 16, and of what could be done is kept."""
+    tasks = list(dict.fromkeys(task for task, _ in results))
+    names = [name for name in VARIANTS if any(name == of for _, of in results)]
+    size = {"figsize": (3.4 * len(tasks), 0.17 * len(names) + 1.3), "layout": "constrained", "squeeze": False}
+    figure, panels = plt.subplots(1, len(tasks), sharey=True, **size)
+    shown = {
+        "pass_1": ("pass@1", "tab:blue", "o"),
+        "pass_16": ("pass@16", "tab:orange", "s"),
+        "kept": ("kept", "tab:green", "|"),
+    }
+    for axes, task in zip(panels[0], tasks, strict=True):
+        for place, name in enumerate(reversed(names)):
+            if (task, name) not in results:
+                continue
+            for key, (label, color, mark) in shown.items():
+                found = interval([np.array(results[task, name]["last"][key])])
+                axes.plot([found["low"], found["high"]], [place, place], color=color, lw=1, alpha=0.6)
+                axes.plot(found["value"], place, mark, color=color, ms=4, label=label)
+        first = next(result for (of, _), result in results.items() if of == task)["first"]
+        for key, color in (("pass_1", "tab:blue"), ("pass_16", "tab:orange")):
+            axes.axvline(np.mean(first[key]), color=color, ls=":", lw=1)
+        axes.set(title=task, xlim=(-0.02, 1.02), xlabel="share")
+        axes.grid(alpha=0.3)
+    panels[0, 0].set_yticks(range(len(names)), reversed(names), fontsize=7)
+    marks = dict(zip(*reversed(panels[0, 0].get_legend_handles_labels()), strict=True))
+    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def table(results: dict[tuple[str, str], dict]) -> str:
+    """Shares in Markdown: a row a task and a variant, and one for the first policies of each task."""
+    columns = ["pass@1 [95 %]", *(f"pass@{k}" for k in KS[1:]), "right answers", "kept", "gained", "entropy", "time"]
+    lines = [["task", "variant", "tokens", "gradient steps", *columns], ["---", "---", *["--:"] * (2 + len(columns))]]
+    share = lambda x: f"{np.mean(x):.1%}"
+
+    def row(task, name, steps, num_gradients, found, rest):
+        estimate = "{value:.1%} [{low:.1%}, {high:.1%}]".format(**interval([np.array(found["pass_1"])]))
+        solved = [estimate, *(share(found[f"pass_{k}"]) for k in KS[1:]), f"{np.mean(found['right_answers']):.2f}"]
+        return [task, name, f"{steps:,}", f"{num_gradients:,}", *solved, *rest]
+
+    told = set()
+    for (task, name), result in results.items():
+        if task not in told:
+            lines.append(row(task, "*first policy*", 0, 0, result["first"], ["", "", "", ""]))
+            told.add(task)
+        base = results.get((task, "grpo"), result)["run_seconds"] / results.get((task, "grpo"), result)["steps"]
+        last = result["last"]
+        rest = [share(last["kept"]), share(last["gained"]), f"{np.mean(result['entropy']):.2f}"]
+        rest.append(f"{result['run_seconds'] / result['steps'] / base:.2f}")
+        lines.append(row(task, f"`{name}`", result["steps"], result["gradient_steps"], last, rest))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main(
+    task: Literal[*TASKS] | None = None,
+    variant: Literal[*VARIANTS] | None = None,
+    short: bool = False,
+    runs: Path = Path("runs/relatives"),
+) -> None:
+    """Measures what has no result yet, then draws the figure and writes the table.
+
+    Args:
+        task: only this one.
+        variant: only this one.
+        short: an update of two seeds, hardly taught, to see that everything works; all of it stays below `runs`.
+        runs: where a short try writes.
+    """
+    use_devices()
+
+    def run(case):
+        chosen = TASKS[case[0]]
+        if short:
+            chosen = Task(chosen.env, 1, seeds=2, problems=8)
+        return {"task": case[0], "variant": case[1]} | measure(chosen, case[1], short)
+
+    cases = {(t, v): f"{t}-{v}" for v in VARIANTS for t in TASKS}
+    only = lambda case: task in (None, case[0]) and variant in (None, case[1])
+    experiment(runs if short else HERE, cases, run, draw, table, only)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
