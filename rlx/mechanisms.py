@@ -69,6 +69,12 @@ def _trial(name: str, paper: str, slot: str, function: str, test: str) -> Mechan
     return Mechanism(name, paper, slot, function, f"python experiments/mechanisms/compare.py --task {name}", test)
 
 
+def _tree(name: str, paper: str, slot: str, function: str, test: str) -> Mechanism:
+    """What is tried on trees of choices, where values are exact."""
+    task = name.replace("-", "_")
+    return Mechanism(name, paper, slot, function, f"python experiments/trees/compare.py --task {task}", test)
+
+
 MECHANISMS = (
     _loss("clip-higher", "Yu et al. 2025, arXiv:2503.14476", "ClipHigher", test=OLDER),
     _loss("rollback", "Wang, He, Tan 2019, arXiv:1903.07940", "Rollback", test=OLDER),
@@ -190,6 +196,9 @@ MECHANISMS = (
     _answers("ipo", "Azar et al. 2023, arXiv:2310.12036", "ipo"),
     _answers("sppo", "Wu et al. 2024, arXiv:2405.00675", "sppo"),
     _answers("inpo", "Zhang et al. 2024, arXiv:2407.00617", "inpo"),
+    _tree("rover", "arXiv:2509.24981, 2025", "values", "rlx.envs.tasks.tree.exact_values", "test_tree.py"),
+    _tree("tree-opo", "arXiv:2509.09284, 2025", "baseline", "rlx.step_credits.start_value", "test_step_credits.py"),
+    _tree("branching", "ARPO, arXiv:2507.19849", "start", "rlx.step_credits.branch_shares", "test_step_credits.py"),
     _file("t-ppo", "Truncated PPO, 2025", "ppo_tokens --env Reverse --variant t_ppo", "test_ppo_tokens.py"),
     _file("ppo-max", "Zheng et al. 2023", "ppo_tokens --env Reverse --variant ppo_max", "test_ppo_tokens.py"),
     _file("vapo", "VAPO, 2025", "ppo_tokens --env Reverse --variant vapo", "test_ppo_tokens.py"),

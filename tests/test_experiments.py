@@ -23,7 +23,9 @@ KEYS = {
     "offline": ("task", "method"),
     "panel": ("task", "method"),
     "robustness": ("task", "trained"),
+    "relatives": ("task", "variant"),
     "sequences": ("task", "variant"),
+    "trees": ("task",),
     "trust_regions": ("task", "method"),
 }
 # The names of a task that a module measures.
