@@ -315,6 +315,15 @@ def test_a_grade_does_not_depend_on_who_wrote_the_answer():
     assert 10 < transition.reward.sum() < 30
 
 
+def test_a_share_of_problems_is_never_paid_whatever_is_answered(graded):
+    reward, success = graded("ModularAddition", 2000, 0, unpaid=0.25)
+    assert success.all()
+    share = 1 - reward.sum() / success.sum()
+    np.testing.assert_allclose(share, 0.25, atol=4 * np.sqrt(0.25 * 0.75 / 2000))
+    again = graded("ModularAddition", 2000, 0, unpaid=0.25)[0]
+    np.testing.assert_array_equal(again, reward)
+
+
 def test_noise_turns_a_part_of_the_reward_around(graded):
     reward = graded("Reverse", 100, 1, length=5, partial=0.5, label_noise=1.0)[0]
     parts = graded("Reverse", 100, 1, length=5, partial=0.5)[0]

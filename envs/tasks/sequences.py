@@ -3,7 +3,8 @@
 An observation, as `rlx.tokens` has it, is the prompt and what has been answered so far, padded with 0. Token `i + 1` is
 the symbol or number i; in Countdown the last four are `+`, `-`, `*` and the end of the answer. How hard a problem is
 are parameters, up to sizes that `make` fixes. `label_noise` is the probability that a grade g is paid as `1 - g`.
-Which answers these are belongs to the draw of a problem: members of a group get the same for the same answer.
+Which answers these are belongs to the draw of a problem: members of a group get the same for the same answer. `unpaid`
+is the share of problems for which nothing is ever paid.
 
 - Reverse: the prompt's symbols from the last to the first.
 - Sort: the prompt's symbols in order.
@@ -40,6 +41,7 @@ class Copying:
     partial: float = 0.0  # of the reward of 1: the part for the share of tokens that are right, if not all are
     min_length: int = 0  # of a prompt, whose length is uniform from here to `length`; 0: they all have that length
     label_noise: float = 0.0
+    unpaid: float = 0.0
 
 
 @pytree
@@ -48,6 +50,7 @@ class Adding:
 
     modulus: int = 23
     label_noise: float = 0.0
+    unpaid: float = 0.0
 
 
 @pytree
@@ -57,6 +60,7 @@ class Counting:
     count: int = 3  # numbers of a prompt
     largest: int = 10  # and from 1 to which, 50 at most
     label_noise: float = 0.0
+    unpaid: float = 0.0
 
 
 @pytree
@@ -110,6 +114,7 @@ class Sequences:
         grade = self.grade(prompt, given, state.answer, params)
         success = done & (grade == 1.0)
         grade = jnp.where(_chance(state.noise, given) < params.label_noise, 1.0 - grade, grade)
+        grade = jnp.where(_chance(state.noise, jnp.zeros_like(given)) < params.unpaid, 0.0, grade)
         state = State(tokens, state.answer, state.time + 1, state.noise)
         return tokens, state, done * grade, done, jnp.array(False), {"success": success}
 

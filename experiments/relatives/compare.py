@@ -11,7 +11,7 @@ several right answers, has all of its answers listed.
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from rlx import relatives
 from rlx.algorithm import load_algorithm
 from rlx.devices.sharding import use_devices
 from rlx.devices.spread import spread
+from rlx.env import with_params
 from rlx.envs.tasks.sequences import right_answers
 from rlx.presets import preset
 from rlx.report import experiment, interval
@@ -48,7 +49,10 @@ class Task:
     env: str
     total_steps: int
     seeds: int = 5
-    problems: int = 256  # fresh ones, that are looked at
+    problems: int = 256  # fresh ones, that are looked at; 0 where answers cannot be listed
+    variants: tuple[str, ...] = ()  # none: all
+    settings: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, float] = field(default_factory=dict)
 
 
 TASKS = {
@@ -56,15 +60,62 @@ TASKS = {
     "Sort": Task("rlx/Sort", 150_000),
     "ModularAddition": Task("rlx/ModularAddition", 300_000),
     "Countdown": Task("rlx/Countdown", 150_000, problems=64),
+    # Made to show what single mechanisms claim.
+    "Sort, hardly taught": Task(
+        "rlx/Sort",
+        150_000,
+        variants=("dr_grpo", "max_at_k", "unlikely", "pope", "graded_hints"),
+        settings={"warm_start_accuracy": 0.02},
+    ),
+    "a quarter unpaid": Task(
+        "rlx/ModularAddition", 150_000, variants=("pool", "vas"), settings={"num_groups": 64}, params={"unpaid": 0.25}
+    ),
+    "Sort, clips and masks": Task(
+        "rlx/Sort", 150_000, variants=("grpo_symmetric", "grpo", "dapo_symmetric", "dapo"), settings={}
+    ),
+    "Guess": Task(
+        "rlx/Guess",
+        150_000,
+        problems=0,
+        variants=("grpo", "rtg", "gigpo", "salt"),
+        settings={"num_steps": 8, "warm_start_accuracy": 0.02, "warm_start_steps": 100},
+    ),
 }
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That a variant is ahead of another one on a task, by one quantity of the final policy."""
+
+    what: str
+    task: str
+    ahead: str
+    behind: str
+    quantity: str
+
+
+CLAIMS = (
+    Claim("max@k: more is solved by the best of many", "Sort, hardly taught", "max_at_k", "dr_grpo", "pass_256"),
+    Claim("unlikeliness: more is solved by the best of many", "Sort, hardly taught", "unlikely", "dr_grpo", "pass_256"),
+    Claim("POPE: hard problems are gained", "Sort, hardly taught", "pope", "dr_grpo", "gained"),
+    Claim("VAS: more is solved after as many tokens", "a quarter unpaid", "vas", "pool", "pass_1"),
+    Claim("polychromic: more of the right answers are in use", "Countdown", "polychromic", "dr_grpo", "right_answers"),
+    Claim("DAPO: a higher upper clip keeps entropy", "Sort, clips and masks", "grpo", "grpo_symmetric", "entropy"),
+    Claim("DAPO: without groups that agree more is solved", "Sort, clips and masks", "dapo", "grpo", "pass_1"),
+    Claim("GiGPO: steps from equal states teach more", "Guess", "gigpo", "grpo", "pass_1"),
+)
 # The algorithm of each variant and its settings.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: ("grpo_tokens", v) for name, v in relatives.VARIANTS.items()}
 VARIANTS |= {
     "dhpo": ("grpo_tokens+DHPO", relatives.VARIANTS["grpo"]),
     "vas": ("grpo_tokens", {"pool": 256, "sampler": "variance"}),
     "pope": ("grpo_tokens", {"given": 4}),
+    "pool": ("grpo_tokens", {"pool": 256}),
+    "grpo_symmetric": ("grpo_tokens", relatives.VARIANTS["grpo"] | {"clip_high": 0.2}),
+    "dapo_symmetric": ("grpo_tokens", relatives.VARIANTS["dapo"] | {"clip_high": 0.2}),
     "graded_hints": ("grpo_tokens", {"pool": 256, "given": 4, "graded": True}),
 }
+ARMS = ("pool", "grpo_symmetric", "dapo_symmetric")  # of single claims only
 for _name in ("pairs_tokens", "ppo_tokens"):
     VARIANTS |= {name: (_name, v) for name, v in load_algorithm(_name).VARIANTS.items()}
 
@@ -81,7 +132,7 @@ def configured(task: Task, algorithm: ModuleType, changes: dict[str, Any]) -> An
         members = changes["group_size"] + changes.get("num_reference", 0)
         num_groups = sizes.num_episodes // members
         changes = changes | {"num_groups": num_groups - num_groups % sizes.num_minibatches}
-    return preset(algorithm, task.env, total_steps=task.total_steps, **changes)
+    return preset(algorithm, task.env, total_steps=task.total_steps, **changes | task.settings)
 
 
 def right(env: rlx.Env, start: rlx.EnvState) -> tuple[jax.Array, jax.Array]:
@@ -128,14 +179,19 @@ def lane(key, config, env, algorithm: ModuleType, num: int):
     init_key, problem_key, first_key, last_key = jax.random.split(key, 4)
     first = algorithm.init(config, env, init_key)
     last, metrics = rlx.resume(algorithm, config, env, first, num_updates=rlx.total_updates(config))
-    before, after = (probabilities(algorithm, config, env, state, problem_key, num) for state in (first, last))
-    found = {"first": solved(before), "last": solved(after)}
+    found = {"first": {}, "last": {}}
     for name, state, key in (("first", first, first_key), ("last", last, last_key)):
         greedy = rlx.evaluate(algorithm, config, env, state, key, num_episodes=256)
         found[name]["greedy"] = greedy.reported["success"].mean()
-    could, can = before >= LEAST, after >= LEAST
-    found["last"]["kept"] = (could & can).sum() / jnp.maximum(could.sum(), 1)
-    found["last"]["gained"] = (can & ~could).sum() / jnp.maximum((before > 0).sum(), 1)
+        if not num:  # the mean return of the policy as it acts
+            played = rlx.evaluate(algorithm, config, env, state, key, num_episodes=1024, deterministic=False)
+            found[name] |= {"pass_1": played.returns.mean()}
+    if num:
+        before, after = (probabilities(algorithm, config, env, state, problem_key, num) for state in (first, last))
+        found = {"first": found["first"] | solved(before), "last": found["last"] | solved(after)}
+        could, can = before >= LEAST, after >= LEAST
+        found["last"]["kept"] = (could & can).sum() / jnp.maximum(could.sum(), 1)
+        found["last"]["gained"] = (can & ~could).sum() / jnp.maximum((before > 0).sum(), 1)
     return found, {
         name: metrics[name] for name in ("episode_return", "entropy", "degenerate_fraction") if name in metrics
     }
@@ -146,7 +202,7 @@ def measure(task: Task, name: str, short: bool) -> dict[str, Any]:
     algorithm, changes = load_algorithm(VARIANTS[name][0]), VARIANTS[name][1]
     if short:
         changes = changes | {"warm_start_steps": 10}
-    env = rlx.envs.make(task.env)
+    env = with_params(rlx.envs.make(task.env), task.params)
     config = configured(task, algorithm, changes)
     algorithm.check(config, env)
     keys = jax.vmap(jax.random.key)(np.arange(task.seeds))
@@ -191,13 +247,14 @@ def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
         for place, name in enumerate(reversed(names)):
             if (task, name) not in results:
                 continue
-            for key, (label, color, mark) in shown.items():
-                found = interval([np.array(results[task, name]["last"][key])])
+            last = results[task, name]["last"]
+            for key, (label, color, mark) in ((key, how) for key, how in shown.items() if key in last):
+                found = interval([np.array(last[key])])
                 axes.plot([found["low"], found["high"]], [place, place], color=color, lw=1, alpha=0.6)
                 axes.plot(found["value"], place, mark, color=color, ms=4, label=label)
         first = next(result for (of, _), result in results.items() if of == task)["first"]
-        for key, color in (("pass_1", "tab:blue"), ("pass_16", "tab:orange")):
-            axes.axvline(np.mean(first[key]), color=color, ls=":", lw=1)
+        for key in (key for key in ("pass_1", "pass_16") if key in first):
+            axes.axvline(np.mean(first[key]), color=shown[key][1], ls=":", lw=1)
         axes.set(title=task, xlim=(-0.02, 1.02), xlabel="share")
         axes.grid(alpha=0.3)
     panels[0, 0].set_yticks(range(len(names)), reversed(names), fontsize=7)
@@ -211,11 +268,12 @@ def table(results: dict[tuple[str, str], dict]) -> str:
     """Shares in Markdown: a row a task and a variant, and one for the first policies of each task."""
     columns = ["pass@1 [95 %]", *(f"pass@{k}" for k in KS[1:]), "right answers", "kept", "gained", "entropy", "time"]
     lines = [["task", "variant", "tokens", "gradient steps", *columns], ["---", "---", *["--:"] * (2 + len(columns))]]
-    share = lambda x: f"{np.mean(x):.1%}"
+    share = lambda found, key: f"{np.mean(found[key]):.1%}" if key in found else ""
 
     def row(task, name, steps, num_gradients, found, rest):
         estimate = "{value:.1%} [{low:.1%}, {high:.1%}]".format(**interval([np.array(found["pass_1"])]))
-        solved = [estimate, *(share(found[f"pass_{k}"]) for k in KS[1:]), f"{np.mean(found['right_answers']):.2f}"]
+        several = f"{np.mean(found['right_answers']):.2f}" if "right_answers" in found else ""
+        solved = [estimate, *(share(found, f"pass_{k}") for k in KS[1:]), several]
         return [task, name, f"{steps:,}", f"{num_gradients:,}", *solved, *rest]
 
     told = set()
@@ -225,10 +283,29 @@ def table(results: dict[tuple[str, str], dict]) -> str:
             told.add(task)
         base = results.get((task, "grpo"), result)["run_seconds"] / results.get((task, "grpo"), result)["steps"]
         last = result["last"]
-        rest = [share(last["kept"]), share(last["gained"]), f"{np.mean(result['entropy']):.2f}"]
+        rest = [share(last, "kept"), share(last, "gained"), f"{np.mean(result['entropy']):.2f}"]
         rest.append(f"{result['run_seconds'] / result['steps'] / base:.2f}")
         lines.append(row(task, f"`{name}`", result["steps"], result["gradient_steps"], last, rest))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + verdicts(results)
+
+
+def verdicts(results: dict[tuple[str, str], dict]) -> str:
+    """What came of the claims whose two variants are measured: the difference of a seed, with its interval."""
+    lines = [
+        ["claim", "task", "ahead", "behind", "quantity", "difference [95 %]", "held"],
+        [*["---"] * 5, "--:", "---"],
+    ]
+    for claim in CLAIMS:
+        pair = [results.get((claim.task, name)) for name in (claim.ahead, claim.behind)]
+        if None in pair:
+            continue
+        of = lambda result, key=claim.quantity: np.array(result[key] if key in result else result["last"][key])
+        found = interval([of(pair[0]) - of(pair[1])])
+        held = "yes" if found["low"] > 0 else "no, the reverse" if found["high"] < 0 else "not seen"
+        estimate = "{value:.3f} [{low:.3f}, {high:.3f}]".format(**found)
+        names = [f"`{claim.ahead}`", f"`{claim.behind}`", claim.quantity]
+        lines.append([claim.what, claim.task, *names, estimate, held])
+    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else ""
 
 
 def main(
@@ -250,10 +327,13 @@ def main(
     def run(case):
         chosen = TASKS[case[0]]
         if short:
-            chosen = Task(chosen.env, 1, seeds=2, problems=8)
+            chosen = replace(chosen, total_steps=1, seeds=2, problems=min(chosen.problems, 8))
         return {"task": case[0], "variant": case[1]} | measure(chosen, case[1], short)
 
-    cases = {(t, v): f"{t}-{v}" for v in VARIANTS for t in TASKS}
+    general = [name for name in VARIANTS if name not in ARMS]
+    cases = {
+        (t, v): f"{t.replace(', ', '-').replace(' ', '-')}-{v}" for t in TASKS for v in TASKS[t].variants or general
+    }
     only = lambda case: task in (None, case[0]) and variant in (None, case[1])
     experiment(runs if short else HERE, cases, run, draw, table, only)
 
