@@ -352,7 +352,7 @@ def test_a_variant_is_where_the_options_of_the_command_line_start(tmp_path):
 BAD = {
     "give an integer of at least 2": {"group_size": 1},
     "choose among to_go, outcome, process": {"credit": "steps"},
-    "choose among mean, others, length, none": {"baseline": "critic"},
+    "choose among mean, others, length, score_norm, none": {"baseline": "critic"},
     "num_steps = 23: an episode of this environment may take 24 steps": {"num_steps": 23},
     "num_groups \\* group_size = 12 is not a multiple of num_minibatches = 5": {"num_minibatches": 5},
 }
