@@ -403,7 +403,7 @@ CHANGED = {
     "learning_rate": 3e-2,
     "anneal_learning_rate": False,
     "adapt_learning_rate": True,
-    "target_kl": 1e-7,
+    "target_kl": 10.0,
     "gamma": 0.5,
     "clip": 0.001,
     "clip_high": 0.001,
@@ -425,7 +425,7 @@ CHANGED = {
     "pool": 4,
     "sampler": "variance",
     "sampled_share": 0.9,
-    "pool_memory": 0.1,
+    "pool_memory": 0.0,
     "given": 2,
     "given_share": 1.0,
     "graded": True,
@@ -448,7 +448,7 @@ def test_every_traced_config_field_changes_the_weights(small, reverse):
     # The reference, the target and what is discounted matter only so.
     base = replace(small, kl_coef=0.5, credit="to_go", warm_start_learning_rate=1e-2, warm_start_steps=100)
     base = replace(base, warm_start_examples=256, warm_start_batch=32, adapt_learning_rate=True)
-    base = replace(base, adjust=("hicra",), pool=8, sampler="variance", given=2)
+    base = replace(base, adjust=("hicra",), pool=2, sampler="failures", given=3, graded=True)
     changed = CHANGED | {"warm_start_learning_rate": 3e-2}
     names = [f.name for f in FIELDS if not is_static(f)]
     configs = stack([base, *(replace(base, **{name: changed[name]}) for name in names)])
