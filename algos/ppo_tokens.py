@@ -130,13 +130,16 @@ def critic(config, env):
     return networks(config, env).clone(num_outputs=1)
 
 
-def optimizer(config, learning_rate, critic_learning_rate):
-    def adam(learning_rate):  # all parameters as one vector: a few large operations
-        clip = clip_by_global_norm(config.max_grad_norm)
-        return optax.flatten(optax.chain(clip, optax.adam(learning_rate, eps=config.adam_epsilon, eps_root=1e-20)))
+def optimizer(config, learning_rate):
+    clip = clip_by_global_norm(config.max_grad_norm)
+    adam = optax.adam(learning_rate, eps=config.adam_epsilon, eps_root=1e-20)  # to be differentiable at gradients of 0
+    return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
 
-    rates = {"actor": learning_rate, "critic": critic_learning_rate}
-    return optax.partition({name: adam(rate) for name, rate in rates.items()}, {name: name for name in rates})
+
+def optimizer_of_both(config, learning_rate, critic_learning_rate):
+    """Actor and critic have a rate and a clip each."""
+    of = {"actor": optimizer(config, learning_rate), "critic": optimizer(config, critic_learning_rate)}
+    return optax.partition(of, {name: name for name in of})
 
 
 def check(config, env):
@@ -149,9 +152,10 @@ def check(config, env):
 
 def init(config, env, key):
     check(config, env)
-    key, params_key, critic_key, teach_key, env_key = jax.random.split(key, 5)
+    key, params_key, teach_key, env_key = jax.random.split(key, 4)
+    key, critic_key = jax.random.split(key)
     tokens, actor = env.reset(env_key).obs[None], networks(config, env)
-    teacher = optax.flatten(optax.adam(config.warm_start_learning_rate, eps=config.adam_epsilon, eps_root=1e-20))
+    teacher = optimizer(config, config.warm_start_learning_rate)
     params = {
         "actor": warm_start(actor, actor.init(params_key, tokens), env, teach_key, teacher, config),
         "critic": critic(config, env).init(critic_key, tokens),
@@ -159,7 +163,7 @@ def init(config, env, key):
     return State(
         params=params,
         reference={"actor": params["actor"]},
-        opt_state=optimizer(config, config.learning_rate, config.critic_learning_rate).init(params),
+        opt_state=optimizer_of_both(config, config.learning_rate, config.critic_learning_rate).init(params),
         return_stats=statistics() if config.normalize_reward else None,
         num_updates=jnp.int32(0),
         key=key,
@@ -250,7 +254,7 @@ def update(config, env, state, *, objective: Callable = objective):
     of_batch = lambda params, batch: loss(params, config, env, batch, progress, objective)
     indices = minibatches(shuffle_key, config.num_episodes, config.num_minibatches, config.num_epochs)
     actor_rate = jnp.where(state.num_updates < config.critic_warmup, 0.0, learning_rate)
-    optimize = optimizer(config, actor_rate, anneal * config.critic_learning_rate)
+    optimize = optimizer_of_both(config, actor_rate, anneal * config.critic_learning_rate)
     params, opt_state, metrics = descend(of_batch, optimize, state.params, state.opt_state, data, indices)
     metrics = {
         **episode_metrics(traj),

@@ -4,7 +4,7 @@ Every table is named by an environment or a pattern, `["brax/*"]`, and holds Con
 in the order of the file, later ones over earlier ones; fields that none sets keep the Config's defaults. A table may be
 for several patterns, with spaces between them. One with `published = "SOURCE"` has the settings of that source, as near
 as the Config comes to them, with which nothing was trained here. `measured_on = "NAMES"` names the environments of a
-pattern for which there is a result.
+pattern for which there is a result. `sizes_of = "NAME"` says that they are those of another algorithm, and not tuned.
 
 Where no table matches, `[defaults.continuous]` or `[defaults.discrete]` applies, by the action space, and where
 observations are images `[defaults.image]`, if the file has it. `[defaults.episode]` names fields that are given the
@@ -24,6 +24,8 @@ import jax
 from rlx.env import Env
 from rlx.spaces import Box, parts
 
+NOTES = ("published", "measured_on", "sizes_of")  # what a table says of its fields
+
 # Fields of shipped Configs that had another name in 0.1: files and runs of then are still read.
 RENAMED = {"cloning_coef": "imitation_coef", "noise_loss": "predict_noise", "num_samples": "samples_per_action"}
 
@@ -37,9 +39,7 @@ def settings(algorithm: ModuleType | Path, env_name: str) -> dict[str, Any]:
         ValueError: when the file names a field that the Config does not have.
     """
     found = {name: value for table in _tables(algorithm, env_name) for name, value in table.items()}
-    return {
-        n: tuple(v) if isinstance(v, list) else v for n, v in found.items() if n not in ("published", "measured_on")
-    }
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in found.items() if n not in NOTES}
 
 
 def origin(algorithm: ModuleType | Path, env_name: str) -> str:
@@ -47,6 +47,8 @@ def origin(algorithm: ModuleType | Path, env_name: str) -> str:
     if source := published(algorithm, env_name):
         return f"published settings, not tried here ({source})"
     patterns, table = _matching(algorithm, env_name)[-1]
+    if other := table.get("sizes_of"):
+        return f"sizes of {other}, not tuned for this algorithm"
     measured_on = table.get("measured_on", "")
     if env_name in (*patterns.split(), *measured_on.split()):
         return "tuned settings"

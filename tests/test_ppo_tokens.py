@@ -207,8 +207,16 @@ def test_the_loss_is_its_equation(small, countdown, written):
 def test_what_it_shares_with_grpo_tokens_is_the_same():
     import inspect
 
-    for name in ("networks", "answers", "act", "objective"):
+    for name in ("networks", "optimizer", "answers", "act", "objective"):
         assert inspect.getsource(getattr(ppo_tokens, name)) == inspect.getsource(getattr(grpo_tokens, name)), name
+
+
+def test_the_first_policy_is_that_of_grpo_tokens(small, reverse, init):
+    names = {f.name for f in dataclasses.fields(grpo_tokens.Config)}
+    values = {f.name: getattr(small, f.name) for f in FIELDS if f.name in names}
+    other = jax.jit(grpo_tokens.init)(grpo_tokens.Config(**values), reverse, jax.random.key(0))
+    first = init(small, reverse, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, first.params["actor"], other.params["actor"])
 
 
 def test_the_critic_learns_first(small, reverse, init):
@@ -226,7 +234,7 @@ def test_the_critic_learns_first(small, reverse, init):
 def test_it_learns_what_the_warm_start_did_not_teach():
     env = rlx.envs.make("ModularAddition", max_modulus=5)
     config = ppo_tokens.Config(
-        total_steps=160 * 256,
+        total_steps=320 * 256,
         num_groups=256,
         num_steps=1,
         width=16,

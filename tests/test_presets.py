@@ -79,6 +79,10 @@ def test_whoever_trains_with_published_settings_is_told(capsys):
 def test_settings_of_a_pattern_say_on_what_they_were_tuned(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('["a/*"]\nmeasured_on = "a/x"\nclip = 0.1\n["a/z"]\nclip = 0.2\n')
+    copied = tmp_path / "copied.toml"
+    copied.write_text('["a/x"]\nsizes_of = "grpo"\nclip = 0.1\n')
+    assert origin(copied, "a/x") == "sizes of grpo, not tuned for this algorithm"
+    assert settings(copied, "a/x") == {"clip": 0.1}
     found = {name: origin(path, name) for name in ("a/x", "a/y", "a/z")}
     assert found == {"a/x": "tuned settings", "a/y": "settings for a/*, measured on a/x", "a/z": "tuned settings"}
     assert settings(path, "a/y") == {"clip": 0.1}
