@@ -49,7 +49,7 @@ PAGES += tuple(
     )
 )
 FAMILIES = {
-    "policy gradients": ("ppo", "ppo_recurrent", "trpo", "mdpo", "reppo", "pathwise", "vmpo", "props"),
+    "policy gradients": ("ppo", "ppo_recurrent", "trpo", "mdpo", "reppo", "pathwise", "vmpo", "props", "reinforce"),
     "policies made in several steps": ("dppo", "fpo", "policyflow"),
     "groups": ("grpo", "grpo_recurrent", "grpo_tokens", "pairs_tokens", "ppo_tokens"),
     "values of actions": ("dqn", "pqn", "pqn_recurrent", "sqirl"),

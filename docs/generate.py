@@ -52,6 +52,7 @@ NEAREST = {
     "ppo_selfplay": "ppo",
     "ppo_tokens": "grpo_tokens",
     "props": "ppo",
+    "reinforce": "grpo",
     "reppo": "ppo",
     "rlpd": "sac",
     "sac_discrete": "sac",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 CARTPOLE = "--env CartPole-v1"
 OLDER, NEWER = "test_objectives.py", "test_batch_objectives.py"
+REINFORCE = "test_reinforce.py"
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,20 @@ MECHANISMS = (
     _trial("psft", "Zhu et al. 2025, arXiv:2508.17784", "cloning", "rlx.data.cloning.clone", "test_cloning.py"),
     _trial("restarts", "Chang et al. 2024, arXiv:2404.08495", "start", "rlx.around.restarted", "test_around.py"),
     _trial("improper", "Zaki et al. 2022", "action", "rlx.around.chosen", "test_around.py"),
+    _trial("ndp", "Bahl et al. 2020, arXiv:2012.02788", "action", "rlx.attractor.movement", "test_attractor.py"),
+    _trial("ecrm", "Yu, Shen 2023, arXiv:2301.10932", "reward", "rlx.risk.risk_averse", "test_risk.py"),
+    _trial("gpc", "Cao et al. 2025, arXiv:2510.01068", "sampler", "rlx.flow.composed", "test_flow.py"),
+    _trial("rti-dp", "Duan et al. 2025, arXiv:2508.05396", "sampler", "rlx.diffusion.shifted", "test_diffusion.py"),
+    _trial("subspaces", "Schneider et al. 2024", "diagnostic", "rlx.curvature.lanczos", "test_curvature.py"),
+    _trial(
+        "hdpo",
+        "Alvo, Russo, Kanoria 2023, arXiv:2306.11246",
+        "environment",
+        "rlx.envs.tasks.inventory.make",
+        "test_own_envs.py",
+    ),
+    _file("harpg", "Fatkhullin et al. 2023, arXiv:2302.01734", f"reinforce {CARTPOLE} --variant harpg", REINFORCE),
+    _file("polyak", "Li et al. 2024", f"reinforce {CARTPOLE} --variant polyak --target-return 99", REINFORCE),
     _file("ddpg", "Lillicrap et al. 2015, arXiv:1509.02971", "ddpg --env Pendulum-v1 --variant ddpg", "test_ddpg.py"),
     _file("td3", "Fujimoto et al. 2018, arXiv:1802.09477", "ddpg --env Pendulum-v1 --variant td3", "test_ddpg.py"),
     _file("aro-ddpg", "Saxena et al. 2023", "ddpg --env Pendulum-v1 --variant aro_ddpg", "test_ddpg.py"),

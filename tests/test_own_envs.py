@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import rlx.envs
 from rlx.envs import check
-from rlx.envs.tasks import gridworld, multigoal, own, pointmaze
+from rlx.envs.tasks import gridworld, inventory, multigoal, own, pointmaze
 from rlx.envs.tasks.multigoal import coverage, goal_entropy, goal_shares, goals, goals_reached
+from rlx.pathwise import check_gradient
 
 
 @pytest.mark.more
@@ -415,3 +417,55 @@ def test_steps_that_take_the_most_cover_more_than_chance():
     by_chance = play(env, lambda obs, key: jax.random.randint(key, (), 0, 4), 64, 24).reward.sum(0)
     by_greed = play(env, greedy, 64, 24).reward.sum(0)
     assert by_chance.mean() < 14 < 0.63 * 24 < by_greed.mean()
+
+
+def ordered(level, cap=np.inf):
+    return lambda obs, key: inventory.up_to(obs, level, cap)
+
+
+@pytest.mark.parametrize(("lead_time", "lost"), [(0, True), (3, True), (3, False)])
+def test_inventory_follows_its_equations(lead_time, lost):
+    env = rlx.envs.make("rlx/Inventory", lead_time=lead_time, lost=lost)
+    traj = play(env, lambda obs, key: jax.random.uniform(key, (1,), minval=-2.0, maxval=12.0), 8, 30)
+    obs, after, order = (np.asarray(x, np.float64) for x in (traj.obs, traj.next_obs, traj.action[..., 0]))
+    shelf = obs[..., 0] + (obs[..., 1] if lead_time else np.clip(order, 0, 20))
+    reward, lacked = np.asarray(traj.reward), np.diff(np.asarray(traj.reported["lacked"]), axis=0, prepend=0)
+    left = np.where(lacked > 0, -lacked, after[..., 0])
+    demand = shelf - left
+    np.testing.assert_allclose(demand, demand.round(), atol=1e-4)  # whole pieces, so that the parts fit
+    assert demand.min() > -1e-4
+    np.testing.assert_allclose(reward, -(np.maximum(left, 0) + 9 * np.maximum(-left, 0)), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(after[..., 0], np.maximum(left, 0) if lost else left, atol=1e-4)
+    if lead_time:
+        np.testing.assert_allclose(after[..., 1:-1], obs[..., 2:])
+        np.testing.assert_allclose(after[..., -1], np.clip(order, 0, 20), atol=1e-6)
+    # Four standard errors of the mean and of the variance of 240 Poisson demands of mean 5.
+    np.testing.assert_allclose(demand.mean(), 5, atol=4 * (5 / 240) ** 0.5)
+    np.testing.assert_allclose(demand.var(), 5, atol=4 * (2 * 25 / 240) ** 0.5 + 0.5)
+
+
+@pytest.mark.parametrize("lead_time", [0, 2])
+def test_inventory_of_demand_that_waits_costs_what_the_newsvendor_says(lead_time):
+    env = rlx.envs.make("rlx/Inventory", lead_time=lead_time, lost=False)
+    demand = inventory.poisson(5.0)
+    costs = [inventory.waiting_cost(level, lead_time, demand) for level in range(40)]
+    best = int(np.argmin(costs))
+    assert best == stats.poisson.ppf(9 / 10, 5 * (lead_time + 1))
+    for level in (best, best + 4):
+        # The first periods begin with what was drawn, which may be above the level.
+        cost = -np.asarray(play(env, ordered(level), 2000, 50).reward)[15:]
+        error = cost.mean(0).std() / 2000**0.5
+        np.testing.assert_allclose(cost.mean(), costs[level], atol=4 * error)
+    assert inventory.waiting_cost(best + 0.5, lead_time, demand) > costs[best]
+
+
+def test_inventory_has_a_gradient_that_is_right_and_refuses_what_is_no_store():
+    check_gradient(rlx.envs.make("rlx/Inventory", lead_time=0))
+    check_gradient(rlx.envs.make("rlx/Inventory", lead_time=2, lost=False))
+    check_gradient(rlx.envs.make("rlx/Inventory", lead_time=6))  # whose first rewards say nothing of its orders
+    np.testing.assert_allclose(inventory.poisson(5.0)[:40], stats.poisson.pmf(np.arange(40), 5.0), rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(inventory.up_to(jnp.array([3.0, 2.0]), 9.0, 3.5), [3.5])
+    with pytest.raises(ValueError, match="lead_time = -1"):
+        rlx.envs.make("rlx/Inventory", lead_time=-1)
+    with pytest.raises(ValueError, match="mean = 0"):
+        rlx.envs.make("rlx/Inventory", mean=0.0)

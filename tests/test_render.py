@@ -18,7 +18,7 @@ from rlx.run.render import record, write
 TRAIN = ["train", "ppo", "--env", "CartPole-v1", "--total-steps", "64", "--num-envs", "4", "--num-steps", "16"]
 TRAIN += ["--num-minibatches", "2", "--hidden-sizes", "8", "--eval-episodes", "2", "--no-compile-cache"]
 DRAWN = ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Breakout-MinAtar"]
-DRAWN += ["MultiGoal", "GridWorld", "Coverage", "PointMaze-medium", "Recall-8", "HiddenPendulum"]
+DRAWN += ["MultiGoal", "GridWorld", "Coverage", "Inventory", "PointMaze-medium", "Recall-8", "HiddenPendulum"]
 
 
 class Push:

@@ -30,6 +30,7 @@ from rlx.algos import (
     ppo_tokens,
     pqn,
     redq,
+    reinforce,
     reppo,
     sac,
     sac_discrete,
@@ -45,7 +46,7 @@ from rlx.train import check, state_shapes
 from rlx.wrappers import bounded, chunked
 
 WRITERS = (grpo_tokens, pairs_tokens, ppo_tokens)
-ANY = (ppo, mdpo, trpo, grpo, vmpo, es, stream_ac)
+ANY = (ppo, mdpo, trpo, grpo, vmpo, es, stream_ac, reinforce)
 CONTINUOUS = (fpo, dppo, policyflow)
 ENTROPY = (sac, mdpo_offpolicy, tqc, redq, crossq)
 TANH = (*ENTROPY, ddpg, fast_td3, reppo, avg)

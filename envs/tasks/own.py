@@ -11,6 +11,7 @@ NAMES = (
     "MultiGoal",
     "GridWorld",
     "Coverage",
+    "Inventory",
     "Levels",
     "Maze",
     "PointMaze-medium",
@@ -28,6 +29,7 @@ def make(name: str, **options: Any) -> Env:
     from rlx.envs.tasks import (
         coverage,
         gridworld,
+        inventory,
         levels,
         maze,
         memory,
@@ -45,6 +47,8 @@ def make(name: str, **options: Any) -> Env:
         return gridworld.make(**options)
     if name == "Coverage":
         return coverage.make(**options)
+    if name == "Inventory":
+        return inventory.make(**options)
     if name == "Levels":
         return levels.make(**options)
     if name == "Maze":

@@ -14,40 +14,52 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 import rlx
 from rlx.action_tokens import tokenized
 from rlx.algorithm import load_algorithm
-from rlx.algos import fpo, ppo
+from rlx.algos import dppo, fpo, pathwise, ppo
 from rlx.algos.ddpg import VARIANTS
-from rlx.around import chosen, restarted
+from rlx.algos.reinforce import VARIANTS as VARIANTS_OF_STEPS
+from rlx.around import chosen, decoded, restarted
+from rlx.attractor import movement
+from rlx.curvature import captured, lanczos, products
 from rlx.data import clone, collect, columns
 from rlx.devices.sharding import use_devices
 from rlx.devices.spread import spread
+from rlx.diffusion import ddpm, denoise, shifted
+from rlx.envs.tasks import inventory
+from rlx.flow import composed, euler
 from rlx.guidance import guided
+from rlx.networks import action_size
 from rlx.objectives import ClipHigher
 from rlx.partial import hidden, remembering
 from rlx.presets import configure, settings
 from rlx.report import experiment, interval
-from rlx.rollout import reset, rollout
+from rlx.risk import risk_averse
+from rlx.rollout import flatten, reset, rollout
+from rlx.spaces import Box, Discrete, rescale
 from rlx.steering import steered
+from rlx.wrappers import chunked
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("rlx", "jax", "jaxlib", "flax", "optax", "gymnax")
-NUM_SEEDS, NUM_EPISODES = 5, 32
+NUM_SEEDS = 5
 KEPT = ("episode_return", "num_episodes", "entropy")  # metrics of training
 QUANTITIES = {
     "return": "return of the final policy",
+    "tail": "mean of the worst tenth of its returns",
+    "share": "share of the gradient",
     "curve": "mean return in training",
     "entropy": "entropy at the end",
 }
@@ -64,6 +76,8 @@ class Arm:
     play: Callable | None = None  # what it makes of the environment that they are played in, where that is another
     data: Callable | None = None  # columns that it learns from, of an environment
     start: Callable | None = None  # a State whose networks and statistics training begins with
+    chunk: int = 1  # steps of the environment in one of the agent, of which it takes fewer
+    measured: Callable | None = None  # in place of all: quantities of an environment and a key
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,7 @@ class Trial:
     expected: tuple[str, str, str]  # arm, arm, and the quantity that is larger in the first
     settings: dict[str, Any] = field(default_factory=dict)  # of all arms
     tuned: bool = False  # each algorithm begins with the settings that ship for the environment
+    num_episodes: int = 32  # that each seed plays at the end
 
 
 def downhill(obs, key):
@@ -101,16 +116,22 @@ def swinging(obs, key):
     return jnp.clip(push + 1.0 * jax.random.normal(key), -2.0, 2.0)[None]
 
 
+def actor(**functions):
+    """What acts, in place of an algorithm."""
+    return type("Actor", (), {name: staticmethod(function) for name, function in functions.items()})
+
+
+def swings(config, env, state, obs, key, deterministic=False):
+    return jax.vmap(swinging)(obs, jax.random.split(key, len(obs))), None
+
+
+SWINGING = actor(act=swings)
+
+
 @cache
 def shown(env_name):
     """Episodes of `swinging`."""
-    env = rlx.envs.make(env_name)
-    act = lambda config, env, state, obs, key, deterministic=False: (
-        jax.vmap(swinging)(obs, jax.random.split(key, len(obs))),
-        None,
-    )
-    actor = SimpleNamespace(act=act)
-    return collect(actor, None, env, None, jax.random.key(5), 100, deterministic=False)
+    return collect(SWINGING, None, rlx.envs.make(env_name), None, jax.random.key(5), 100, deterministic=False)
 
 
 def demonstrated(env):
@@ -126,8 +147,7 @@ def cloned(algorithm, config, env, **how):
 @cache
 def by_noise(env):
     """The environment whose actions are the noise that FPO's clone of `swinging` begins with."""
-    config = fpo.Config(num_envs=16, num_steps=64, normalize_obs=True, hidden_sizes=(64, 64))
-    return steered(env, fpo, config, cloned(fpo, config, env))
+    return steered(env, fpo, FLOW, cloned(fpo, FLOW, env))
 
 
 def pumping(obs, key):
@@ -146,6 +166,129 @@ def leaning(weights):
 
 
 BY_ANGLE, BY_SPEED = leaning((0.0, 0.0, 1.0, 0.0)), leaning((0.0, 0.0, 0.0, 1.0))
+
+
+def as_movement(env, size=5, num_pushes=3, dt=0.01):
+    """MultiGoal with goals, up to 6 m away, and pushes on the way, that a spring makes a path of, `size` steps each."""
+    period = float(env.params.dt)
+
+    def decode(obs, action, key):
+        start, velocity, goal = obs[:2], obs[2:], obs[:2] + 6.0 * action[:2]
+        weights = 50.0 * action[2:].reshape(2, num_pushes)
+        path = movement(start, goal, weights, size + 1, dt, velocity * period / dt)
+        velocities = jnp.diff(path, axis=0, prepend=start[None]) / period
+        return (jnp.diff(velocities, axis=0) / period).reshape(-1)
+
+    return decoded(chunked(env, size), decode, Box(-1.0, 1.0, (2 + 2 * num_pushes,)))
+
+
+def risky(lam):
+    """Steps in eight directions past a deadly block, a fifth of them astray, in which the worst tenth counts by lam."""
+    ways = jnp.array([(x, y) for x in (-1.0, 0.0, 1.0) for y in (-1.0, 0.0, 1.0) if x or y])
+
+    def astray(obs, action, key):
+        slips, other = jax.random.split(key)
+        return ways[jnp.where(jax.random.bernoulli(slips, 0.2), jax.random.randint(other, (), 0, 8), action)]
+
+    grid = rlx.envs.make("rlx/GridWorld", layout="tree_in_the_middle")
+    return risk_averse(decoded(grid, astray, Discrete(8)), lam, 0.1, 0.99, (-20.0, 0.0, 10.0))
+
+
+FLOW = fpo.Config(num_envs=16, num_steps=64, normalize_obs=True, hidden_sizes=(64, 64))
+
+
+def played(actor, config, env, state, key, num_episodes=128):
+    """The return of a policy as it is."""
+    return {"return": rlx.evaluate(actor, config, env, state, key, num_episodes).returns.mean()}
+
+
+@cache
+def halves(seed):
+    """Two clones of `swinging`, each of a few episodes of its own."""
+    env = rlx.envs.make("gymnax/Pendulum-v1")
+    seen = [collect(SWINGING, None, env, None, jax.random.key(100 * seed + i), 10, deterministic=False) for i in (1, 2)]
+    return [clone(fpo, FLOW, env, one, jax.random.key(seed), 3_000)[0] for one in seen]
+
+
+def both(weight):
+    """Plays what two clones of `halves` do together."""
+
+    def act(config, env, states, obs, key, deterministic=False):
+        network = fpo.networks(config, env)[0]
+        first, second = (
+            partial(network.apply, state.params["actor"], fpo.normalized(config, state, obs)) for state in states
+        )
+        noise = jnp.zeros((len(obs), action_size(env.action_space)))
+        return rescale(env.action_space, euler(composed(first, second, weight), noise, config.flow_steps)), None
+
+    return lambda env, seed: played(actor(act=act), FLOW, env, halves(seed), jax.random.key(seed))
+
+
+@cache
+def chunks(seed):
+    """A clone of `swinging` by diffusion, of chunks of four actions of which one is done, and its environment."""
+    env = chunked(rlx.envs.make("gymnax/Pendulum-v1"), 4, 1)
+    config = dppo.Config(num_envs=16, normalize_obs=True, hidden_sizes=(64, 64))
+    return env, config, clone(dppo, config, env, shown("gymnax/Pendulum-v1"), jax.random.key(seed), 5_000)[0]
+
+
+def denoising(num, last):
+    """Plays a clone of `chunks` by the last steps of its schedule only, from the chunk before or from noise."""
+
+    def memory(config, env, num):
+        return jnp.zeros((num, action_size(env.action_space))), jnp.zeros(num, bool)
+
+    def act(config, env, state, obs, key, memory, deterministic=False):
+        before, begun = memory
+        network, seen = dppo.networks(config, env)[0], dppo.normalized(config, state, obs)
+        predict = partial(network.apply, state.params["actor"], seen)
+        noise = jax.random.normal(key, (config.denoising_steps + 1, *before.shape))
+        steps = ddpm(config.denoising_steps), noise[1:], jnp.full(config.denoising_steps, 1e-3).at[-1].set(0.0)
+
+        def run(x, num):
+            schedule, noise, least = jax.tree.map(lambda y: y[-num:], steps)
+            return denoise(schedule, predict, x, noise, least, config.action_bound)[0]
+
+        later = shifted(before.reshape(len(obs), 4, -1), 1).reshape(before.shape)
+        whole = run(noise[0], config.denoising_steps)
+        action = jnp.where((begun | (not last))[:, None], run(later if last else noise[0], num), whole)
+        return rescale(env.action_space, action), None, (action, jnp.ones_like(begun))
+
+    def measured(_, seed):
+        env, config, state = chunks(seed)
+        return played(actor(act=act, memory=memory), config, env, state, jax.random.key(seed))
+
+    return measured
+
+
+def within(chance):
+    """Which part of PPO's gradient lies in ten directions: those of most curvature, or any."""
+
+    def measured(env, seed):
+        config = ppo.Config(total_steps=50_000, num_envs=32, num_steps=128, anneal_learning_rate=False)
+        state = rlx.train(ppo, config, env, jax.random.key(seed))[0]
+        traj = rollout(env, partial(ppo.act, config, env, state), state.env_state, jax.random.key(seed), 512)[1]
+        batch = flatten(ppo.advantages(config, env, state, traj)[0])
+        params, unravel = ravel_pytree(state.params)
+        loss = lambda params, batch: ppo.loss(unravel(params), config, env, batch, 0.5)[0]
+        few = jax.tree.map(lambda x: x[:128], batch)  # of another minibatch than the curvature
+        rest = jax.tree.map(lambda x: x[128:], batch)
+        keys = jax.random.split(jax.random.key(seed))
+        if chance:
+            vectors = jnp.linalg.qr(jax.random.normal(keys[0], (params.size, 10)))[0].T
+        else:
+            vectors = lanczos(products(partial(loss, batch=rest), params), params.size, 10, keys[1])[1]
+        return {"share": captured(vectors, jax.grad(loss)(params, few))}
+
+    return measured
+
+
+def by_rule(level, cap):
+    """Orders up to a level, within a cap: of a grid the best pair for the store."""
+    act = lambda config, env, state, obs, key, deterministic=False: (inventory.up_to(obs, level, cap), None)
+    return lambda env, seed: played(actor(act=act), None, env, None, jax.random.key(seed), 512)
+
+
 UNBOUNDED = {"actor_kappa": 0.0, "critic_kappa": 0.0}
 STALE = {"num_envs": 8, "num_epochs": 20, "learning_rate": 1e-3, "entropy_coef": 0.0}
 TASKS = {
@@ -463,6 +606,104 @@ TASKS = {
         ("chosen by PPO", "by speed", "return"),
         {"learning_rate": 1e-3},
     ),
+    "harpg": Trial(
+        "Momentum that the Hessian corrects learns faster than normalised gradients alone.",
+        "Fatkhullin et al. 2023, arXiv:2302.01734",
+        "gymnax/CartPole-v1",
+        1_600_000,
+        {
+            "gradient": Arm("reinforce"),
+            "taken ahead": Arm("reinforce", VARIANTS_OF_STEPS["igt"]),
+            "by the Hessian": Arm("reinforce", VARIANTS_OF_STEPS["harpg"]),
+        },
+        ("by the Hessian", "gradient", "curve"),
+        {"num_envs": 8, "hidden_sizes": (32,), "eta": 0.5, "learning_rate": 0.05},
+    ),
+    "polyak": Trial(
+        "Where the return that can be had is known, a step needs no rate that is tuned.",
+        "Li et al. 2024",
+        "gymnax/CartPole-v1",
+        800_000,
+        {
+            "Polyak's step": Arm("reinforce", VARIANTS_OF_STEPS["polyak"] | {"target_return": 99.34}),
+            "0.03": Arm("reinforce", {"learning_rate": 0.03}),
+            "0.1": Arm("reinforce", {"learning_rate": 0.1}),
+            "0.3": Arm("reinforce", {"learning_rate": 0.3}),
+        },
+        ("Polyak's step", "0.1", "curve"),
+        {"num_envs": 8, "hidden_sizes": (32,)},
+    ),
+    "hdpo": Trial(
+        "Going through the simulator of a store finds better orders than a policy gradient.",
+        "Alvo, Russo, Kanoria 2023, arXiv:2306.11246",
+        "rlx/Inventory",
+        1_000_000,
+        {
+            "through the simulator": Arm("pathwise", settings(pathwise, "rlx/Inventory")),
+            "PPO": Arm(
+                settings={"num_envs": 64, "num_steps": 50, "num_epochs": 8, "num_minibatches": 8, "learning_rate": 1e-3}
+                | {"normalize_obs": True, "normalize_reward": True, "entropy_coef": 0.0}
+            ),
+            "up to 29, at most 5": Arm(measured=by_rule(29.0, 5.0)),
+        },
+        ("through the simulator", "PPO", "return"),
+        num_episodes=512,
+    ),
+    "ndp": Trial(
+        "Goals of movements are explored better than single actions.",
+        "Bahl et al. 2020, arXiv:2012.02788",
+        "rlx/MultiGoal",
+        300_000,
+        {
+            "actions": Arm(),
+            "chunks of 5": Arm(env=lambda env: chunked(env, 5), inside=True, chunk=5),
+            "movements of 5": Arm(env=as_movement, inside=True, chunk=5),
+        },
+        ("movements of 5", "actions", "return"),
+        {"num_envs": 16, "num_steps": 64, "learning_rate": 1e-3, "normalize_obs": True},
+        num_episodes=256,
+    ),
+    "ecrm": Trial(
+        "Where the worst tenth of each stage counts, the worst episodes are better.",
+        "Yu, Shen 2023, arXiv:2301.10932",
+        "rlx/GridWorld",
+        400_000,
+        {
+            "the mean alone": Arm(env=lambda env: risky(0.0), inside=True),
+            "half by the worst tenth": Arm(env=lambda env: risky(0.5), play=lambda env: risky(0.0)),
+        },
+        ("half by the worst tenth", "the mean alone", "tail"),
+        {"num_envs": 16, "num_steps": 128, "learning_rate": 1e-3},
+        num_episodes=512,
+    ),
+    "gpc": Trial(
+        "Two policies, composed in every step of their flow, do better than either.",
+        "Cao et al. 2025, arXiv:2510.01068",
+        "gymnax/Pendulum-v1",
+        0,
+        {"first": Arm(measured=both(0.0)), "second": Arm(measured=both(1.0)), "half of each": Arm(measured=both(0.5))},
+        ("half of each", "first", "return"),
+    ),
+    "rti-dp": Trial(
+        "From the chunk before, a few steps of denoising are enough.",
+        "Duan et al. 2025, arXiv:2508.05396",
+        "gymnax/Pendulum-v1",
+        0,
+        {
+            "2 steps, from the last": Arm(measured=denoising(2, True)),
+            "2 steps, from noise": Arm(measured=denoising(2, False)),
+            "all steps, from noise": Arm(measured=denoising(dppo.Config().denoising_steps, False)),
+        },
+        ("2 steps, from the last", "2 steps, from noise", "return"),
+    ),
+    "subspaces": Trial(
+        "Most of a gradient lies in the few directions in which the loss is curved most.",
+        "Schneider et al. 2024",
+        "gymnax/CartPole-v1",
+        50_000,
+        {"10 of most curvature": Arm(measured=within(False)), "any 10": Arm(measured=within(True))},
+        ("10 of most curvature", "any 10", "share"),
+    ),
     "counts": Trial(
         "A bonus for cells that were seen rarely finds what noise does not.",
         "Tang et al. 2017, arXiv:1611.04717",
@@ -486,9 +727,13 @@ TASKS = {
 
 def measure(trial: Trial, arm: Arm) -> dict[str, Any]:
     """What an arm comes to, seed by seed."""
-    algorithm, plain = load_algorithm(arm.algorithm), rlx.envs.make(trial.env)
-    env = arm.env(plain)
-    own = trial.settings | arm.settings | {"total_steps": trial.total_steps}
+    plain = rlx.envs.make(trial.env)
+    if arm.measured is not None:
+        seeds = [jax.device_get(arm.measured(plain, seed)) for seed in range(NUM_SEEDS)]
+        found = {name: np.array([one[name] for one in seeds]) for name in seeds[0]}
+        return described(trial, arm, found, trial.total_steps)
+    algorithm, env = load_algorithm(arm.algorithm), arm.env(plain)
+    own = trial.settings | arm.settings | {"total_steps": trial.total_steps // arm.chunk}
     played = env if arm.inside else plain if arm.play is None else arm.play(plain)
     config = configure(algorithm.Config, (settings(algorithm, trial.env) if trial.tuned else {}) | own)
 
@@ -503,23 +748,29 @@ def measure(trial: Trial, arm: Arm) -> dict[str, Any]:
             state = algorithm.init(config, env, train_key)
             state = rlx.replace(state, params=start.params, obs_stats=start.obs_stats)
             state, metrics = rlx.resume(algorithm, config, env, state, rlx.total_updates(config))
-        found = rlx.evaluate(algorithm, config, played, state, play_key, NUM_EPISODES)
-        return found.returns.mean(), {name: metrics[name] for name in KEPT if name in metrics}
+        returns = rlx.evaluate(algorithm, config, played, state, play_key, trial.num_episodes).returns
+        worst = jnp.sort(returns)[: max(1, trial.num_episodes // 10)]
+        return (returns.mean(), worst.mean()), {name: metrics[name] for name in KEPT if name in metrics}
 
     keys = jax.vmap(jax.random.key)(np.arange(NUM_SEEDS))
-    returns, metrics = jax.device_get(spread(lane)(keys, config, env, played, start, given))
+    (returns, tail), metrics = jax.device_get(spread(lane)(keys, config, env, played, start, given))
     num = metrics["num_episodes"]
     weighted = (metrics["episode_return"] * num).sum(1, dtype=np.float64) / np.maximum(num.sum(1), 1)
     last = slice(-max(1, num.shape[1] // 20), None)
-    found = {"return": returns, "curve": weighted}
+    found = {"return": returns, "tail": tail, "curve": weighted}
     found |= {"entropy": metrics["entropy"][:, last].mean(1)} if "entropy" in metrics else {}
+    return described(trial, arm, found, arm.chunk * rlx.steps_taken(config, rlx.total_updates(config)))
+
+
+def described(trial: Trial, arm: Arm, found: dict[str, np.ndarray], steps: int) -> dict[str, Any]:
+    """The result of an arm, as it is written."""
     return {
         "env": trial.env,
-        "steps": rlx.steps_taken(config, rlx.total_updates(config)),
+        "steps": steps,
         "algorithm": arm.algorithm,
         "settings": trial.settings | arm.settings,
         "seeds": list(range(NUM_SEEDS)),
-        "episodes": NUM_EPISODES,
+        "episodes": trial.num_episodes,
         **{name: np.asarray(x, np.float64).tolist() for name, x in found.items()},
         "versions": {package: version(package) for package in PACKAGES},
     }
@@ -574,7 +825,8 @@ def table(results: dict[tuple[str, str], dict]) -> str:
         found = difference(*(results[name, arm][quantity] for arm in (first, second)))
         arms = "; ".join(f"{arm} {np.mean(results[name, arm][quantity]):.3g}" for task, arm in results if task == name)
         estimate = "{value:.3g} [{low:.3g}, {high:.3g}]".format(**found)
-        task = f"`{trial.env}`, {results[name, first]['steps']:,} steps"
+        steps = results[name, first]["steps"]
+        task = f"`{trial.env}`, {steps:,} steps" if steps else f"`{trial.env}`, clones"
         what = f"{QUANTITIES[quantity]}: {first} over {second}"
         row = [f"{name} ({trial.source})", trial.claim, task, arms, what, estimate]
         lines.append([*row, verdict(found)])
