@@ -140,7 +140,7 @@ def loss(params, config, env, traj, alive):
     return -reweighted_returns(log_ratio, traj.reward, alive, config.gamma).mean(), {"entropy": entropy}
 
 
-def played(config, env, params, key):
+def whole_episodes(config, env, params, key):
     """N episodes of a policy, and which of their steps are of an episode."""
     start_key, play_key = jax.random.split(key)
     start = reset(env, start_key, config.num_envs)
@@ -153,7 +153,7 @@ def hessian(config, env, state, key):
     share = jax.random.uniform(share_key)
     between = jax.tree.map(lambda new, old: share * new + (1.0 - share) * old, state.params, state.before)
     last = jax.tree.map(jnp.subtract, state.params, state.before)
-    traj, alive = played(config, env, between, play_key)
+    traj, alive = whole_episodes(config, env, between, play_key)
     gradient = jax.grad(lambda params: loss(params, config, env, traj, alive)[0])
     return jax.jvp(gradient, (between,), (last,))[1]
 
@@ -161,7 +161,7 @@ def hessian(config, env, state, key):
 def update(config, env, state):
     """Episodes of the policy as it is, and one step."""
     key, play_key, hessian_key = jax.random.split(state.key, 3)
-    traj, alive = played(config, env, state.params, play_key)
+    traj, alive = whole_episodes(config, env, state.params, play_key)
     (minus_return, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, config, env, traj, alive)
     progress = training_progress(config, state)
     learning_rate = config.learning_rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)

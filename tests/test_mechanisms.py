@@ -57,7 +57,7 @@ def test_a_command_trains_for_two_updates(row, tmp_path):
     if words[1] in ("avg", "stream_ac", "stream_q"):  # one environment
         flags = ["--hidden-sizes", "8", "--num-steps", "16"]
     if words[1] == "reinforce":  # whole episodes
-        flags += ["--env-options", "max_steps=16"]
+        flags += ["--num-envs", "2", "--env-options", "max_steps=16"]
     out = tmp_path / "run"
     arguments = [*words, "--no-preset", *flags, "--total-steps", steps, "--eval-episodes", 1, "--out", out]
     assert command(*arguments) == 0

@@ -117,7 +117,7 @@ def test_a_step_is_as_long_as_the_rate_and_along_the_gradient(env):
     moved = jax.tree.map(jnp.subtract, after.params, state.params)
     np.testing.assert_allclose(global_norm(moved), 0.1, rtol=1e-4)
     np.testing.assert_allclose(metrics["step_size"], 0.1, rtol=1e-4)
-    traj, alive = module.played(of("plain"), env, state.params, jax.random.split(state.key, 3)[1])
+    traj, alive = module.whole_episodes(of("plain"), env, state.params, jax.random.split(state.key, 3)[1])
     grads = jax.grad(module.loss, has_aux=True)(state.params, of("plain"), env, traj, alive)[0]
     flat, wanted = ravel_pytree(moved)[0], -0.1 * ravel_pytree(grads)[0] / global_norm(grads)
     np.testing.assert_allclose(flat, wanted, atol=1e-6)
@@ -153,7 +153,7 @@ def test_the_hessian_is_that_of_the_loss_on_its_own_episodes(env):
     share = jax.random.uniform(share_key)
     between = jax.tree.map(lambda new, old: share * new + (1 - share) * old, state.params, state.before)
     flat, unravel = ravel_pytree(between)
-    traj, alive = module.played(config, env, between, play_key)
+    traj, alive = module.whole_episodes(config, env, between, play_key)
     grad = jax.grad(lambda x: module.loss(unravel(x), config, env, traj, alive)[0])
     last = ravel_pytree(state.params)[0] - ravel_pytree(state.before)[0]
     width = 0.05  # of a central difference, which rounds at about 1e-3 of the product
