@@ -30,7 +30,8 @@ OBJECTIVES |= {name: getattr(batch_objectives, name) for name in OF_BATCHES}
 BONUSES = {name: getattr(bonuses, name) for name in ("Counts", "RND")}
 # What an algorithm is given beside an objective, by the option that asks for it: the classes, and what gives one.
 GIVEN = {"bonus": (BONUSES, bonuses.with_bonus), "transform": (transforms.TRANSFORMS, transforms.with_transform)}
-LEARNED = ".npz"  # how the file of a learned objective ends
+LEARNED = ".npz"  # how the file of a learned objective or rule ends
+RULES = {"evolved": Path(__file__).parent / "meta" / "evolved.npz"}  # update rules that ship
 
 
 class Algorithm(Protocol):
@@ -133,17 +134,20 @@ def kind_of(name: str) -> str:
 
 def load_objective(name: str) -> Any:
     """The class of a name, or what is in a file of a learned one."""
-    return importlib.import_module("rlx.meta.drifts").load(Path(name)) if name.endswith(LEARNED) else OBJECTIVES[name]
+    return importlib.import_module("rlx.meta.saved").load(Path(name)) if name.endswith(LEARNED) else OBJECTIVES[name]
 
 
 def with_named(algorithm: ModuleType, given: str) -> ModuleType:
-    """The algorithm with the objective of this name, or of this file, a bonus, a transform, or several: `SPO+RND`."""
+    """The algorithm with the objective of this name, the objective or rule of this file, or several: `SPO+RND`."""
     for name in given.split("+"):
         if (kind := kind_of(name)) in GIVEN:
             known, give = GIVEN[kind]
             algorithm = give(algorithm, known[name])
             continue
-        before, algorithm = algorithm, objectives.with_objective(algorithm, load_objective(name))
+        before, found = algorithm, load_objective(name)
+        rules: Any = importlib.import_module("rlx.meta.rules") if name.endswith(LEARNED) else None
+        is_rule = rules is not None and isinstance(found, rules.LPG)
+        algorithm = rules.with_rule(algorithm, found) if is_rule else objectives.with_objective(algorithm, found)
         if name.endswith(LEARNED):
             file = Path(name)
             vars(algorithm)["__sources__"] = getattr(before, "__sources__", {}) | {file.name: file.read_bytes()}

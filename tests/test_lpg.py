@@ -248,3 +248,66 @@ def test_rules_live_through_trials(agent):
     found = meta.trial(lpg, [meta.Lifetime(config, env)], num_seeds=2, keyword="rule")(rules, jax.random.key(1))
     assert found.shape == (1, 2, 2)
     assert np.isfinite(found).all()
+
+
+def test_a_timed_rule_is_told_how_far_a_life_has_gone_and_how_long_it_is(seen):
+    rule = meta.lpg(jax.random.key(2), num_units=8, num_values=M, timed=True)
+    rule = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), rule)
+    short, long = lpg.Config(total_steps=10 * 1280), lpg.Config(total_steps=90 * 1280)
+    found = {(n, p): rule(config, seen, jnp.float32(p))[0] for n, config in ((10, short), (90, long)) for p in (0, 0.5)}
+    assert all(np.isfinite(x).all() for x in found.values())
+    assert np.abs(found[10, 0] - found[10, 0.5]).max() > 1e-3
+    assert np.abs(found[10, 0] - found[90, 0]).max() > 1e-3
+    # The two numbers stand behind the features of every step: n / N and log N.
+    params = jax.tree.map(lambda x: x, rule.params)
+    cut = replace(rule, params=jax.tree_util.tree_map_with_path(without_time, params))
+    np.testing.assert_allclose(cut(short, seen, jnp.float32(0))[0], cut(long, seen, jnp.float32(0.5))[0], atol=1e-7)
+    untimed = replace(cut, params=jax.tree.map(lambda x: x[:5] if len(x) == 7 else x, cut.params), timed=False)
+    np.testing.assert_allclose(untimed(None, seen, 0.0)[0], cut(short, seen, jnp.float32(0.0))[0], atol=1e-6)
+
+
+def without_time(path, x):
+    """The weights of the inputs of the GRU, 0 for the last two."""
+    return x.at[5:].set(0.0) if x.ndim == 2 and len(x) == 7 else x
+
+
+def test_a_rule_in_a_file_is_the_rule(tmp_path, learned, seen):
+    meta.save(tmp_path / "rule.npz", learned, {"generations": 3})
+    found = meta.load(tmp_path / "rule.npz")
+    jax.tree.map(np.testing.assert_array_equal, found, learned)
+    jax.tree.map(np.testing.assert_array_equal, found(None, seen, 0.0), learned(None, seen, 0.0))
+    with pytest.raises(ValueError, match="not a population"):
+        meta.save(tmp_path / "all.npz", meta.alone(learned))
+    with pytest.raises(ValueError, match="learns by no rule"):
+        meta.with_rule(rlx.algos.ppo, learned)
+    with pytest.raises(ValueError, match="give num_values = 4"):
+        jax.eval_shape(lambda: lpg_of(learned))
+
+
+def lpg_of(rule):
+    """A step of an agent whose predictions are over another number of values."""
+    env, config = rlx.envs.make("rlx/Levels"), lpg.Config(num_envs=2, num_steps=2)
+    return lpg.update(config, env, lpg.init(config, env, jax.random.key(0)), rule=rule)
+
+
+@pytest.mark.more
+@pytest.mark.usefixtures("command_cache")
+def test_a_rule_is_an_option(tmp_path, learned, capsys):
+    path = tmp_path / "rule.npz"
+    meta.save(path, learned)
+    flags = ["--env", "rlx/Levels", "--num-envs", 4, "--num-steps", 4, "--total-steps", 64, "--eval-episodes", 1]
+    out = tmp_path / "run"
+    assert command("train", "lpg", *flags, "--num-values", M, "--rule", path, "--out", out) == 0
+    assert command("train", "--resume", out, "--total-steps", 96) == 0
+    agent = rlx.load(out)
+    assert agent.algorithm.__name__ == "rlx.algos.lpg+LPG"
+    env = rlx.envs.make("rlx/Levels")
+    config = lpg.Config(num_envs=4, num_steps=4, total_steps=64, num_values=M)
+    whole, _ = rlx.train(lpg, config, env, jax.random.key(0), rule=learned)
+    assert jax.tree.structure(whole.params) == jax.tree.structure(agent.state.params)
+    assert command("train", "lpg", *flags, "--rule", "evolved", "--out", tmp_path / "evolved") == 0
+    capsys.readouterr()
+    assert command("train", "ppo", "--env", "CartPole-v1", "--rule", "evolved") == 2
+    assert "learns by no rule" in capsys.readouterr().err
+    assert command("train", "lpg", *flags, "--rule", "best") == 2
+    assert "give evolved, or the file of a rule" in capsys.readouterr().err

@@ -5,6 +5,8 @@
 
 A rule is the recurrent network of LPG. A generation of candidates trains agents on the same few levels from beginning
 to end; which levels, is drawn uniformly or chosen by regret. What is found trains agents on levels that none has seen.
+Rules of the last two kinds are evolved on lives of several lengths, and one kind is told how long a life is and how far
+it has gone (TA-LPG); they are tried on each length.
 What is interrupted is gone on with by the same command.
 """
 
@@ -41,7 +43,9 @@ AGENT = lpg.Config(total_steps=19_200, learning_rate=3e-2, **SIZES)
 A2C = ppo.Config(total_steps=19_200, learning_rate=3e-2, hidden_sizes=(), num_epochs=1, num_minibatches=1, **SIZES)
 UNITS = 32  # of the rule's network
 EVOLVED = {"uniform": "evolved on uniform levels", "groove": "evolved on levels of high regret"}
-TASKS = {"random": "random weights", "reinforce": "REINFORCE", "a2c": "A2C"} | EVOLVED
+OF_LIVES = {"lives": "evolved on lives of 10, 30 and 90 updates", "timed": "the same, told the time (TA-LPG)"}
+LIVES = (10, 30, 90)  # updates
+TASKS = {"random": "random weights", "reinforce": "REINFORCE", "a2c": "A2C"} | EVOLVED | OF_LIVES
 HELD_OUT = 10_000  # what keys of held-out levels begin with
 
 
@@ -72,20 +76,21 @@ def ordinary(algorithm, each, config, env):
 LIFE, ORDINARY = spread(learned), {a: spread(partial(ordinary, a)) for a in (lpg, ppo)}
 
 
-def lives(rules: Any, drawn: Any, keys: jax.Array) -> np.ndarray:
+def lives(rules: Any, drawn: Any, keys: jax.Array, num_updates: int = 30) -> np.ndarray:
     """Returns `[P, M]` of agents with each of P rules on each of M levels, with the level's key."""
+    config = rlx.replace(AGENT, total_steps=num_updates * AGENT.steps_per_update)
     env = rlx.envs.make("rlx/Levels")
     num, of = len(jax.tree.leaves(rules)[0]), len(keys)
     each = jax.tree.map(lambda x: jnp.repeat(x, of, axis=0), rules)
     places = jax.tree.map(lambda x: jnp.tile(x, (num, *[1] * (x.ndim - 1))), drawn)
-    return np.asarray(LIFE((each, places, jnp.tile(keys, num)), AGENT, env)).reshape(num, of)
+    return np.asarray(LIFE((each, places, jnp.tile(keys, num)), config, env)).reshape(num, of)
 
 
 def evolve(kind: str, seed: int, budget: Budget, directory: Path) -> tuple[Any, list[dict[str, Any]]]:
     """What evolution proposes after all of its generations, and a row for each of them."""
     env = rlx.envs.make("rlx/Levels")
     start_key, evolve_key, fill_key, choose_key = jax.random.split(jax.random.key(seed), 4)
-    start = meta.lpg(start_key, UNITS)
+    start = meta.lpg(start_key, UNITS, timed=kind == "timed")
     strategy = meta.open_es(start, budget.population, sigma=0.1, learning_rate=0.02)
     state = {"generation": meta.first(strategy, start, evolve_key), "buffer": meta.fill(fill_key, level, budget.buffer)}
     if checkpoint.numbers(directory / "checkpoints"):
@@ -97,12 +102,14 @@ def evolve(kind: str, seed: int, budget: Budget, directory: Path) -> tuple[Any, 
         chosen = meta.choose(state["buffer"], chosen_key, budget.levels)
         replayed = float((~state["buffer"].new[chosen]).mean()) if kind == "groove" else 0.0
         drawn = jax.tree.map(lambda x: x[chosen], state["buffer"].levels)
-        if kind == "uniform":
+        if kind != "groove":
             drawn = jax.vmap(level)(jax.random.split(chosen_key, budget.levels))
         keys = jax.random.split(key, budget.levels)
-        returns = np.asarray(lives(candidates, drawn, keys))
+        num_updates = LIVES[len(rows) % len(LIVES)] if kind in OF_LIVES else 30
+        returns = np.asarray(lives(candidates, drawn, keys, num_updates))
         returns = np.where(np.isfinite(returns), returns, np.nan)
-        regret = np.asarray(ORDINARY[ppo]((drawn, keys), A2C, env)) - np.nanmean(returns, axis=0)
+        of_a2c = np.nan if kind in OF_LIVES else np.asarray(ORDINARY[ppo]((drawn, keys), A2C, env))
+        regret = of_a2c - np.nanmean(returns, axis=0)
         if kind == "groove":
             state["buffer"] = meta.record(state["buffer"], chosen, jnp.asarray(regret), fresh_key, level)
         row = {"generation": len(rows) + 1, "return": float(np.nanmean(returns)), "regret": float(regret.mean())}
@@ -139,9 +146,13 @@ def measure(kind: str, budget: Budget, directory: Path) -> dict[str, Any]:
                 rules.append(meta.lpg(jax.random.key(HELD_OUT + seed), UNITS))
                 continue
             rule, rows = evolve(kind, seed, budget, directory / f"seed_{seed}")
+            meta.save(directory / f"seed_{seed}" / "rule.npz", rule, {"evolved": TASKS[kind]})
             rules.append(rule)
             logs.append([[round(row[name], 4) for name in ("return", "regret", "replayed")] for row in rows])
-        returns = lives(jax.tree.map(lambda *x: jnp.stack(x), *rules), drawn, keys)
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *rules)
+        lengths = LIVES if kind in OF_LIVES else (30,)
+        returns = np.stack([lives(stacked, drawn, keys, num) for num in lengths], axis=1)  # [seeds, lengths, levels]
+        returns = returns if kind in OF_LIVES else returns[:, 0]
     return {
         "task": kind,
         "returns": np.round(returns.astype(float), 4).tolist(),
@@ -157,20 +168,34 @@ def over_random(results: dict[str, dict], kind: str) -> np.ndarray:
     return mean(kind) - mean("random")
 
 
+def of_one_length(results: dict[str, dict]) -> dict[str, dict]:
+    """The results of lives of 30 updates, all of them alike."""
+    return {kind: result for kind, result in results.items() if kind not in OF_LIVES}
+
+
 def table(results: dict[str, dict]) -> str:
-    """Returns on held-out levels in Markdown, a row a rule."""
+    """Returns on held-out levels in Markdown, a row a rule, and those of lives of several lengths."""
     lines = [["rule", "seeds", "return on held-out levels", "more than with random weights", "better on"]]
     lines += [["---", *["--:"] * 4]]
-    for kind, result in results.items():
+    estimate = "{value:.3f} [{low:.3f}, {high:.3f}]"
+    for kind, result in of_one_length(results).items():
         returns = np.array(result["returns"], float)
-        cells = ["{value:.3f} [{low:.3f}, {high:.3f}]".format(**interval([np.nanmean(returns, axis=0)]))]
+        cells = [estimate.format(**interval([np.nanmean(returns, axis=0)]))]
         more = over_random(results, kind) if "random" in results and kind != "random" else None
         cells += ["", ""] if more is None else []
         if more is not None:
-            cells += ["{value:.3f} [{low:.3f}, {high:.3f}]".format(**interval([more]))]
+            cells += [estimate.format(**interval([more]))]
             cells += [f"{(more > 0).mean():.0%} of the levels"]
         lines.append([TASKS[kind], str(len(returns)), *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    if results.keys() >= OF_LIVES.keys():
+        lines += [[], ["rule", "seeds", *(f"return after {num} updates" for num in LIVES)], ["---", *["--:"] * 4]]
+        found = {kind: np.array(results[kind]["returns"], float) for kind in OF_LIVES}  # [seeds, lengths, levels]
+        found = {kind: (str(len(x)), np.nanmean(x, axis=0)) for kind, x in found.items()}
+        for kind, (seeds, means) in found.items():
+            lines.append([TASKS[kind], seeds, *(estimate.format(**interval([x])) for x in means)])
+        gained = found["timed"][1] - found["lives"][1]
+        lines.append(["by how much more where told", "", *(estimate.format(**interval([x])) for x in gained)])
+    return "".join(f"| {' | '.join(line)} |\n" if line else "\n" for line in lines)
 
 
 def draw(results: dict[str, dict], path: Path) -> None:
@@ -186,7 +211,7 @@ def draw(results: dict[str, dict], path: Path) -> None:
     left.set(xlabel="generation", ylabel="regret: A2C less the population", title="on the levels of evolution")
     if left.get_legend_handles_labels()[0]:
         left.legend(fontsize=8)
-    shown = [kind for kind in results if kind != "random"] if "random" in results else []
+    shown = [kind for kind in of_one_length(results) if kind != "random"] if "random" in results else []
     if shown:
         right.violinplot([over_random(results, kind) for kind in shown], showmeans=True)
         right.set_xticks(range(1, len(shown) + 1), shown)

@@ -24,6 +24,7 @@ from rlx.algorithm import (
     GIVEN,
     LEARNED,
     OBJECTIVES,
+    RULES,
     algorithms,
     kind_of,
     named_algorithm,
@@ -53,6 +54,8 @@ class Sources:
     objective: str = ""
     """Policy objective to use in place of the algorithm's own: a name such as SPO, whose coefficients become options,
     or the file of a learned one."""
+    rule: str = ""
+    """Learned update rule for lpg: evolved, which ships, or the file of another."""
     bonus: str = ""
     """Bonus for what is new, RND or Counts, that the algorithm learns from beside the reward; its coefficients become
     options."""
@@ -117,7 +120,7 @@ def resumed(sources: Sources, file: str, given: ModuleType | None, name: str) ->
     directory: Any = sources.resume
     saved = read_config(directory, file)
     own, objective = split_name(saved["algorithm"])
-    objective = "" if sources.objective else objective
+    objective = "" if sources.objective or sources.rule else objective
     code, drift = source.changes(name or own, saved, given), source.changes(objective, saved)
     changed = [str(path) for path, what in (code | drift).items() if what == "has changed"]
     if changed and (not sources.source or (drift and sources.source == "file")):
@@ -139,7 +142,10 @@ def resumed(sources: Sources, file: str, given: ModuleType | None, name: str) ->
 def with_asked(algorithm: ModuleType, name: str, sources: Sources, file: str = "config.json") -> tuple[ModuleType, str]:
     """The algorithm and its name with the objective, bonus and transform asked for, or those of what is resumed."""
     before = "" if sources.resume is None else split_name(read_config(sources.resume, file)["algorithm"])[1]
-    asked = [_known("objective", sources.objective, OBJECTIVES)]
+    rule = str(RULES.get(sources.rule, sources.rule))
+    if rule and not rule.endswith(LEARNED):
+        raise ValueError(f"--rule {rule}: give {', '.join(RULES)}, or the file of a rule, which ends with {LEARNED}")
+    asked = [_known("objective", sources.objective or rule, OBJECTIVES)]
     asked += [_known(kind, getattr(sources, kind), known) for kind, (known, _) in GIVEN.items()]
     of_kind = {kind_of(name): name for name in [*before.split("+"), *asked] if name}  # the last of each
     ordered = [of_kind[kind] for kind in ("objective", *GIVEN) if kind in of_kind]

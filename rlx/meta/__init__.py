@@ -1,7 +1,7 @@
 """Learning the learning rule: objectives with weights, whole lifetimes to measure them by, and how to improve them."""
 
 from rlx.meta.curriculum import Buffer, choose, fill, record
-from rlx.meta.drifts import LPO, TALPO, drift_features, learned_surrogate, load, lpo, save, talpo
+from rlx.meta.drifts import LPO, TALPO, drift_features, learned_surrogate, lpo, talpo
 from rlx.meta.evolution import (
     STRATEGIES,
     Generation,
@@ -17,7 +17,8 @@ from rlx.meta.evolution import (
 )
 from rlx.meta.gradients import MetaState, detached, meta_train, meta_update, outcome, unrolled
 from rlx.meta.lifetimes import Lifetime, alone, fitness, last_return, lived, scaled, trial
-from rlx.meta.rules import LPG, lpg
+from rlx.meta.rules import LPG, lpg, with_rule
+from rlx.meta.saved import load, save
 
 __all__ = [
     "LPG",
@@ -58,4 +59,5 @@ __all__ = [
     "talpo",
     "trial",
     "unrolled",
+    "with_rule",
 ]

@@ -8,22 +8,14 @@ another leading axis, and plug into any algorithm that takes an `objective`:
     rlx.train(ppo, config, env, key, objective=rlx.meta.lpo(key))
 """
 
-import json
-import zipfile
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
-
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rlx.objectives import importance_weighted
 from rlx.pytree import pytree, static
 
 MARGIN = 1e-4
-FORMAT = 1
 FARTHEST = 20.0  # log-ratios beyond it look like this one: their exponential must not overflow
 
 
@@ -97,9 +89,6 @@ class TALPO:
         return learned_surrogate(log_ratio, advantage, features, self.hidden, self.out, self.clip)
 
 
-KINDS = {"lpo": LPO, "talpo": TALPO}
-
-
 def lpo(key: jax.Array | None = None, num_hidden: int = 128, clip: float = float("inf")) -> LPO:
     """LPO with random weights, of variance 1 over their inputs; without a key those of the second
     layer are 0, and so is the drift. (Were all of them, every pair of antithetic candidates would be one function.)
@@ -120,45 +109,4 @@ def _weights(key, num_inputs, num_hidden):
     return hidden, jax.random.normal(out_key, (num_hidden,)) / jnp.sqrt(num_hidden)
 
 
-def save(path: Path, objective: LPO | TALPO, about: dict[str, Any] | None = None) -> None:
-    """Writes the objective as a NumPy archive: `hidden`, `out`, and `about`, JSON with its `kind` and `clip`.
-
-    Raises:
-        ValueError: for an objective of another class, and for a population of them.
-    """
-    kind = next((name for name, cls in KINDS.items() if type(objective) is cls), None)
-    if kind is None:
-        raise ValueError(
-            f"a file of an objective holds an LPO or a TALPO, not a {type(objective).__name__}: keep the leaves of "
-            "another pytree with rlx.run.checkpoint.save"
-        )
-    if (np.ndim(objective.hidden), np.ndim(objective.out)) != (2, 1):
-        raise ValueError(f"hidden has shape {list(np.shape(objective.hidden))}: save one objective, not a population")
-    content = {"format": FORMAT, "rlx": version("rlx"), "kind": kind, "clip": str(objective.clip)} | (about or {})
-    partial = Path(path).with_suffix(".partial.npz")
-    np.savez(partial, hidden=objective.hidden, out=objective.out, about=np.array(json.dumps(content)))
-    partial.replace(path)
-
-
-def load(path: Path) -> LPO | TALPO:
-    """The objective of a file that `save` wrote.
-
-    Raises:
-        ValueError: when there is none, or it is not one of these files.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            about, hidden, out = (
-                json.loads(str(file["about"])),
-                *(np.asarray(file[name]) for name in ("hidden", "out")),
-            )
-        if about["format"] == FORMAT:
-            return KINDS[about["kind"]](hidden, out, float(about["clip"]))
-    except OSError as error:
-        raise ValueError(f"there is no objective {path}: {error}") from error
-    except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a learned objective: {error}") from error
-    raise ValueError(f"{path} has format {about['format']}; this is rlx {version('rlx')}, which reads {FORMAT}")
-
-
-__all__ = ["LPO", "TALPO", "drift_features", "learned_surrogate", "load", "lpo", "save", "talpo"]
+__all__ = ["LPO", "TALPO", "drift_features", "learned_surrogate", "lpo", "talpo"]
