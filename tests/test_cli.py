@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,6 +28,7 @@ from rlx.run import Logger, best, evaluate_run, keys
 from rlx.run.checkpoint import numbers, restore
 from rlx.run.progress import Display
 from rlx.run.saved import environment
+from rlx.run.training import on_a_thread
 
 EXACT = True  # bits are compared
 
@@ -90,8 +92,8 @@ def long(tmp_path_factory):
 
 
 def as_long(patch):
-    def evaluate(job, state, *args):
-        result = evaluate_run(job, state, *args)
+    def evaluate(job, state, *args, **kwargs):
+        result = evaluate_run(job, state, *args, **kwargs)
         return result | {"mean": 1e6 if int(state.num_updates) == 4 else result["mean"]}
 
     patch.setattr("rlx.run.training.evaluate_run", evaluate)
@@ -626,3 +628,16 @@ def test_every_objective_can_be_named():
     names = {**vars(objectives), **vars(kl_objectives), **vars(batch_objectives)}
     kinds = [kind for kind in names.values() if isinstance(kind, type) and "__call__" in vars(kind)]
     assert sorted(OBJECTIVES) == sorted(kind.__name__ for kind in kinds)
+
+
+def test_a_program_on_a_thread_is_waited_for_and_tells_its_error():
+    assert on_a_thread(None) is None
+    lowered = jax.jit(lambda x: x + 1).lower(jnp.float32(0))
+    assert on_a_thread(lowered)()(jnp.float32(1)) == 2
+
+    class Wrong:
+        def compile(self):
+            raise RuntimeError("no such instruction")
+
+    with pytest.raises(RuntimeError, match="no such instruction"):
+        on_a_thread(Wrong())()

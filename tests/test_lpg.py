@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rlx
-from rlx import meta
+from rlx import cli, meta
 from rlx.algos import lpg
 from rlx.envs.tasks import levels
 from rlx.rollout import rollout
@@ -282,6 +282,15 @@ def test_a_rule_in_a_file_is_the_rule(tmp_path, learned, seen):
         meta.with_rule(rlx.algos.ppo, learned)
     with pytest.raises(ValueError, match="give num_values = 4"):
         jax.eval_shape(lambda: lpg_of(learned))
+
+
+def command(*arguments):
+    """The exit status of a command."""
+    try:
+        cli.main([str(word) for word in arguments])
+    except SystemExit as stop:
+        return stop.code
+    return 0
 
 
 def lpg_of(rule):

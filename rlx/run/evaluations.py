@@ -21,10 +21,22 @@ SHOWN = 4  # of what an environment reported, in the line of an evaluation
 
 
 def evaluate_run(
-    job: Job, state: Any, key: jax.Array, num_episodes: int, console: Console, deterministic: bool = True
+    job: Job,
+    state: Any,
+    key: jax.Array,
+    num_episodes: int,
+    console: Console,
+    deterministic: bool = True,
+    program: Any = None,
 ) -> dict[str, Any]:
-    """Evaluates on whole episodes and prints the result. Returns it as strict JSON."""
-    found = evaluate(job.algorithm, job.config, job.env, state, key, num_episodes, deterministic, job.host_timeout)
+    """Evaluates on whole episodes and prints the result. Returns it as strict JSON.
+
+    A `program` is that of `rlx.train.play` for these episodes, compiled.
+    """
+    if program is None:
+        found = evaluate(job.algorithm, job.config, job.env, state, key, num_episodes, deterministic, job.host_timeout)
+    else:
+        found = program(job.config, job.env, state, key)
     episodes = fetch(found)
     result = evaluation(episodes, int(state.num_updates), job.config, deterministic)
     console.print(

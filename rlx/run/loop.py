@@ -11,6 +11,7 @@ that keeps every prefix consistent, and resuming drops rows after the newest che
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,7 +47,7 @@ from rlx.run.sinks import KINDS, Jsonl, LoggedRun, Sink
 from rlx.run.storage import naming
 from rlx.run.streams import importing_matplotlib
 from rlx.run.timings import announcement, program_name, remember
-from rlx.run.training import CHUNK_UPDATES, End, Start, trained
+from rlx.run.training import CHUNK_UPDATES, End, Start, on_a_thread, trained
 from rlx.stopping import Stopping, arrays, stopping
 from rlx.train import (
     MAX_STEPS,
@@ -113,8 +114,9 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None, 
     if not job.render_every:  # which draws at once, and parts of a library are not to be imported by two at a time
         # Compiling and training leave the interpreter to others: they do not wait for this second.
         threading.Thread(target=_import_early, args=("rlx.plot",), daemon=True).start()
+    init = on_a_thread(programs.init)
     step = programs.step.compile()
-    start = _begun(job, programs, start, collector)
+    start = _begun(job, programs, start, collector, init)
 
     # Everything that can fail early has succeeded: only from here on is anything written or deleted.
     barrier("everything is read")
@@ -128,7 +130,8 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None, 
     with contextlib.ExitStack() as stack:
         for sink in sinks:
             stack.callback(sink.close)
-        end = trained(job, step, programs.length, start, sinks, console, collector)
+        evaluation = on_a_thread(programs.evaluation)  # compiled while training runs
+        end = trained(job, step, programs.length, start, sinks, console, collector, evaluation)
         return _ended(job, end, console)
 
 
@@ -140,6 +143,7 @@ class Programs:
     shardings: Any  # of the State; None on one device
     step: Any  # of a chunk of at most `length` updates
     init: Any  # None where experience on the host has to be collected for it
+    evaluation: Any  # of episodes; None where that is compiled when it is called
     length: int
     rule: Stopping | None  # that stops it, with nothing seen
 
@@ -164,11 +168,11 @@ def _traced(job: Job, like: Any, collector: Collector | None) -> Programs:
     if job.render_every:
         check_output(env, job.directory / "episodes.gif")
     if collector is not None:
-        return Programs(like, shardings, lowered, None, length, rule)
+        return Programs(like, shardings, lowered, None, None, length, rule)
     begin = jax.jit(lambda *args: algorithm.init(*args), out_shardings=shardings)
     init = begin.lower(now(config), here(config, env), train_key)
-    play.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True, MAX_STEPS)
-    return Programs(like, shardings, lowered, init, length, rule)
+    evaluation = play.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True, MAX_STEPS)
+    return Programs(like, shardings, lowered, init, evaluation if shardings is None else None, length, rule)
 
 
 def _restored(job: Job, programs: Programs, console: Console, from_update: int | None) -> Start:
@@ -238,12 +242,15 @@ def _stored(job: Job, state: T) -> T:
     return state if job.checkpoint_replay else without_replay(state)
 
 
-def _begun(job: Job, programs: Programs, start: Start, collector: Collector | None) -> Start:
+def _begun(
+    job: Job, programs: Programs, start: Start, collector: Collector | None, compiled: Callable[[], Any] | None
+) -> Start:
     """The start with a whole state: a fresh one, that of another run, or what a checkpoint left out."""
     key = keys(job.seed)[0]
-    if collector is None:
-        fresh = lambda: programs.init.compile()(now(job.config), here(job.config, job.env), key)
+    if compiled is not None:
+        fresh = lambda: compiled()(now(job.config), here(job.config, job.env), key)
     else:
+        assert collector is not None  # else init is compiled
         collector.open(start.done)
         init = jax.jit(lambda *args: job.algorithm.init(*args))
         fresh = lambda: init(now(job.config), collector.begin(job.config, key), key)

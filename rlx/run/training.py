@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,6 +58,16 @@ class End:
     fault: Fault | None = None  # of an environment on the host
 
 
+def on_a_thread(lowered: Any) -> Callable[[], Any] | None:
+    """Compiles a program on a thread of its own, from now on; what is returned waits for it. None of None."""
+    if lowered is None:
+        return None
+    pool = ThreadPoolExecutor(1)
+    compiled = pool.submit(lowered.compile)
+    pool.shutdown(wait=False)
+    return compiled.result
+
+
 class Rows:
     """A sink that keeps the last row."""
 
@@ -71,8 +83,17 @@ class Rows:
 class Training:
     """A run under way: what it holds, and what is done with it between two chunks."""
 
-    def __init__(self, job: Job, start: Start, sinks: list[Sink], console: Console, collector: Collector | None = None):
+    def __init__(
+        self,
+        job: Job,
+        start: Start,
+        sinks: list[Sink],
+        console: Console,
+        collector: Collector | None = None,
+        evaluation: Callable[[], Any] | None = None,
+    ):
         self.job, self.sinks, self.console, self.collector = job, sinks, console, collector
+        self.evaluation = evaluation
         self.updates = total_updates(job.config)
         self.state, self.done, self.rule = start.state, start.done, start.rule
         self.alive, self.reason = True, ""
@@ -105,7 +126,8 @@ class Training:
         """Evaluates, and draws an episode where it is its turn."""
         key, job = keys(self.job.seed)[1], replace(self.job, config=self.config)
         self.save()  # the best checkpoint holds exactly what was evaluated
-        self.evaluations.append(evaluate_run(job, self.state, key, job.eval_episodes, self.console))
+        program = None if self.evaluation is None else self.evaluation()
+        self.evaluations.append(evaluate_run(job, self.state, key, job.eval_episodes, self.console, program=program))
         for sink in self.sinks:
             sink.write("evaluations", self.evaluations[-1])
         if job.render_every and len(self.evaluations) % job.render_every == 0:
@@ -161,12 +183,14 @@ def trained(
     sinks: list[Sink],
     console: Console,
     collector: Collector | None = None,
+    evaluation: Callable[[], Any] | None = None,
 ) -> End:
     """Trains from `start` in chunks of at most `length` updates, and evaluates, saves and logs between them.
 
-    `collector` has the environments that step on the host.
+    `collector` has the environments that step on the host; `evaluation` gives the compiled program of evaluations,
+    where there is one.
     """
-    run = Training(job, start, sinks, console, collector)
+    run = Training(job, start, sinks, console, collector, evaluation)
     try:
         asked, fault = _trained(run, step, length, console), None
     except Fault as error:  # what was trained before it is whole
