@@ -128,7 +128,7 @@ MECHANISMS = (
         "Jackson et al. 2024, arXiv:2402.05828",
         "update rule",
         "rlx.meta.rules.lpg",
-        "python experiments/learned_rules/compare.py --task timed",
+        "python experiments/learned_rules/compare.py --task ta_lpg",
         "test_lpg.py",
     ),
     _file("harpg", "Fatkhullin et al. 2023, arXiv:2302.01734", f"reinforce {CARTPOLE} --variant harpg", REINFORCE),

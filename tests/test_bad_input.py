@@ -179,7 +179,7 @@ def test_a_sweep_in_python_refuses_numbers_out_of_range(tmp_path, cartpole, how,
 
 
 def test_a_file_of_an_objective_is_refused_for_another_pytree_and_for_a_population(tmp_path):
-    with pytest.raises(ValueError, match="an LPO or a TALPO, not a dict"):
+    with pytest.raises(ValueError, match="an LPO, a TALPO or an LPG, not a dict"):
         meta.save(tmp_path / "x.npz", {"w": jnp.zeros(3)})
     with pytest.raises(ValueError, match="not a population"):
         meta.save(tmp_path / "x.npz", meta.alone(meta.lpo()))

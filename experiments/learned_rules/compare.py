@@ -43,7 +43,7 @@ AGENT = lpg.Config(total_steps=19_200, learning_rate=3e-2, **SIZES)
 A2C = ppo.Config(total_steps=19_200, learning_rate=3e-2, hidden_sizes=(), num_epochs=1, num_minibatches=1, **SIZES)
 UNITS = 32  # of the rule's network
 EVOLVED = {"uniform": "evolved on uniform levels", "groove": "evolved on levels of high regret"}
-OF_LIVES = {"lives": "evolved on lives of 10, 30 and 90 updates", "timed": "the same, told the time (TA-LPG)"}
+OF_LIVES = {"lives": "evolved on lives of 10, 30 and 90 updates", "ta_lpg": "the same, told the time (TA-LPG)"}
 LIVES = (10, 30, 90)  # updates
 TASKS = {"random": "random weights", "reinforce": "REINFORCE", "a2c": "A2C"} | EVOLVED | OF_LIVES
 HELD_OUT = 10_000  # what keys of held-out levels begin with
@@ -90,7 +90,7 @@ def evolve(kind: str, seed: int, budget: Budget, directory: Path) -> tuple[Any, 
     """What evolution proposes after all of its generations, and a row for each of them."""
     env = rlx.envs.make("rlx/Levels")
     start_key, evolve_key, fill_key, choose_key = jax.random.split(jax.random.key(seed), 4)
-    start = meta.lpg(start_key, UNITS, timed=kind == "timed")
+    start = meta.lpg(start_key, UNITS, timed=kind == "ta_lpg")
     strategy = meta.open_es(start, budget.population, sigma=0.1, learning_rate=0.02)
     state = {"generation": meta.first(strategy, start, evolve_key), "buffer": meta.fill(fill_key, level, budget.buffer)}
     if checkpoint.numbers(directory / "checkpoints"):
@@ -193,7 +193,7 @@ def table(results: dict[str, dict]) -> str:
         found = {kind: (str(len(x)), np.nanmean(x, axis=0)) for kind, x in found.items()}
         for kind, (seeds, means) in found.items():
             lines.append([TASKS[kind], seeds, *(estimate.format(**interval([x])) for x in means)])
-        gained = found["timed"][1] - found["lives"][1]
+        gained = found["ta_lpg"][1] - found["lives"][1]
         lines.append(["by how much more where told", "", *(estimate.format(**interval([x])) for x in gained)])
     return "".join(f"| {' | '.join(line)} |\n" if line else "\n" for line in lines)
 
