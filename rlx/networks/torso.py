@@ -3,12 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlx.networks.convolution import convolve
 from rlx.networks.noisy import NOISE, NoisyDense
 from rlx.networks.norms import BLOCKS, STATS, BatchRenorm, Dropout, unit_length
 from rlx.spaces import Dict, Discrete, Space, named, seen
@@ -16,6 +18,7 @@ from rlx.spaces import Dict, Discrete, Space, named, seen
 TORSOS = ("mlp", "nature", "impala")  # by the convolutions that come before its layers
 SEPARATE = "separate"  # in the names of parameters: one leading axis of networks, see `separate`
 FILTERS = {"nature": (32, 64, 64), "impala": (16, 32, 32)}
+Conv = partial(nn.Conv, conv_general_dilated=convolve)
 
 if TYPE_CHECKING:
 
@@ -261,16 +264,16 @@ class Torso(Module):
         filters = self.conv_features or FILTERS.get(self.kind, ())
         if self.kind == "nature":
             for features, size, stride in zip(filters, (8, 4, 3), (4, 2, 1), strict=True):
-                x = act(nn.Conv(features, (size, size), stride, padding="VALID")(x))
+                x = act(Conv(features, (size, size), stride, padding="VALID")(x))
         elif self.kind == "impala":
             for features in filters:
-                x = nn.max_pool(nn.Conv(features, (3, 3))(x), (3, 3), (2, 2), padding="SAME")
+                x = nn.max_pool(Conv(features, (3, 3))(x), (3, 3), (2, 2), padding="SAME")
                 for _ in range(2):
-                    x = x + nn.Conv(features, (3, 3))(act(nn.Conv(features, (3, 3))(act(x))))
+                    x = x + Conv(features, (3, 3))(act(Conv(features, (3, 3))(act(x))))
             x = act(x)
         else:
             for features in filters:
-                x = nn.Conv(features, (3, 3), padding="VALID")(x)
+                x = Conv(features, (3, 3), padding="VALID")(x)
                 x = act(self._norm()(x) if self.layer_norm else x)
         return x.reshape(*batch_shape, -1)
 
