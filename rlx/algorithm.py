@@ -145,9 +145,11 @@ def with_named(algorithm: ModuleType, given: str) -> ModuleType:
             algorithm = give(algorithm, known[name])
             continue
         before, found = algorithm, load_objective(name)
-        rules: Any = importlib.import_module("rlx.meta.rules") if name.endswith(LEARNED) else None
-        is_rule = rules is not None and isinstance(found, rules.LPG)
-        algorithm = rules.with_rule(algorithm, found) if is_rule else objectives.with_objective(algorithm, found)
+        give = objectives.with_objective
+        if name.endswith(LEARNED):
+            rules: Any = importlib.import_module("rlx.meta.rules")
+            give = rules.with_rule if isinstance(found, rules.LPG) else give
+        algorithm = give(algorithm, found)
         if name.endswith(LEARNED):
             file = Path(name)
             vars(algorithm)["__sources__"] = getattr(before, "__sources__", {}) | {file.name: file.read_bytes()}

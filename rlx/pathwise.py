@@ -62,19 +62,23 @@ def check_gradient(env: Env) -> None:
         with jax.ensure_compile_time_eval():
             slope, difference, size = (float(x) for x in jax.jit(_slopes, static_argnums=1)(env, num_steps))
         noise = 8 * float(jnp.finfo(jnp.float32).eps) * size / WIDTH  # of the difference of two sums of this size
-        if not (abs(slope) <= noise and abs(difference) <= noise):
-            break
+        if abs(slope) > noise or abs(difference) > noise or not np.isfinite(slope):
+            _check_slopes(num_steps, slope, difference, noise)
+            return
+    raise ValueError(
+        f"the rewards of the first {STEPS[-1]} steps of this environment depend on its actions by no more than they "
+        "are rounded: there is no gradient to follow"
+    )
+
+
+def _check_slopes(num_steps: int, slope: float, difference: float, noise: float) -> None:
+    """Raises ValueError where a derivative and a difference are further apart than is explained by rounding."""
     wrong = f"{abs(slope):.2g} by its gradient, {abs(difference):.2g} by a small change"
     if not np.isfinite(slope) or abs(slope - difference) > CLOSE * max(abs(slope), abs(difference)) + noise:
         raise ValueError(
             f"the rewards of this environment have no gradient by its actions that is right: over {num_steps} steps "
             f"they change by {wrong}; choose an environment such as Pendulum-v1, or an algorithm that learns "
             "from rewards alone"
-        )
-    if abs(slope) <= noise and abs(difference) <= noise:
-        raise ValueError(
-            f"the rewards of the first {num_steps} steps of this environment depend on its actions by no more than "
-            "they are rounded: there is no gradient to follow"
         )
 
 

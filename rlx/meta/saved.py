@@ -44,7 +44,8 @@ def save(path: Path, learned: LPO | TALPO | LPG, about: dict[str, Any] | None = 
             raise ValueError(f"{name} has shape {list(np.shape(x))}: save one, not a population")
     content = {"format": FORMAT, "rlx": version("rlx"), "kind": kind} | sizes | (about or {})
     partial = Path(path).with_suffix(".partial.npz")
-    np.savez(partial, about=np.array(json.dumps(content)), **{name: np.asarray(x) for name, x in weights.items()})
+    arrays: dict[str, Any] = {name: np.asarray(x) for name, x in weights.items()}
+    np.savez(partial, about=np.array(json.dumps(content)), **arrays)
     partial.replace(path)
 
 
