@@ -84,8 +84,7 @@ def test_a_trial_is_one_of_the_experiments(row):
     python, script, option, task = row.command.split()
     assert (python, option) == ("python", "--task")
     assert task.replace("_", "-") == row.name
-    text = (ROOT / script).read_text()
-    assert f'"{task}": Trial(' in text or f'"{task}": {task},' in text or f'"{task}": {task}}}' in text
+    assert f'"{task}": ' in (ROOT / script).read_text()  # a key of its tasks
 
 
 def test_the_list_is_filtered(capsys):
