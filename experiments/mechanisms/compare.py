@@ -808,7 +808,7 @@ def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
         axes.set_title(f"{name}: {QUANTITIES[quantity]}", fontsize=8)
         axes.tick_params(axis="y", labelsize=7)
         axes.grid(alpha=0.3, axis="y")
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=80 if len(trials) > 8 else 120)
     plt.close(figure)
 
 
