@@ -11,6 +11,8 @@ Reference: Williams 1992, Machine Learning 8 (REINFORCE); its relatives are sett
 
 Axes: T time, N episodes, O observation, A action.
 
+(The variant `reinforce` of ppo.py is the gradient of rollouts that are cut, by Adam.)
+
 There is no critic, no baseline and no second use of a rollout: what is compared is the step. Every update plays N
 episodes to their ends with the policy as it is. For `harpg` it plays N more with a policy on the way from the one
 before, drawn evenly, from which the Hessian comes.
@@ -127,6 +129,7 @@ def act(config, env, state, obs, key, deterministic=False):
 
 
 def acting(config, env, params, obs, key, deterministic=False):
+    """The same of a policy that need not be that of the State."""
     pi = networks(config, env).apply(params["actor"], obs)
     action = pi.mode() if deterministic else pi.sample(key)
     return rescale(env.action_space, pi.squash(action)), Recorded(action, pi.log_prob(action))

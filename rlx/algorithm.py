@@ -145,13 +145,12 @@ def with_named(algorithm: ModuleType, given: str) -> ModuleType:
             algorithm = give(algorithm, known[name])
             continue
         before, found = algorithm, load_objective(name)
-        give = objectives.with_objective
-        if name.endswith(LEARNED):
+        if not name.endswith(LEARNED):
+            algorithm = objectives.with_objective(algorithm, found)
+        else:
             rules: Any = importlib.import_module("rlx.meta.rules")
-            give = rules.with_rule if isinstance(found, rules.LPG) else give
-        algorithm = give(algorithm, found)
-        if name.endswith(LEARNED):
-            file = Path(name)
+            give = rules.with_rule if isinstance(found, rules.LPG) else objectives.with_objective
+            algorithm, file = give(algorithm, found), Path(name)
             vars(algorithm)["__sources__"] = getattr(before, "__sources__", {}) | {file.name: file.read_bytes()}
     return algorithm
 

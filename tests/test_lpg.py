@@ -276,6 +276,10 @@ def test_a_rule_in_a_file_is_the_rule(tmp_path, learned, seen):
     found = meta.load(tmp_path / "rule.npz")
     jax.tree.map(np.testing.assert_array_equal, found, learned)
     jax.tree.map(np.testing.assert_array_equal, found(None, seen, 0.0), learned(None, seen, 0.0))
+    wider = replace(learned, num_units=9)
+    meta.save(tmp_path / "wider.npz", wider)
+    with pytest.raises(ValueError, match="not those of a rule of its sizes"):
+        meta.load(tmp_path / "wider.npz")
     with pytest.raises(ValueError, match="not a population"):
         meta.save(tmp_path / "all.npz", meta.alone(learned))
     with pytest.raises(ValueError, match="learns by no rule"):
@@ -318,5 +322,7 @@ def test_a_rule_is_an_option(tmp_path, learned, capsys):
     capsys.readouterr()
     assert command("train", "ppo", "--env", "CartPole-v1", "--rule", "evolved") == 2
     assert "learns by no rule" in capsys.readouterr().err
+    assert command("train", "lpg", *flags, "--rule", "evolved", "--objective", "SPO") == 2
+    assert "so give one" in capsys.readouterr().err
     assert command("train", "lpg", *flags, "--rule", "best") == 2
     assert "give evolved, or the file of a rule" in capsys.readouterr().err

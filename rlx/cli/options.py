@@ -145,6 +145,8 @@ def with_asked(algorithm: ModuleType, name: str, sources: Sources, file: str = "
     rule = str(RULES.get(sources.rule, sources.rule))
     if rule and not rule.endswith(LEARNED):
         raise ValueError(f"--rule {rule}: give {', '.join(RULES)}, or the file of a rule, which ends with {LEARNED}")
+    if rule and sources.objective:
+        raise ValueError("--objective and --rule: an algorithm learns by one of them, so give one")
     asked = [_known("objective", sources.objective or rule, OBJECTIVES)]
     asked += [_known(kind, getattr(sources, kind), known) for kind, (known, _) in GIVEN.items()]
     of_kind = {kind_of(name): name for name in [*before.split("+"), *asked] if name}  # the last of each

@@ -63,7 +63,10 @@ def load(path: Path) -> LPO | TALPO | LPG:
             if about["kind"] == "lpg":
                 sizes = {name: about[name] for name in SIZES}
                 like = _like(sizes)
-                leaves = [weights[name].reshape(x.shape) for name, x in _named(like).items()]
+                wanted = {name: x.shape for name, x in _named(like).items()}
+                if wanted != {name: x.shape for name, x in weights.items()}:
+                    raise ValueError("its weights are not those of a rule of its sizes")
+                leaves = [weights[name] for name in wanted]
                 return LPG(jax.tree.unflatten(jax.tree.structure(like), leaves), **sizes)
             return KINDS[about["kind"]](weights["hidden"], weights["out"], float(about["clip"]))
     except OSError as error:
