@@ -8,9 +8,7 @@ Axes: T tokens of an answer, P of a prompt, L of both, N groups, G members of a 
 
 grpo.py with another policy: a step is a token, a group has the same prompt, and the policy reads all tokens before the
 one that it writes. Writing keeps what has been read in a cache; the loss reads whole answers at once.
-
-The first policy is taught on solved problems, `warm_start_examples` of them, as `rlx.tokens.warm_start` has it. That
-belongs to `init`, and its tokens are not counted as steps; how good it got is the return of the first update.
+`init` teaches the first policy on solved problems, see `rlx.tokens.warm_start`; their tokens are not counted as steps.
 
 Deviations from the paper:
 - The default has the advantage of Dr. GRPO and the mean over all tokens of DAPO. Ratios are clipped at 0.8 and 1.28, as
@@ -18,11 +16,10 @@ Deviations from the paper:
 - Rewards come with the last token; "process", which is for rewards of every step, gives later tokens more then.
 - The KL from the reference, the first policy or that of some updates ago (`reference_interval`), is in closed form.
 - Groups may, to compare, have a prompt a member (`same_start`).
-- Problems may come from a pool and be drawn by how often they were solved (VAS), and some groups may be given the first
-  tokens of a right answer (POPE), fewer of problems that are solved more often (`graded`, which is ours).
+- Problems may be drawn from a pool by how often they were solved (VAS). Some groups may be given the first tokens of a
+  right answer (POPE), fewer of problems that are solved more often (ours, `graded`), or imitate one (HPT, `gate`).
 - Minibatches are of whole answers. The learning rate falls linearly to 0, and the norm of the gradient is clipped.
-
-The step count includes padding after an answer's end; `alive_steps` excludes it and what is given.
+- Steps include padding after an answer's end; `alive_steps` excludes it and what is given.
 """
 
 from collections.abc import Callable
@@ -35,9 +32,10 @@ from rlx import groups
 from rlx.clipping import clip_by_global_norm
 from rlx.descent import descend
 from rlx.facts import gathered
+from rlx.imitation import before, check_gate, demonstrated
 from rlx.objectives import Elements, approx_kl, clipped_surrogate, kl_adapted
 from rlx.pool import SAMPLERS, Pool, check_pool, chosen, observed, unknown
-from rlx.pytree import pytree, static, traced
+from rlx.pytree import pytree, replace, static, traced
 from rlx.relatives import ADJUSTMENTS, BASELINES, CREDITS, MASKS, RATIOS, SCALES, SHAPES, WEIGHTS, advantages
 from rlx.relatives import VARIANTS as VARIANTS
 from rlx.rollout import check_divides, check_horizon, episode_metrics, minibatches, reset
@@ -78,12 +76,12 @@ class Config:
     pool: int = static(0, at_least=0)  # problems that are met again; 0: every problem is a new one
     sampler: str = static("uniform", one_of=SAMPLERS)  # by what problems of the pool are drawn
     sampled_share: float = traced(0.5, at_least=0, at_most=1)  # of the problems; the others are drawn evenly
-    pool_memory: float = traced(
-        0.75, at_least=0, at_most=1
-    )  # what earlier answers to a problem count for after new ones
+    pool_memory: float = traced(0.75, at_least=0, at_most=1)  # what earlier answers to a problem count for later
     given: int = static(0, at_least=0)  # tokens of a right answer that some groups are given, to write what follows
     given_share: float = traced(0.5, at_least=0, at_most=1)  # of the groups
     graded: bool = static(False)  # fewer tokens are given of problems that are solved more often
+    gate: int = static(-1, at_least=-1)  # a group with no more answers that are right imitates one that is
+    imitation_coef: float = traced(1.0, at_least=0)
     warm_start_examples: int = static(4096, at_least=0)  # solved problems to be taught on
     warm_start_batch: int = static(128, at_least=1)  # of them, for a gradient step
     warm_start_steps: int = static(1000, at_least=0)  # gradient steps, at most, rounded up to tens
@@ -118,11 +116,12 @@ class Batch:
     tokens: jax.Array  # prompts and answers, [B, L]
     action: jax.Array
     log_prob: jax.Array
-    reference: object  # the distribution that the reference policy has there
     advantage: jax.Array
     weight: jax.Array  # of the token in the policy loss
     even: jax.Array  # in all other means
     alive: jax.Array
+    imitated: jax.Array | None = None  # whether the answer is shown, [B]
+    reference: object = None  # the distribution that the reference policy has there
 
 
 def networks(config, env):
@@ -143,6 +142,7 @@ def check(config, env):
     check_horizon(env, config.num_steps)
     check_divides(config.num_episodes, config.num_minibatches, "num_groups * group_size")
     check_pool(config)
+    check_gate(config, env)
 
 
 def init(config, env, key):
@@ -185,7 +185,7 @@ def loss(params, config, env, batch, progress, objective=objective):
     """Loss of one minibatch of answers `[B, T]`, and its metrics."""
     pi = answers(config, env, params, batch.tokens)
     log_prob = pi.log_prob(batch.action)
-    log_ratio_step = jnp.where(batch.alive, log_prob - batch.log_prob, 0.0)
+    log_ratio_step = jnp.where(batch.alive, log_prob - before(log_prob, batch.log_prob, batch.imitated), 0.0)
     log_ratio = RATIOS[config.ratio](log_ratio_step, batch.alive)
     mean = lambda x, weight=batch.even: config.num_minibatches * (weight * jnp.where(batch.alive, x, 0.0)).sum()
     elements = Elements(log_ratio, batch.advantage, log_prob, batch.alive)
@@ -217,11 +217,12 @@ def update(config, env, state, *, objective: Callable = objective):
     same = config.group_size if config.same_start else 1
     end, traj, alive = write(network, state.params["actor"], env, start, write_key, config.num_steps, given, same)
     recorded, alive_by_episode = jax.tree.map(jnp.transpose, (traj.recorded, alive))  # [T, N * G] as [N * G, T]
-    actor, reference = (answers(config, env, params, end.obs) for params in (state.params, state.reference))
-    facts = gathered(env, traj, alive, config.group_size, actor, given)
+    facts = gathered(env, traj, alive, config.group_size, answers(config, env, state.params, end.obs), given)
     *found, degenerate = advantages(config, facts)
     flat = [x.reshape(config.num_episodes, -1) for x in found]
-    data = Batch(end.obs, recorded.action, recorded.log_prob, reference, *flat, alive_by_episode)
+    data = Batch(end.obs, recorded.action, recorded.log_prob, *flat, alive_by_episode)
+    data = demonstrated(config, env, start, facts, data)
+    data = replace(data, reference=answers(config, env, state.reference, data.tokens))
     progress = training_progress(config, state)
     rate = state.learning_rate if config.adapt_learning_rate else config.learning_rate
     learning_rate = rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)

@@ -53,7 +53,9 @@ FAMILIES = {
     "policies made in several steps": ("dppo", "fpo", "policyflow"),
     "groups": ("grpo", "grpo_recurrent", "grpo_tokens", "pairs_tokens", "ppo_tokens"),
     "values of actions": ("dqn", "pqn", "pqn_recurrent", "sqirl"),
-    "off-policy actor, critic": ("sac", "sac_discrete", "ddpg", "fast_td3", "tqc", "redq", "crossq", "mdpo_offpolicy"),
+    "off-policy actor, critic": (
+        *("sac", "sac_discrete", "ddpg", "fast_td3", "tqc", "redq", "crossq", "mdpo_offpolicy", "dsrl"),
+    ),
     "from data": ("iql", "td3_bc", "cql", "rlpd", "expo"),
     "streams, one step at a time": ("stream_ac", "stream_q", "avg"),
     "several agents, games": ("mappo", "ppo_selfplay", "gumbel_muzero"),

@@ -29,6 +29,7 @@ NEAREST = {
     "crossq": "redq",
     "ddpg": "sac",
     "dppo": "ppo",
+    "dsrl": "sac",
     "es": "grpo",
     "expo": "rlpd",
     "fast_td3": "ddpg",
@@ -196,9 +197,10 @@ def page(name: str) -> str:
     """The page of an algorithm."""
     first, _, rest = docstring(name).partition("\n\n")
     env = match[1] if (match := re.search(r"--env (\S+)", rest)) else "NAME"
+    alone = f"python algos/{name}.py" in rest  # otherwise its environments are made in Python
     rest = re.sub(rf"^    python algos/{name}\.py.*\n\n", "", rest)
     run = f"```console\n$ rlx train {name} --env {env}\n$ python algos/{name}.py --env {env}    # the same\n```"
-    parts = [f"# {name}", first, run, prose(rest), "## Settings"]
+    parts = [f"# {name}", first, *[run] * alone, prose(rest), "## Settings"]
     parts.append(
         "A traced setting can be swept in one program. A static setting needs a program for each value. "
         f"`rlx train {name} --help` prints the same list."

@@ -151,7 +151,7 @@ def win_share(preference: jax.Array) -> jax.Array:
     return (preference.sum(axis=2) - own) / (preference.shape[1] - 1)
 
 
-def risk_averse(outcome: jax.Array, low: float, high: float, tail_weight: float) -> jax.Array:
+def risk_averse(outcome: jax.Array, low: float, high: float, tail_weight: float | jax.Array) -> jax.Array:
     """Utilities of outcomes that look at their lower part, of the shape of the outcomes `[...]`.
 
         band = (clip(s, q_low, q_high) - q_high) / (high - low),    tail = -max(q_low - s, 0) / low

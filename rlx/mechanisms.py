@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 CARTPOLE = "--env CartPole-v1"
 OLDER, NEWER = "test_objectives.py", "test_batch_objectives.py"
-REINFORCE = "test_reinforce.py"
+REINFORCE, IMITATED, GROUPS = "test_reinforce.py", "test_imitation.py", "test_groups.py"
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,10 @@ MECHANISMS = (
         "rlx train ppo --env Pendulum-v1 --env-options remember=8",
         "test_partial.py",
     ),
+    _trial("n-vr-pg", "Barakat, Fatkhullin, He 2023", "utility", "rlx.occupancy.carried", "test_occupancy.py"),
     _trial("subpo", "Prajapat et al. 2023", "environment", "rlx.envs.tasks.coverage.make", "test_own_envs.py"),
     _trial("dsrl", "Wagenmaker et al. 2025, arXiv:2506.15799", "action", "rlx.steering.steered", "test_steering.py"),
+    _trial("dsrl-na", "Wagenmaker et al. 2025, arXiv:2506.15799", "algorithm", "rlx.algos.dsrl.update", "test_dsrl.py"),
     _trial("expo", "Dong et al. 2025, arXiv:2507.07986", "algorithm", "rlx.algos.expo.update", "test_expo.py"),
     _trial("camel", "CAMEL, its abstract", "action", "rlx.guidance.guided", "test_guidance.py"),
     _trial("psft", "Zhu et al. 2025, arXiv:2508.17784", "cloning", "rlx.data.cloning.clone", "test_cloning.py"),
@@ -172,6 +174,8 @@ MECHANISMS = (
     _variant("polychromic", "arXiv:2509.25424, 2025", "polychromic", "shapes.polychromic", "test_shapes.py"),
     _variant("g2rpo", "arXiv:2604.08539, 2026", "g2rpo", "shapes.rank_normal", "test_shapes.py"),
     _variant("lens", "arXiv:2510.08696, 2025", "lens", "shapes.lens", "test_shapes.py"),
+    _variant("riskpo", "RiskPO, 2025", "riskpo", "groups.risk_averse", GROUPS, "shape"),
+    _variant("spo-self-play", "Swamy et al. 2024, arXiv:2401.04056", "spo", "groups.win_share", GROUPS, "shape"),
     _variant("ttrl", "Zuo et al. 2025, arXiv:2504.16084", "ttrl", "shapes.majority", "test_shapes.py"),
     _variant(
         "gigpo", "Feng et al. 2025, arXiv:2505.10978", "gigpo", "step_credits.step_groups", "test_step_credits.py"
@@ -198,6 +202,8 @@ MECHANISMS = (
         "test_batch_objectives.py",
     ),
     _problems("vas", "MMR1, arXiv:2509.21268", "pool.variance", "--pool 64 --sampler variance", "test_pool.py"),
+    _trial("hpt", "Unify-Post-Training, TsinghuaC3I 2025", "policy loss", "rlx.imitation.demonstrated", IMITATED),
+    _trial("pmoe", "Ren et al. 2021, arXiv:2104.09122", "head", "rlx.gating.gate_loss", "test_gating.py"),
     _problems("pope", "arXiv:2601.18779, 2026", "tokens.hints", "--given 3", "test_grpo_tokens.py"),
     _problems(
         "graded-hints",

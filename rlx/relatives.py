@@ -39,6 +39,8 @@ SHAPES = {
     "consensus": shapes.consensus,
     "majority": shapes.majority,
     "polychromic": shapes.polychromic,
+    "risk_averse": shapes.risk_averse,
+    "wins": shapes.wins,
 }
 CREDITS = {
     "to_go": _of_rewards(groups.returns_to_go),
@@ -123,6 +125,8 @@ VARIANTS = {
     "otb": WHOLE | {"baseline": "score_norm", "weights": "step"} | ON_POLICY,
     "pf_ppo": WHOLE | {"masks": ("best_and_worst",)},
     "ttrl": WHOLE | {"shape": "majority", "scale": "group"},
+    "riskpo": WHOLE | {"shape": "risk_averse", "amount": 1.5},
+    "spo": WHOLE | {"shape": "wins", "amount": 10.0},
 }
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlx import groups
 from rlx.groups import Facts
 
 MOST_SETS = 1820  # of members of a group: all sets of 4 of 16
@@ -181,6 +182,21 @@ def majority(outcome: jax.Array, facts: Facts, amount: Number) -> jax.Array:
     alike = _alike(known(facts, "kind"))
     most = alike.sum(axis=-1).argmax(axis=-1)  # the first of them
     return jnp.take_along_axis(alike, most[:, None, None], axis=1)[:, 0].astype(outcome.dtype)
+
+
+def risk_averse(outcome: jax.Array, facts: Facts, amount: Number, low: float = 0.2, high: float = 0.8) -> jax.Array:
+    """`rlx.groups.risk_averse` of all outcomes of an update, `[N, G]`; `amount` is the weight of the lower tail."""
+    return groups.risk_averse(outcome, low, high, amount)
+
+
+def wins(outcome: jax.Array, facts: Facts, amount: Number) -> jax.Array:
+    """How often a member of a group would be preferred to the others, `rlx.groups.win_share`, `[N, G]`.
+
+        P(i, j) = 1 / (1 + exp(-amount (R_i - R_j)))
+
+    A small slope `amount` gives `1/2 + amount G / (4 (G - 1)) (R_i - mean R)`, a large one the rank.
+    """
+    return groups.win_share(jax.nn.sigmoid(amount * (outcome[..., :, None] - outcome[..., None, :])))
 
 
 def kind_shares(kind: jax.Array) -> jax.Array:

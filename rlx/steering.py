@@ -89,8 +89,8 @@ def steering(env: Env, algorithm: ModuleType, config: Any, state: Any) -> Steere
 def steered(env: Env, algorithm: ModuleType, config: Any, state: Any, bound: float = 1.5) -> Env:
     """The environment whose actions are the noise that a frozen policy begins with, `Box(-bound, bound, (A,))`.
 
-    SAC on it is DSRL-SAC. Values of the noise are learned; the paper's second form, which learns values of actions
-    and distils them, is not here.
+    SAC on it is DSRL-SAC, which learns values of the noise. `rlx.algos.dsrl` on it is DSRL-NA, which learns values of
+    the actions and distils them into values of the noise.
 
     Source: Wagenmaker et al. 2025, Steering Your Diffusion Policy with Latent Space Reinforcement Learning,
     arXiv:2506.15799.

@@ -193,7 +193,7 @@ def test_the_loss_is_its_equation(deep, countdown, written, ratio):
     reference = Categorical(jnp.asarray(rng.normal(size=(12, T, 104)), jnp.float32))
     recorded = jax.tree.map(jnp.transpose, traj.recorded)
     per_step = (advantage, weight, even, alive.T)
-    batch = grpo_tokens.Batch(end.obs, recorded.action, recorded.log_prob, reference, *per_step)
+    batch = grpo_tokens.Batch(end.obs, recorded.action, recorded.log_prob, *per_step, reference=reference)
     found, parts = jax.jit(grpo_tokens.loss)(params, config, countdown, batch, 0.0)
     p = softmax(np.asarray(grpo_tokens.answers(config, countdown, params, end.obs).logits, np.float64))
     q = softmax(np.asarray(reference.logits, np.float64))
@@ -219,7 +219,7 @@ def test_what_stands_after_the_end_of_an_answer_changes_nothing(deep, countdown,
     advantage = rng.normal(size=(12, T)).astype(np.float32)
     recorded, pi = jax.tree.map(jnp.transpose, traj.recorded), Categorical(jnp.zeros((12, T, 104)))
     per_step = (advantage, alive.T / 48, alive.T / 48, alive.T)
-    batch = grpo_tokens.Batch(end.obs, recorded.action, recorded.log_prob, pi, *per_step)
+    batch = grpo_tokens.Batch(end.obs, recorded.action, recorded.log_prob, *per_step, reference=pi)
     size = countdown.environment.prompt_size
     # A token is read when the next one is written.
     read_by = jnp.pad(alive.T[:, 1:], ((0, 0), (size, 1))).at[:, :size].set(True)
@@ -429,6 +429,8 @@ CHANGED = {
     "given": 2,
     "given_share": 1.0,
     "graded": True,
+    "gate": 1,
+    "imitation_coef": 0.3,
     "warm_start_examples": 8,
     "warm_start_batch": 4,
     "warm_start_steps": 10,
@@ -448,7 +450,7 @@ def test_every_traced_config_field_changes_the_weights(small, reverse):
     # The reference, the target and what is discounted matter only so.
     base = replace(small, kl_coef=0.5, credit="to_go", warm_start_learning_rate=1e-2, warm_start_steps=100)
     base = replace(base, warm_start_examples=256, warm_start_batch=32, adapt_learning_rate=True)
-    base = replace(base, adjust=("hicra",), pool=2, sampler="failures", given=3, graded=True)
+    base = replace(base, adjust=("hicra",), pool=2, sampler="failures", given=3, graded=True, gate=3)
     changed = CHANGED | {"warm_start_learning_rate": 3e-2}
     names = [f.name for f in FIELDS if not is_static(f)]
     configs = stack([base, *(replace(base, **{name: changed[name]}) for name in names)])

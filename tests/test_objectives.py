@@ -1,6 +1,9 @@
 """Objectives against their equations, and the identities that they must satisfy."""
 
 import dataclasses
+from functools import partial
+from pathlib import Path
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import rlx
 from rlx import replace
+from rlx.algos import ppo
 from rlx.distributions import Categorical
 from rlx.objectives import (
     AWR,
@@ -487,3 +492,20 @@ def test_awr_has_its_coefficients_as_leaves():
     assert jax.tree.leaves(AWR(0.5, 7.0)) == [0.5, 7.0]
     with pytest.raises(AssertionError):
         weighted_likelihood(log_ratio[:, None], advantage, 1.0, 20.0)
+
+
+def test_what_an_objective_sees_costs_nothing():
+    """The program of PPO is the one of a loss that calls the clipped surrogate itself."""
+    seen = "objective(config, Elements(log_ratio, advantage, log_prob), progress)"
+    source = Path(ppo.__file__).read_text()
+    assert source.count(seen) == 1
+    direct = ModuleType("direct")
+    exec(source.replace(seen, "clipped_surrogate(log_ratio, advantage, config.clip)"), vars(direct))
+    env, key = rlx.envs.make("CartPole-v1"), jax.random.key(0)
+
+    def program(algorithm):
+        config = algorithm.Config(num_envs=4, num_steps=8, num_minibatches=2, hidden_sizes=(8,))
+        state = jax.eval_shape(partial(algorithm.init, config, env), key)
+        return jax.jit(partial(algorithm.update, config, env)).lower(state).as_text()
+
+    assert program(direct) == program(ppo)

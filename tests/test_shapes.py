@@ -19,7 +19,7 @@ N, G, T = 3, 6, 5
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}  # sums of a few float32 terms of order 1
 NAMES = [
     "max_at_k", "max_at_k_off_policy", "unlikely", "rank_normal", "lens", "consensus", "majority", "within_budget",
-    "budget_gap", "concise", "compliant", "success_only_cost",
+    "budget_gap", "concise", "compliant", "success_only_cost", "risk_averse", "wins",
 ]  # fmt: skip
 jitted = SimpleNamespace(
     polychromic=jax.jit(shapes.polychromic, static_argnames="size"),
@@ -384,6 +384,26 @@ def test_cost_counts_against_the_cheapest_right_answer():
     np.testing.assert_array_equal(jitted.success_only_cost(outcome, None, 0.0, count), outcome)
 
 
+def test_wins_are_shares_of_preferences_and_ranks_or_differences_at_their_ends():
+    outcome = np.random.default_rng(3).normal(size=(N, G))
+    found = np.asarray(jitted.wins(jnp.float32(outcome), None, 2.0))
+    for n, i in np.ndindex(N, G):
+        preferred = [1 / (1 + np.exp(-2.0 * (outcome[n, i] - outcome[n, j]))) for j in range(G) if j != i]
+        np.testing.assert_allclose(found[n, i], np.mean(preferred), rtol=1e-5)
+    rank = outcome.argsort(axis=1).argsort(axis=1) / (G - 1)
+    np.testing.assert_allclose(jitted.wins(jnp.float32(outcome), None, 1e4), rank, atol=1e-3)
+    centred = outcome - outcome.mean(axis=1, keepdims=True)
+    flat = jitted.wins(jnp.float32(outcome), None, 1e-2)
+    np.testing.assert_allclose((flat - 0.5) / (1e-2 * G / (4 * (G - 1))), centred, atol=2e-3)
+
+
+def test_risk_is_weighed_over_all_groups():
+    outcome = jnp.float32(np.random.default_rng(4).normal(size=(N, G)))
+    found = jitted.risk_averse(outcome, None, 0.7)
+    np.testing.assert_allclose(found, groups.risk_averse(outcome, 0.2, 0.8, 0.7), **ROUNDING)
+    assert np.unique(found).size > 3
+
+
 COUNT, HOLDS = np.arange(1.0, G + 1, dtype=np.float32), np.arange(G) % 2 == 0
 BUDGET = np.linspace(0, 1, G, dtype=np.float32)
 SHAPES = {
@@ -399,6 +419,8 @@ SHAPES = {
     "within_budget": lambda r, facts, amount: shapes.within_budget(r, facts, BUDGET),
     "concise": shapes.concise,
     "compliant": lambda r, facts, amount: shapes.compliant(r, HOLDS, 0.1 * r, r.mean(), amount),
+    "risk_averse": shapes.risk_averse,
+    "wins": shapes.wins,
     "success_only_cost": partial(shapes.success_only_cost, count=COUNT),
 }
 

@@ -113,6 +113,7 @@ VARIANTS |= {
     "pool": ("grpo_tokens", {"pool": 256}),
     "grpo_symmetric": ("grpo_tokens", relatives.VARIANTS["grpo"] | {"clip_high": 0.2}),
     "dapo_symmetric": ("grpo_tokens", relatives.VARIANTS["dapo"] | {"clip_high": 0.2}),
+    "hpt": ("grpo_tokens", relatives.VARIANTS["grpo"] | {"gate": 0}),
     "graded_hints": ("grpo_tokens", {"pool": 256, "given": 4, "graded": True}),
 }
 ARMS = ("pool", "grpo_symmetric", "dapo_symmetric")  # of single claims only
