@@ -450,9 +450,9 @@ def test_every_traced_config_field_changes_the_weights(small, reverse):
     # The reference, the target and what is discounted matter only so.
     base = replace(small, kl_coef=0.5, credit="to_go", warm_start_learning_rate=1e-2, warm_start_steps=100)
     base = replace(base, warm_start_examples=256, warm_start_batch=32, adapt_learning_rate=True)
-    base = replace(base, adjust=("hicra",), pool=2, sampler="failures", given=3, graded=True, gate=3)
+    base = replace(base, adjust=("hicra",), pool=2, sampler="failures", given=3, graded=True)
     changed = CHANGED | {"warm_start_learning_rate": 3e-2}
-    names = [f.name for f in FIELDS if not is_static(f)]
+    names = [f.name for f in FIELDS if not is_static(f) and f.name != "imitation_coef"]  # see test_imitation.py
     configs = stack([base, *(replace(base, **{name: changed[name]}) for name in names)])
     states, _ = jax.vmap(partial(rlx.train, grpo_tokens), (0, None, None))(configs, reverse, jax.random.key(0))
     lanes = jax.vmap(lambda params: ravel_pytree(params)[0])(states.params)
