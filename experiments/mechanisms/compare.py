@@ -203,6 +203,11 @@ def risky(lam):
     return risk_averse(decoded(grid, astray, Discrete(8)), lam, 0.1, 0.99, (-20.0, 0.0, 10.0))
 
 
+def deep(env):
+    """DeepSea of 16 rows, whose goal random moves come to in one of 65,536 episodes."""
+    return rlx.envs.make("gymnax/DeepSea-bsuite", size=16)
+
+
 FLOW = fpo.Config(num_envs=16, num_steps=64, normalize_obs=True, hidden_sizes=(64, 64))
 
 
@@ -613,7 +618,7 @@ TASKS = {
         500_000,
         {"PPO": Arm(), "half from states on the way": Arm(env=on_the_way)},
         ("half from states on the way", "PPO", "return"),
-        {"num_envs": 16, "learning_rate": 1e-3},
+        {"num_envs": 16, "learning_rate": 1e-3, "normalize_obs": True},
     ),
     "improper": Trial(
         "Choosing among controllers that fail is a policy that does not.",
@@ -796,20 +801,18 @@ TASKS = {
     "counts": Trial(
         "A bonus for cells that were seen rarely finds what noise does not.",
         "Tang et al. 2017, arXiv:1611.04717",
-        "gymnax/MountainCar-v0",
-        500_000,
-        {"PPO": Arm(), "counts": Arm("ppo+Counts", {"bonus_coef": 1.0})},
+        "gymnax/DeepSea-bsuite",
+        200_000,
+        {"PPO": Arm(env=deep, inside=True), "counts": Arm("ppo+Counts", env=deep, inside=True)},
         ("counts", "PPO", "return"),
-        {"num_envs": 16, "learning_rate": 1e-3},
     ),
     "rnd": Trial(
         "A bonus for what a network cannot predict yet finds what noise does not.",
         "Burda et al. 2018, arXiv:1810.12894",
-        "gymnax/MountainCar-v0",
-        500_000,
-        {"PPO": Arm(), "RND": Arm("ppo+RND", {"bonus_coef": 1.0})},
+        "gymnax/DeepSea-bsuite",
+        200_000,
+        {"PPO": Arm(env=deep, inside=True), "RND": Arm("ppo+RND", env=deep, inside=True)},
         ("RND", "PPO", "return"),
-        {"num_envs": 16, "learning_rate": 1e-3},
     ),
 }
 
