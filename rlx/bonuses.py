@@ -75,7 +75,7 @@ class RND:
     Source: Burda et al. 2018, Exploration by Random Network Distillation, arXiv:1810.12894.
     """
 
-    bonus_coef: float = traced(0.1, at_least=0)
+    bonus_coef: float = traced(0.5, at_least=0)  # to rewards as in the paper, 1 to 2
     bonus_learning_rate: float = traced(1e-3, at_least=0)
     bonus_steps: int = static(4, at_least=1)  # gradient steps of the predictor on a rollout
     bonus_sizes: tuple[int, ...] = static((64, 64))
