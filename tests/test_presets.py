@@ -12,6 +12,7 @@ from rich.console import Console
 
 import rlx
 from rlx import cli
+from rlx.algorithm import load_algorithm
 from rlx.algos import dppo, fpo
 from rlx.cli.options import tell_settings
 from rlx.presets import configure, defaults, of_episode, origin, preset, published, renamed, settings
@@ -38,10 +39,12 @@ def test_shipped_settings_fit_the_config_and_are_for_environments_that_exist(pat
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
 def test_what_was_measured_with_shipped_settings_was_measured_with_those_that_ship(path):
     result = json.loads(path.read_text())
-    algorithm = import_module(f"rlx.algos.{result['algorithm']}")
+    name, _, variant = result["algorithm"].partition(":")
+    algorithm = load_algorithm(name)
     recorded = {name: tuple(x) if isinstance(x, list) else x for name, x in result["config"].items()}
     recorded = renamed(algorithm.Config, recorded)
-    shipped = dataclasses.asdict(preset(algorithm, result["env"], total_steps=recorded["total_steps"]))
+    changed = (algorithm.VARIANTS[variant] if variant else {}) | {"total_steps": recorded["total_steps"]}
+    shipped = dataclasses.asdict(preset(algorithm, result["env"], **changed))
     assert {name: shipped[name] for name in recorded} == recorded  # settings that are newer than the result are free
 
 
