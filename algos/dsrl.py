@@ -18,7 +18,7 @@ Deviations from the paper, beside those of sac.py from its own:
 - There is one critic of noise, and what it imitates is the minimum of the critics, which SAC's actor maximises.
 - It takes as many steps as the others, and all networks change together: each gradient is taken before any has moved.
 - Noise of the first steps is uniform within the bounds, as in sac.py, not that of the frozen policy itself.
-- Networks and rates are those of sac.py.
+- N environments take T steps each, then the gradient steps follow; steps cut by a time limit bootstrap.
 - Entropies are those of noise in unit coordinates, where its bounds are -1 and 1. They say nothing of actions.
 - Observations may be normalised by running statistics: the buffer keeps them raw, and the frozen policy sees them raw.
 """

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from rlx.env import Env, EnvState
-from rlx.groups import Facts, outcomes, per_trajectory
+from rlx.groups import Facts, per_trajectory
+from rlx.pool import answered_right
 from rlx.pytree import replace
 from rlx.tokens import stride
 
@@ -32,12 +33,11 @@ def check_gate(config: Any, env: Env) -> None:
 
 
 def gated(config: Any, facts: Facts) -> jax.Array:
-    """Which groups imitate, bool `[N]`: those with at most `config.gate` members that are paid more than 1/2.
+    """Which groups imitate, bool `[N]`: those with at most `config.gate` members that answered right.
 
     Source: Unify-Post-Training (HPT), TsinghuaC3I 2025, whose gate is 0 or 2 of 8 answers.
     """
-    right = outcomes(facts.reward, facts.alive, jnp.float32(1.0))[..., 0] > 0.5
-    return right.sum(axis=1) <= config.gate
+    return answered_right(facts).sum(axis=1) <= config.gate
 
 
 def demonstrated(config: Any, env: Env, start: EnvState, facts: Facts, data: Any) -> Any:

@@ -62,12 +62,17 @@ def counted(pool: Pool, index: jax.Array, right: jax.Array, distinct: jax.Array,
     )
 
 
+def answered_right(facts: Facts) -> jax.Array:
+    """Which answers are right, bool `[N, G]`: those that pay more than 1/2."""
+    return outcomes(facts.reward, facts.alive, jnp.float32(1.0))[..., 0] > 0.5
+
+
 def observed(pool: Pool, index: jax.Array, facts: Facts, keep: float | jax.Array) -> Pool:
-    """The pool after an update's answers to the problems `index` `[N]`; an answer is right where it pays more than 1/2.
+    """The pool after an update's answers to the problems `index` `[N]`, see `answered_right`.
 
     Answers that were given a part of a right one count as tries, too.
     """
-    right = outcomes(facts.reward, facts.alive, jnp.float32(1.0))[..., 0] > 0.5
+    right = answered_right(facts)
     first = facts.kind == jnp.arange(right.shape[1])  # the kind is the first member with the same answer
     return counted(pool, index, right, first.mean(axis=1), keep)
 
@@ -192,6 +197,7 @@ __all__ = [
     "SAMPLERS",
     "Pool",
     "allot",
+    "answered_right",
     "centred",
     "check_pool",
     "chosen",

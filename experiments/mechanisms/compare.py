@@ -6,8 +6,8 @@
 
 Every arm of a trial trains all its seeds in one program, and plays whole episodes of the trial's environment after.
 A claim holds where the interval of the difference that it names is on its side of 0. A result that is there is not
-measured again. No rate or coefficient was chosen for any arm: they are the defaults, and what the trial says; the rates
-of n-vr-pg alone were seen to matter before (`occupancies.py`), so that it has two.
+measured again. No rate or coefficient was chosen for any arm: they are the defaults, and what the trial says; but for
+the rates of n-vr-pg, which were seen to matter before (`occupancies.py`), and RND's default, which found nothing.
 """
 
 import sys
@@ -706,9 +706,9 @@ TASKS = {
         "rlx/MultiGoal",
         600_000,
         {
-            "likelihood": Arm(measured=from_the_middle(ppo, 600_000, num_components=5)),
-            "and a gate by values": Arm(measured=from_the_middle(pmoe, 600_000)),
-            "FPO": Arm(measured=from_the_middle(fpo, 600_000)),
+            "likelihood": Arm(measured=from_the_middle(ppo, ppo, 600_000, num_components=5)),
+            "and a gate by values": Arm(measured=from_the_middle(pmoe, ppo, 600_000)),
+            "FPO": Arm(measured=from_the_middle(fpo, fpo, 600_000)),
         },
         ("and a gate by values", "likelihood", "goals"),
     ),

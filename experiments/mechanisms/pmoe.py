@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 import rlx
-from rlx.algos import fpo, ppo
+from rlx.algos import ppo
 from rlx.descent import descend
 from rlx.envs.tasks.multigoal import coverage, goal_entropy, goal_shares, goals_reached
 from rlx.gating import best_component, gate_loss
@@ -47,7 +47,6 @@ class Batch:
 
 
 State, act = ppo.State, ppo.act
-SHIPPED = ppo, fpo  # with settings of their own
 BEST = 0x62657374  # names the random stream of the draws
 
 
@@ -111,12 +110,15 @@ def update(config, env, state):
     return replace(state, **changed, reward_scale=scale, num_updates=state.num_updates + 1, key=key), metrics
 
 
-def from_the_middle(algorithm, total_steps, **changed):
-    """Trains on MultiGoal; the number of goals that the policy gets to from the middle, and how evenly."""
+def from_the_middle(algorithm, shipped, total_steps, **changed):
+    """Trains on MultiGoal with the settings that ship with an algorithm.
+
+    Measured are the number of goals that the policy gets to from the middle, how evenly, and its return from there.
+    """
 
     def measured(env, seed):
-        own = settings(algorithm, "rlx/MultiGoal") if algorithm in SHIPPED else settings(ppo, "rlx/MultiGoal")
-        config = configure(algorithm.Config, own | {"total_steps": total_steps} | changed)
+        own = settings(shipped, "rlx/MultiGoal") | {"total_steps": total_steps} | changed
+        config = configure(algorithm.Config, own)
         keys = jax.random.split(jax.random.key(seed), 3)
         state, _ = rlx.train(algorithm, config, env, keys[0])
         middle = replace(env, params=replace(env.params, start=0.0))
