@@ -3,8 +3,9 @@
     python experiments/relatives/compare.py
     python experiments/relatives/compare.py --task Sort --variant max_at_k
 
-Trains every variant on every task with the same number of tokens and of gradient steps, from the same first policies;
-then draws the figure and writes the table of README.md. What has a result is left alone.
+Trains every variant on every task with the same number of tokens and of gradient steps. The first policies of a task
+are taught once, and all variants begin with them. Then the figure is drawn and the table of README.md written. What has
+a result is left alone.
 
 Solved shares are exact: the probability of a right answer is one pass of the policy over it, and Countdown, which has
 several right answers, has all of its answers listed.
@@ -175,41 +176,63 @@ def solved(p: jax.Array) -> dict[str, jax.Array]:
     return found | {"right_answers": (effective * can).sum() / jnp.maximum(can.sum(), 1)}
 
 
-def lane(key, config, env, algorithm: ModuleType, num: int):
-    """One seed: how good the policy is at first and in the end, and its rewards on the way."""
-    init_key, problem_key, first_key, last_key = jax.random.split(key, 4)
-    first = algorithm.init(config, env, init_key)
-    last, metrics = rlx.resume(algorithm, config, env, first, num_updates=rlx.total_updates(config))
-    found = {"first": {}, "last": {}}
-    for name, state, key in (("first", first, first_key), ("last", last, last_key)):
-        greedy = rlx.evaluate(algorithm, config, env, state, key, num_episodes=256)
-        found[name]["greedy"] = greedy.reported["success"].mean()
-        if not num:  # the mean return of the policy as it acts
-            played = rlx.evaluate(algorithm, config, env, state, key, num_episodes=1024, deterministic=False)
-            found[name] |= {"pass_1": played.returns.mean()}
+def judged(key, problem_key, state, config, env, algorithm: ModuleType, num: int):
+    """How good a policy is, and the probabilities of the right answers to `num` problems, nothing where it is 0."""
+    found = {"greedy": rlx.evaluate(algorithm, config, env, state, key, num_episodes=256).reported["success"].mean()}
+    if not num:  # the mean return of the policy as it acts
+        played = rlx.evaluate(algorithm, config, env, state, key, num_episodes=1024, deterministic=False)
+        return found | {"pass_1": played.returns.mean()}, ()
+    p = probabilities(algorithm, config, env, state, problem_key, num)
+    return found | solved(p), p
+
+
+def taught(key, config, env, algorithm: ModuleType, num: int):
+    """One seed: the first actor, how good it is and its probabilities of right answers."""
+    init_key, problem_key, first_key, _ = jax.random.split(key, 4)
+    state = algorithm.init(config, env, init_key)
+    return state.params["actor"], *judged(first_key, problem_key, state, config, env, algorithm, num)
+
+
+def lane(each, config, env, algorithm: ModuleType, num: int):
+    """One seed, from an actor that is taught: how good the policy is in the end, and its rewards on the way."""
+    key, actor, before = each
+    init_key, problem_key, _, last_key = jax.random.split(key, 4)
+    state = algorithm.init(config, env, init_key)
+    state = replace(state, params=state.params | {"actor": actor}, reference=state.reference | {"actor": actor})
+    state, metrics = rlx.resume(algorithm, config, env, state, num_updates=rlx.total_updates(config))
+    last, after = judged(last_key, problem_key, state, config, env, algorithm, num)
     if num:
-        before, after = (probabilities(algorithm, config, env, state, problem_key, num) for state in (first, last))
-        found = {"first": found["first"] | solved(before), "last": found["last"] | solved(after)}
         could, can = before >= LEAST, after >= LEAST
-        found["last"]["kept"] = (could & can).sum() / jnp.maximum(could.sum(), 1)
-        found["last"]["gained"] = (can & ~could).sum() / jnp.maximum((before > 0).sum(), 1)
-    return found, {
+        last["kept"] = (could & can).sum() / jnp.maximum(could.sum(), 1)
+        last["gained"] = (can & ~could).sum() / jnp.maximum((before > 0).sum(), 1)
+    return last, {
         name: metrics[name] for name in ("episode_return", "entropy", "degenerate_fraction") if name in metrics
     }
 
 
-def measure(task: Task, name: str, short: bool) -> dict[str, Any]:
-    """All seeds of a variant on a task; the result as it is written to its file."""
+def first_policies(task: Task, env: rlx.Env, keys: jax.Array, short: bool) -> Any:
+    """What `taught` gives for every seed of a task."""
+    algorithm = load_algorithm("grpo_tokens")
+    config = configured(task, algorithm, {"warm_start_steps": 10} if short else {})
+    return spread(partial(taught, algorithm=algorithm, num=task.problems))(keys, config, env)
+
+
+def measure(task: Task, name: str, short: bool, begun: dict[str, Any]) -> dict[str, Any]:
+    """All seeds of a variant on a task; the result as it is written to its file. `begun` keeps the first policies."""
     algorithm, changes = load_algorithm(VARIANTS[name][0]), VARIANTS[name][1]
-    if short:
-        changes = changes | {"warm_start_steps": 10}
     env = with_params(rlx.envs.make(task.env), task.params)
     config = configured(task, algorithm, changes)
     algorithm.check(config, env)
+    config = rlx.replace(config, warm_start_steps=0)
     keys = jax.vmap(jax.random.key)(np.arange(task.seeds))
-    program = spread(partial(lane, algorithm=algorithm, num=task.problems)).lower(keys, config, env).compile()
+    start = str((task.env, task.settings, task.params))
+    if start not in begun:
+        begun[start] = first_policies(task, env, keys, short)
+    actors, first, before = begun[start]
+    each = keys, actors, before
+    program = spread(partial(lane, algorithm=algorithm, num=task.problems)).lower(each, config, env).compile()
     started = time.perf_counter()
-    found, metrics = jax.device_get(program(keys, config, env))
+    last, metrics = jax.device_get(program(each, config, env))
     seconds = time.perf_counter() - started
     num_updates = rlx.total_updates(config)
     edges = np.linspace(0, num_updates, min(POINTS, num_updates) + 1).astype(int)
@@ -220,8 +243,8 @@ def measure(task: Task, name: str, short: bool) -> dict[str, Any]:
         "gradient_steps": num_updates * config.num_epochs * config.num_minibatches,
         "run_seconds": seconds,
         "seeds": list(range(task.seeds)),
-        "first": {name: x.tolist() for name, x in found["first"].items()},
-        "last": {name: x.tolist() for name, x in found["last"].items()},
+        "first": {name: np.asarray(x).tolist() for name, x in first.items()},
+        "last": {name: x.tolist() for name, x in last.items()},
         "entropy": metrics["entropy"][:, edges[-2] :].mean(axis=1).tolist(),
         "curve": {
             "steps": [rlx.steps_taken(config, int(edge)) for edge in edges[1:]],
@@ -324,12 +347,13 @@ def main(
         runs: where a short try writes.
     """
     use_devices()
+    begun: dict[str, Any] = {}
 
     def run(case):
         chosen = TASKS[case[0]]
         if short:
             chosen = replace(chosen, total_steps=1, seeds=2, problems=min(chosen.problems, 8))
-        return {"task": case[0], "variant": case[1]} | measure(chosen, case[1], short)
+        return {"task": case[0], "variant": case[1]} | measure(chosen, case[1], short, begun)
 
     general = [name for name in VARIANTS if name not in ARMS]
     cases = {
