@@ -176,64 +176,69 @@ def solved(p: jax.Array) -> dict[str, jax.Array]:
     return found | {"right_answers": (effective * can).sum() / jnp.maximum(can.sum(), 1)}
 
 
-def judged(key, problem_key, state, config, env, algorithm: ModuleType, num: int):
-    """How good a policy is, and the probabilities of the right answers to `num` problems, nothing where it is 0."""
-    found = {"greedy": rlx.evaluate(algorithm, config, env, state, key, num_episodes=256).reported["success"].mean()}
+def taught(key, config, env, algorithm: ModuleType):
+    """One seed: the first actor."""
+    return algorithm.init(config, env, jax.random.split(key, 3)[0]).params["actor"]
+
+
+def trained(each, config, env, algorithm: ModuleType):
+    """One seed: the last actor and metrics on the way, from an actor that is taught."""
+    key, actor = each
+    state = algorithm.init(config, env, jax.random.split(key, 3)[0])
+    state = replace(state, params=state.params | {"actor": actor}, reference=state.reference | {"actor": actor})
+    state, metrics = rlx.resume(algorithm, config, env, state, num_updates=rlx.total_updates(config))
+    kept = ("episode_return", "entropy", "degenerate_fraction")
+    return state.params["actor"], {name: metrics[name] for name in kept if name in metrics}
+
+
+def judged(each, config, env, algorithm: ModuleType, num: int):
+    """One seed: how good an actor is, and its probabilities of right answers to `num` problems; none where it is 0."""
+    key, actor = each
+    init_key, problem_key, play_key = jax.random.split(key, 3)
+    state = replace(algorithm.init(config, env, init_key), params={"actor": actor})
+    greedy = rlx.evaluate(algorithm, config, env, state, play_key, num_episodes=256)
+    found = {"greedy": greedy.reported["success"].mean()}
     if not num:  # the mean return of the policy as it acts
-        played = rlx.evaluate(algorithm, config, env, state, key, num_episodes=1024, deterministic=False)
-        return found | {"pass_1": played.returns.mean()}, ()
+        played = rlx.evaluate(algorithm, config, env, state, play_key, num_episodes=1024, deterministic=False)
+        return found | {"pass_1": played.returns.mean()}, jnp.zeros((0, 0))
     p = probabilities(algorithm, config, env, state, problem_key, num)
     return found | solved(p), p
 
 
-def taught(key, config, env, algorithm: ModuleType, num: int):
-    """One seed: the first actor, how good it is and its probabilities of right answers."""
-    init_key, problem_key, first_key, _ = jax.random.split(key, 4)
-    state = algorithm.init(config, env, init_key)
-    return state.params["actor"], *judged(first_key, problem_key, state, config, env, algorithm, num)
+class Start:
+    """What the variants of a task have in common: first actors that are taught once, and one program that judges."""
+
+    def __init__(self, task: Task, env: rlx.Env, keys: jax.Array, short: bool):
+        algorithm = load_algorithm("grpo_tokens")
+        config = configured(task, algorithm, {"warm_start_steps": 10} if short else {})
+        self.keys, self.env, self.config = keys, env, rlx.replace(config, warm_start_steps=0)
+        self.program = spread(partial(judged, algorithm=algorithm, num=task.problems))
+        self.actors = spread(partial(taught, algorithm=algorithm))(keys, config, env)
+        self.found, self.p = self.judge(self.actors)
+
+    def judge(self, actors: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        return jax.device_get(self.program((self.keys, actors), self.config, self.env))
 
 
-def lane(each, config, env, algorithm: ModuleType, num: int):
-    """One seed, from an actor that is taught: how good the policy is in the end, and its rewards on the way."""
-    key, actor, before = each
-    init_key, problem_key, _, last_key = jax.random.split(key, 4)
-    state = algorithm.init(config, env, init_key)
-    state = replace(state, params=state.params | {"actor": actor}, reference=state.reference | {"actor": actor})
-    state, metrics = rlx.resume(algorithm, config, env, state, num_updates=rlx.total_updates(config))
-    last, after = judged(last_key, problem_key, state, config, env, algorithm, num)
-    if num:
-        could, can = before >= LEAST, after >= LEAST
-        last["kept"] = (could & can).sum() / jnp.maximum(could.sum(), 1)
-        last["gained"] = (can & ~could).sum() / jnp.maximum((before > 0).sum(), 1)
-    return last, {
-        name: metrics[name] for name in ("episode_return", "entropy", "degenerate_fraction") if name in metrics
-    }
-
-
-def first_policies(task: Task, env: rlx.Env, keys: jax.Array, short: bool) -> Any:
-    """What `taught` gives for every seed of a task."""
-    algorithm = load_algorithm("grpo_tokens")
-    config = configured(task, algorithm, {"warm_start_steps": 10} if short else {})
-    return spread(partial(taught, algorithm=algorithm, num=task.problems))(keys, config, env)
-
-
-def measure(task: Task, name: str, short: bool, begun: dict[str, Any]) -> dict[str, Any]:
-    """All seeds of a variant on a task; the result as it is written to its file. `begun` keeps the first policies."""
+def measure(task: Task, name: str, short: bool, starts: dict[str, Start]) -> dict[str, Any]:
+    """All seeds of a variant on a task; the result as it is written to its file. `starts` are kept for the others."""
     algorithm, changes = load_algorithm(VARIANTS[name][0]), VARIANTS[name][1]
     env = with_params(rlx.envs.make(task.env), task.params)
     config = configured(task, algorithm, changes)
     algorithm.check(config, env)
     config = rlx.replace(config, warm_start_steps=0)
     keys = jax.vmap(jax.random.key)(np.arange(task.seeds))
-    start = str((task.env, task.settings, task.params))
-    if start not in begun:
-        begun[start] = first_policies(task, env, keys, short)
-    actors, first, before = begun[start]
-    each = keys, actors, before
-    program = spread(partial(lane, algorithm=algorithm, num=task.problems)).lower(each, config, env).compile()
+    of = str((task.env, task.settings, task.params))
+    start = starts[of] = starts.get(of) or Start(task, env, keys, short)
+    program = spread(partial(trained, algorithm=algorithm)).lower((keys, start.actors), config, env).compile()
     started = time.perf_counter()
-    last, metrics = jax.device_get(program(each, config, env))
+    actors, metrics = jax.device_get(program((keys, start.actors), config, env))
     seconds = time.perf_counter() - started
+    last, p = start.judge(actors)
+    if task.problems:
+        could, can = start.p >= LEAST, p >= LEAST
+        share = lambda some, of: some.sum(axis=(1, 2)) / np.maximum(of.sum(axis=(1, 2)), 1)
+        last |= {"kept": share(could & can, could), "gained": share(can & ~could, start.p > 0)}
     num_updates = rlx.total_updates(config)
     edges = np.linspace(0, num_updates, min(POINTS, num_updates) + 1).astype(int)
     stretches = lambda x: np.add.reduceat(x, edges[:-1], axis=1) / np.diff(edges)
@@ -243,7 +248,7 @@ def measure(task: Task, name: str, short: bool, begun: dict[str, Any]) -> dict[s
         "gradient_steps": num_updates * config.num_epochs * config.num_minibatches,
         "run_seconds": seconds,
         "seeds": list(range(task.seeds)),
-        "first": {name: np.asarray(x).tolist() for name, x in first.items()},
+        "first": {name: x.tolist() for name, x in start.found.items()},
         "last": {name: x.tolist() for name, x in last.items()},
         "entropy": metrics["entropy"][:, edges[-2] :].mean(axis=1).tolist(),
         "curve": {
@@ -347,13 +352,13 @@ def main(
         runs: where a short try writes.
     """
     use_devices()
-    begun: dict[str, Any] = {}
+    starts: dict[str, Start] = {}
 
     def run(case):
         chosen = TASKS[case[0]]
         if short:
             chosen = replace(chosen, total_steps=1, seeds=2, problems=min(chosen.problems, 8))
-        return {"task": case[0], "variant": case[1]} | measure(chosen, case[1], short, begun)
+        return {"task": case[0], "variant": case[1]} | measure(chosen, case[1], short, starts)
 
     general = [name for name in VARIANTS if name not in ARMS]
     cases = {
