@@ -15,7 +15,7 @@ Deviations from the paper:
   in DAPO, in all `VARIANTS` but those that name their own; otherwise `VARIANTS["grpo"]` is the paper's.
 - Rewards come with the last token; "process", which is for rewards of every step, gives later tokens more then.
 - The KL from the reference, the first policy or that of some updates ago (`reference_interval`), is in closed form.
-- Groups may, to compare, have a prompt a member (`same_start`).
+- Groups may have a prompt a member (`same_start`), to compare; or stay `together`, so that prompts are read once.
 - Problems may be drawn from a pool by how often they were solved (VAS). Some groups may be given the first tokens of a
   right answer (POPE), fewer of problems that are solved more often (ours, `graded`), or imitate one (HPT, `gate`).
 - Minibatches are of whole answers. The learning rate falls linearly to 0, and the norm of the gradient is clipped.
@@ -38,7 +38,7 @@ from rlx.pool import SAMPLERS, Pool, check_pool, chosen, observed, unknown
 from rlx.pytree import pytree, replace, static, traced
 from rlx.relatives import ADJUSTMENTS, BASELINES, CREDITS, MASKS, RATIOS, SCALES, SHAPES, WEIGHTS, advantages
 from rlx.relatives import VARIANTS as VARIANTS
-from rlx.rollout import check_divides, check_horizon, episode_metrics, minibatches, reset
+from rlx.rollout import check_horizon, episode_metrics, minibatches, reset
 from rlx.tokens import Transformer, Written, check_tokens, hints, read, read_last, warm_start, write
 from rlx.train import training_progress
 
@@ -73,6 +73,7 @@ class Config:
     masks: tuple[str, ...] = static((), one_of=MASKS)  # what is left out of the policy loss
     amount: float = traced(1.0)  # the number of a shape, a credit or an adjustment
     same_start: bool = static(True)
+    together: int = static(1, at_least=1)  # answers of a group that minibatches keep together, to read its prompt once
     pool: int = static(0, at_least=0)  # problems that are met again; 0: every problem is a new one
     sampler: str = static("uniform", one_of=SAMPLERS)  # by what problems of the pool are drawn
     sampled_share: float = traced(0.5, at_least=0, at_most=1)  # of the problems; the others are drawn evenly
@@ -131,16 +132,15 @@ def networks(config, env):
 
 
 def optimizer(config, learning_rate):
-    clip = clip_by_global_norm(config.max_grad_norm)
     adam = optax.adam(learning_rate, eps=config.adam_epsilon, eps_root=1e-20)  # to be differentiable at gradients of 0
-    return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
+    return optax.flatten(optax.chain(clip_by_global_norm(config.max_grad_norm), adam))  # one vector: few operations
 
 
 def check(config, env):
     """Raises ValueError for settings that do not fit each other or the environment."""
     check_tokens(env, config.num_steps, config.warm_start_examples and config.warm_start_steps, config.given)
     check_horizon(env, config.num_steps)
-    check_divides(config.num_episodes, config.num_minibatches, "num_groups * group_size")
+    groups.check_together(config)
     check_pool(config)
     check_gate(config, env)
 
@@ -164,9 +164,9 @@ def init(config, env, key):
     )
 
 
-def answers(config, env, params, tokens):
-    """The policy at every token of the answers, `[B, T]`, of whole sequences `[B, L]`."""
-    return read(networks(config, env), params["actor"], env, tokens, config.num_steps)
+def answers(config, env, params, tokens, copies=1):
+    """The policy at every token of the answers, `[B, T]`, of whole sequences `[B, L]`; `copies` share a prompt."""
+    return read(networks(config, env), params["actor"], env, tokens, config.num_steps, copies)
 
 
 def act(config, env, state, obs, key, deterministic=False):
@@ -183,7 +183,7 @@ def objective(config, elements, progress):
 
 def loss(params, config, env, batch, progress, objective=objective):
     """Loss of one minibatch of answers `[B, T]`, and its metrics."""
-    pi = answers(config, env, params, batch.tokens)
+    pi = answers(config, env, params, batch.tokens, config.together)
     log_prob = pi.log_prob(batch.action)
     log_ratio_step = jnp.where(batch.alive, log_prob - before(log_prob, batch.log_prob, batch.imitated), 0.0)
     log_ratio = RATIOS[config.ratio](log_ratio_step, batch.alive)
@@ -217,17 +217,17 @@ def update(config, env, state, *, objective: Callable = objective):
     same = config.group_size if config.same_start else 1
     end, traj, alive = write(network, state.params["actor"], env, start, write_key, config.num_steps, given, same)
     recorded, alive_by_episode = jax.tree.map(jnp.transpose, (traj.recorded, alive))  # [T, N * G] as [N * G, T]
-    facts = gathered(env, traj, alive, config.group_size, answers(config, env, state.params, end.obs), given)
+    facts = gathered(env, traj, alive, config.group_size, answers(config, env, state.params, end.obs, same), given)
     *found, degenerate = advantages(config, facts)
     flat = [x.reshape(config.num_episodes, -1) for x in found]
     data = Batch(end.obs, recorded.action, recorded.log_prob, *flat, alive_by_episode)
     data = demonstrated(config, env, start, facts, data)
-    data = replace(data, reference=answers(config, env, state.reference, data.tokens))
+    data = replace(data, reference=answers(config, env, state.reference, data.tokens, same))
     progress = training_progress(config, state)
     rate = state.learning_rate if config.adapt_learning_rate else config.learning_rate
     learning_rate = rate * jnp.where(config.anneal_learning_rate, 1.0 - progress, 1.0)
     of_batch = lambda params, batch: loss(params, config, env, batch, progress, objective)
-    indices = minibatches(shuffle_key, config.num_episodes, config.num_minibatches, config.num_epochs)
+    indices = minibatches(shuffle_key, config.num_episodes, config.num_minibatches, config.num_epochs, config.together)
     optimize = optimizer(config, learning_rate)
     params, opt_state, metrics = descend(of_batch, optimize, state.params, state.opt_state, data, indices)
     rate = kl_adapted(rate, metrics["approx_kl"][-1].mean(), config.target_kl) if config.adapt_learning_rate else None

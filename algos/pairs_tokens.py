@@ -147,9 +147,8 @@ def networks(config, env):
 
 
 def optimizer(config, learning_rate):
-    clip = clip_by_global_norm(config.max_grad_norm)
     adam = optax.adam(learning_rate, eps=config.adam_epsilon, eps_root=1e-20)  # to be differentiable at gradients of 0
-    return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
+    return optax.flatten(optax.chain(clip_by_global_norm(config.max_grad_norm), adam))  # one vector: few operations
 
 
 def check(config, env):
@@ -173,9 +172,9 @@ def init(config, env, key):
     return State(params, params, optimizer(config, config.learning_rate).init(params), jnp.int32(0), key)
 
 
-def answers(config, env, params, tokens):
-    """The policy at every token of the answers, `[B, T]`, of whole sequences `[B, L]`."""
-    return read(networks(config, env), params["actor"], env, tokens, config.num_steps)
+def answers(config, env, params, tokens, copies=1):
+    """The policy at every token of the answers, `[B, T]`, of whole sequences `[B, L]`; `copies` share a prompt."""
+    return read(networks(config, env), params["actor"], env, tokens, config.num_steps, copies)
 
 
 def act(config, env, state, obs, key, deterministic=False):
@@ -192,7 +191,7 @@ def judgement(config, tokens, outcome):
 
 def loss(params, config, env, batch):
     """Loss of one minibatch of groups `[B, G]`, and its metrics."""
-    pi = answers(config, env, params, batch.tokens.reshape(-1, batch.tokens.shape[-1]))
+    pi = answers(config, env, params, batch.tokens.reshape(-1, batch.tokens.shape[-1]), config.group_size)
     log_prob = pi.log_prob(batch.action.reshape(-1, config.num_steps)).reshape(batch.alive.shape)
     found = pairs.whole(log_prob, batch.old, batch.reference, batch.alive, **batch.whole)
     policy_loss = pairs.LOSSES[config.loss](found, config.temperature, config.amount).mean()
@@ -229,7 +228,7 @@ def update(config, env, state, *, judge: Callable = judgement):
     network, start, same = networks(config, env), starts(config, env, state, start_key), {"copies": config.group_size}
     end, traj, alive = write(network, state.params["actor"], env, start, write_key, config.num_steps, **same)
     value, more_steps = start_values(config, env, state, start, value_key)
-    reference = answers(config, env, state.reference, end.obs).log_prob(traj.recorded.action.T).T
+    reference = answers(config, env, state.reference, end.obs, config.group_size).log_prob(traj.recorded.action.T).T
     played = (traj.recorded.action, traj.recorded.log_prob, reference, alive, traj.reward)
     *played, reward = (groups.by_group(x, config.group_size) for x in played)  # [T, N * G] as [N, G, T]
     outcome = reward.sum(axis=-1)

@@ -131,9 +131,8 @@ def critic(config, env):
 
 
 def optimizer(config, learning_rate):
-    clip = clip_by_global_norm(config.max_grad_norm)
     adam = optax.adam(learning_rate, eps=config.adam_epsilon, eps_root=1e-20)  # to be differentiable at gradients of 0
-    return optax.flatten(optax.chain(clip, adam))  # all parameters as one vector: a few large operations
+    return optax.flatten(optax.chain(clip_by_global_norm(config.max_grad_norm), adam))  # one vector: few operations
 
 
 def optimizer_of_both(config, learning_rate, critic_learning_rate):
@@ -170,9 +169,9 @@ def init(config, env, key):
     )
 
 
-def answers(config, env, params, tokens):
-    """The policy at every token of the answers, `[B, T]`, of whole sequences `[B, L]`."""
-    return read(networks(config, env), params["actor"], env, tokens, config.num_steps)
+def answers(config, env, params, tokens, copies=1):
+    """The policy at every token of the answers, `[B, T]`, of whole sequences `[B, L]`; `copies` share a prompt."""
+    return read(networks(config, env), params["actor"], env, tokens, config.num_steps, copies)
 
 
 def expected(config, env, params, tokens):
@@ -245,7 +244,7 @@ def update(config, env, state, *, objective: Callable = objective):
     key, start_key, write_key, shuffle_key = jax.random.split(state.key, 4)
     actor, start, same = networks(config, env), starts(config, env, state, start_key), {"copies": config.group_size}
     end, traj, alive = write(actor, state.params["actor"], env, start, write_key, config.num_steps, **same)
-    reference = answers(config, env, state.reference, end.obs)
+    reference = answers(config, env, state.reference, end.obs, config.group_size)
     found, stats = advantages(config, env, state, end, traj, alive, reference)
     data = Batch(end.obs, traj.recorded.action.T, traj.recorded.log_prob.T, reference, *found)
     progress = training_progress(config, state)

@@ -143,16 +143,21 @@ def speed_table(result: dict) -> str:
 
 
 def decoding_table(result: dict) -> str:
-    """What the cache is worth, and how much of an update is writing."""
-    header = ["tokens of an answer", "tokens/s with the cache", "without", "with / without", "share of an update"]
+    """What the cache is worth, how much of an update is writing, and what reading prompts once is worth to it."""
+    header = ["tokens of an answer", "parameters", "tokens/s with the cache", "without", "with / without"]
+    header += ["share of an update", "tokens/s of updates", "prompts read once", "once / apart"]
     span = lambda x, form: f"{x['median']:{form}} [{x['low']:{form}}, {x['high']:{form}}]"
     body = [
         (
             str(case["answer_tokens"]),
+            f"{case['num_params']:,}",
             f"{case['tokens_per_second']['cached']:,.0f}",
             f"{case['tokens_per_second']['uncached']:,.0f}",
             span(case["speedup"], ".1f"),
             span(case["share_of_writing"], ".0%"),
+            f"{case['tokens_per_second']['update']:,.0f}",
+            f"{case['tokens_per_second']['update_together']:,.0f}",
+            span(case["speedup_together"], ".2f"),
         )
         for case in result["cases"]
     ]

@@ -5,7 +5,7 @@ included; what the others hold is never read. Episodes that have ended count wit
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import chex
 import jax
@@ -16,7 +16,7 @@ from rlx.devices.sharding import split
 from rlx.env import Env, EnvState
 from rlx.multiagent import check_one_agent
 from rlx.pytree import pytree
-from rlx.rollout import episodes
+from rlx.rollout import check_divides, episodes
 
 P = TypeVar("P")
 
@@ -88,6 +88,17 @@ def monte_carlo_values(
     _, traj, alive = episodes(env, policy, clone(env_state, num_copies), key, num_steps)
     reward, alive = (by_group(x, num_copies) for x in (traj.reward, alive))
     return returns_to_go(reward, alive, gamma)[..., 0].mean(axis=1)
+
+
+def check_together(config: Any) -> None:
+    """Raises ValueError where answers do not split into minibatches, with `together` of a group in one."""
+    together = config.together
+    if together > 1 and not config.same_start:
+        raise ValueError(f"together = {together}: without same_start a group has no prompt to share; use together = 1")
+    if config.group_size % together:
+        raise ValueError(f"together = {together} does not divide group_size = {config.group_size}")
+    what = "num_groups * group_size" + (" / together" if together > 1 else "")
+    check_divides(config.num_episodes // together, config.num_minibatches, what)
 
 
 def by_group(x: jax.Array, group_size: int) -> jax.Array:

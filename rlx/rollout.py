@@ -200,15 +200,21 @@ def restarts(done: jax.Array) -> jax.Array:
     return jnp.roll(done, 1, axis=0).at[0].set(False)
 
 
-def minibatches(key: jax.Array, num_elements: int, num_minibatches: int, num_epochs: int) -> jax.Array:
+def minibatches(
+    key: jax.Array, num_elements: int, num_minibatches: int, num_epochs: int, together: int = 1
+) -> jax.Array:
     """Indices of random minibatches for several epochs, int32 `[E, M, B]` with `B = num_elements / M`.
 
     Every epoch visits every element exactly once, in an order of its own. Over several devices each block of a
-    minibatch is of the elements of its device, see `gather`.
+    minibatch is of the elements of its device, see `gather`. So many elements next to each other may stay `together`.
 
     Raises:
         ValueError: when the elements do not split into `num_minibatches` equal parts, on every device.
     """
+    if together > 1:
+        check_divides(num_elements, num_minibatches * together)
+        first = together * minibatches(key, num_elements // together, num_minibatches, num_epochs)
+        return (first[..., None] + jnp.arange(together, dtype=jnp.int32)).reshape(num_epochs, num_minibatches, -1)
     check_divides(num_elements, num_minibatches)
     num, size = num_blocks(), blocks(num_elements, "the number of elements")
     check_divides(size, num_minibatches, f"the number of elements / {num} devices")

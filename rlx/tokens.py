@@ -1,4 +1,4 @@
-"""Sequences of tokens: what an environment of them has, solved problems, and a transformer that writes.
+"""Sequences of tokens: what an environment of them has, solved problems, and how a policy writes them.
 
 An environment of tokens has observations `Discrete(n, shape=(L,))`: a prompt, and after it what has been written so
 far; 0 stands for nothing. Action `a` writes token `a + 1`. It has names beside those of `rlx.env.Environment`:
@@ -16,14 +16,13 @@ outputs.
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from rlx.distributions import Categorical
 from rlx.env import Env, EnvState
-from rlx.networks import Module
+from rlx.networks import Cache, Transformer
 from rlx.pool import Pool
 from rlx.pytree import pytree
 from rlx.rollout import episodes
@@ -71,13 +70,18 @@ def written(env: Env, tokens: jax.Array, num_steps: int) -> jax.Array:
     return tokens[..., environment.prompt_size :: stride(env)][..., :num_steps]
 
 
-def read(network: Any, params: dict, env: Env, tokens: jax.Array, num_steps: int) -> Categorical:
-    """The policy at every token of the answers, `[B, T]`, of whole sequences `[B, L]`, which are read at once."""
+def read(network: Any, params: dict, env: Env, tokens: jax.Array, num_steps: int, copies: int = 1) -> Categorical:
+    """The policy at every token of the answers, `[B, T]`, of whole sequences `[B, L]`, which are read at once.
+
+    Where so many `copies` next to each other have the same prompt, as in a group, it is read once for them.
+    """
     environment: Any = env.environment
     first = environment.prompt_size - 1
-    seen = tokens[:, : first + 1 + (num_steps - 1) * stride(env)]
-    logits, _ = network.apply(params, seen, first=first)
-    return Categorical(logits[:, :: stride(env)])
+    # Where a prompt is shared the last token is read, too: on a CPU 33 rows take 0.7 of the time of 32, as measured.
+    num_read = num_steps if copies > 1 else num_steps - 1
+    seen = tokens[:, : first + 1 + num_read * stride(env)]
+    logits, _ = network.apply(params, seen, first=first, copies=copies)
+    return Categorical(logits[:, :: stride(env)][:, :num_steps])
 
 
 def read_last(network: Any, params: dict, env: Env, tokens: jax.Array) -> Categorical:
@@ -239,123 +243,6 @@ def teach(
 
     more = lambda carry: (carry[1] < max_steps) & jnp.logical_not(learned(carry[0][0]))
     return jax.lax.while_loop(more, some, ((params, optimizer.init(params)), jnp.int32(0)))[0][0]
-
-
-@pytree
-class Cache:
-    """Keys and values of the tokens read so far: of each layer `[L, H, D, B]`, apart, so that loops write in place.
-
-    Sequences are the last axis, and so next to each other in memory: on a CPU one more token is looked up in a third of
-    the time.
-    """
-
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
-
-
-def batch_last(x: jax.Array) -> jax.Array:
-    """`[B, ...]` as `[..., B]`."""
-    return jnp.moveaxis(x, 0, -1)
-
-
-def looked_up(query: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) -> jax.Array:
-    """Attention of a few tokens to a cache, `softmax(q k / sqrt(D)) v` over visible places, `[S, H, D, B]`.
-
-    Args:
-        query: `[S, H, D, B]`.
-        keys: `[L, H, D, B]`.
-        values: likewise.
-        visible: bool `[S, L]`.
-    """
-    few = query.shape[2] ** -0.5 * query
-    scores = jnp.stack([(one * keys).sum(axis=2) for one in few])  # [S, L, H, B]
-    weights = jax.nn.softmax(jnp.where(visible[:, :, None, None], scores, -jnp.inf), axis=1)
-    return jnp.stack([(one[:, :, None] * values).sum(axis=0) for one in weights])
-
-
-def attended(query: jax.Array, key: jax.Array, value: jax.Array, begin: int = 0, size: int = 32) -> jax.Array:
-    """Attention of tokens to themselves and those before them, `softmax(q k / sqrt(D)) v`: `[B, S - begin, H, D]`.
-
-    It is done for `size` tokens at a time, so that little is computed that a mask takes away.
-
-    Args:
-        query: `[B, S - begin, H, D]`, of the tokens from `begin` on.
-        key: `[B, S, H, D]`.
-        value: likewise.
-        begin: the first token that asks.
-        size: of a piece.
-    """
-    found = []
-    for at in range(begin, key.shape[1], size):
-        end = min(at + size, key.shape[1])
-        mask = jnp.arange(end) <= jnp.arange(at, end)[:, None]
-        piece = query[:, at - begin : end - begin]
-        found.append(jax.nn.dot_product_attention(piece, key[:, :end], value[:, :end], mask=mask))
-    return jnp.concatenate(found, axis=1)
-
-
-class Transformer(Module):
-    """Logits of the token that follows each place, from it and those before it.
-
-    Layer norm comes before attention and before the perceptron of every layer, and once more at the end; places have
-    learned embeddings. Weights are normal with a standard deviation of 0.02, over `sqrt(2 layers)` where they write
-    into the residual stream.
-
-    Source: Vaswani et al. 2017, arXiv:1706.03762; Radford et al. 2019, Language models are unsupervised multitask
-    learners, section 2.3 (where the norms are and how weights start).
-    """
-
-    vocabulary: int  # tokens that are read
-    num_places: int  # L, the longest sequence
-    num_outputs: int  # V, of a token to write
-    width: int = 64
-    num_layers: int = 2
-    num_heads: int = 4
-
-    def cache(self, batch_size: int) -> Cache:
-        """Room for sequences of which nothing is read yet."""
-        empty = jnp.zeros((self.num_places, self.num_heads, self.width // self.num_heads, batch_size))
-        return Cache(*[(empty,) * self.num_layers] * 2)
-
-    @nn.compact
-    def __call__(
-        self, tokens: jax.Array, cache: Cache | None = None, start: jax.Array | int = 0, first: int = 0
-    ) -> tuple[jax.Array, Cache | None]:
-        """Reads tokens `[B, S]`, which are at the places `start, ..., start + S - 1`, after those in the cache.
-
-        Returns logits `[B, S - first, V]` and the cache with these tokens. Without a cache the tokens are the whole
-        sequence. Tokens before `first` have no logits, and the last layer is spared the work for them.
-
-        Raises:
-            ValueError: when `num_heads` does not divide `width`.
-        """
-        if self.width % self.num_heads:
-            raise ValueError(f"width = {self.width} is not a multiple of num_heads = {self.num_heads}")
-        normal = nn.initializers.normal(0.02)
-        into_residual = nn.initializers.normal(0.02 / (2 * self.num_layers) ** 0.5)
-        batch_size, num_tokens = tokens.shape
-        place = start + jnp.arange(num_tokens)
-        x = nn.Embed(self.vocabulary, self.width, embedding_init=normal, name="tokens")(tokens)
-        x += nn.Embed(self.num_places, self.width, embedding_init=normal, name="places")(place)
-        new = []
-        for layer in range(self.num_layers):
-            heads = nn.Dense(3 * self.width, kernel_init=normal, name=f"heads_{layer}")(nn.LayerNorm()(x))
-            query, *own = jnp.split(heads.reshape(batch_size, num_tokens, 3 * self.num_heads, -1), 3, axis=2)
-            asked = first if layer == self.num_layers - 1 else 0
-            query, x = query[:, asked:], x[:, asked:]
-            if cache is not None:
-                known = zip((cache.keys[layer], cache.values[layer]), map(batch_last, own), strict=True)
-                new.append([jax.lax.dynamic_update_slice(old, kept, (start, 0, 0, 0)) for old, kept in known])
-            if isinstance(start, int) and start == 0:  # nothing was read before
-                seen = attended(query, own[0], own[1], asked)
-            else:
-                visible = jnp.arange(self.num_places) <= place[asked:, None]
-                seen = jnp.moveaxis(looked_up(batch_last(query), new[-1][0], new[-1][1], visible), -1, 0)
-            x += nn.Dense(self.width, kernel_init=into_residual, name=f"seen_{layer}")(seen.reshape(x.shape))
-            hidden = nn.Dense(4 * self.width, kernel_init=normal, name=f"hidden_{layer}")(nn.LayerNorm()(x))
-            x += nn.Dense(self.width, kernel_init=into_residual, name=f"out_{layer}")(jax.nn.gelu(hidden))
-        logits = nn.Dense(self.num_outputs, kernel_init=normal, name="head")(nn.LayerNorm()(x))
-        return logits, None if cache is None else Cache(*zip(*new, strict=True))
 
 
 __all__ = [

@@ -108,6 +108,22 @@ def test_the_loss_reads_of_whole_answers_what_was_written_token_by_token(deep, c
     np.testing.assert_allclose(found[alive], traj.recorded.log_prob[alive], rtol=1e-4, atol=1e-4)
 
 
+def test_prompts_read_once_for_a_group_give_the_same_policy(deep, countdown, written):
+    state, _, (end, *_), _ = written
+    apart, once = (grpo_tokens.answers(deep, countdown, state.params, end.obs, num).logits for num in (1, 4))
+    np.testing.assert_allclose(once, apart, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.more
+def test_an_update_that_reads_prompts_once_has_the_same_gradient(small, reverse):
+    config = replace(small, num_minibatches=1, num_epochs=1, warm_start_steps=0, kl_coef=0.1)
+    state = jax.jit(grpo_tokens.init)(config, reverse, jax.random.key(0))
+    update = jax.jit(lambda *args: grpo_tokens.update(*args)[1])
+    apart, once = (update(replace(config, together=num), reverse, state) for num in (1, 4))
+    assert apart["grad_norm"] > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), once, apart)
+
+
 @pytest.mark.parametrize("name", ["Guess", "Calculator"])
 def test_replies_are_read_with_the_cache_as_without_it(deep, name):
     options = {"Guess": {"size": 5, "max_turns": 3}, "Calculator": {"max_modulus": 5, "max_calls": 2}}[name]
@@ -422,6 +438,7 @@ CHANGED = {
     "masks": ("degenerate",),
     "amount": 0.5,
     "same_start": False,
+    "together": 2,
     "pool": 4,
     "sampler": "variance",
     "sampled_share": 0.9,
@@ -489,6 +506,9 @@ BAD = {
     "num_steps = 5: there is room for 4 tokens; use at most num_steps = 4": {"num_steps": 5},
     "num_groups \\* group_size = 12 is not a multiple of num_minibatches = 5": {"num_minibatches": 5},
     "width = 8 is not a multiple of num_heads = 3": {"num_heads": 3},
+    "together = 3 does not divide group_size = 4": {"together": 3},
+    "together = 2: without same_start a group has no prompt to share": {"together": 2, "same_start": False},
+    "num_groups \\* group_size / together = 3 is not a multiple of num_minibatches = 2": {"together": 4},
 }
 
 

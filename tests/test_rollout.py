@@ -240,6 +240,17 @@ def test_the_minibatch_of_an_element_does_not_depend_on_its_place_or_its_neighbo
     assert abs((owner[1:] == owner[:-1]).mean() - 1 / 4) < 4 * np.sqrt(3 / 16 / n)
 
 
+def test_elements_that_stay_together_are_next_to_each_other_in_every_minibatch():
+    orders = np.asarray(minibatches(jax.random.key(0), 24, 2, 3, 4)).reshape(3, 2, 3, 4)
+    for order in orders:
+        assert sorted(order.ravel()) == list(range(24))
+    np.testing.assert_array_equal(orders - orders[..., :1], np.broadcast_to(np.arange(4), orders.shape))
+    assert (orders[..., 0] % 4 == 0).all()
+    assert (orders[0] != orders[1]).any()
+    with pytest.raises(ValueError, match="24 is not a multiple of num_minibatches = 20"):
+        minibatches(jax.random.key(0), 24, 5, 3, 4)
+
+
 @pytest.mark.parametrize(
     ("num_elements", "num_minibatches", "fits"),
     [(1024, 3, "2 or 4"), (12, 5, "4 or 6"), (8, 100, "8"), (7, 2, "1 or 7")],

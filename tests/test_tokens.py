@@ -9,8 +9,9 @@ import optax
 import pytest
 
 import rlx
+from rlx.networks.transformer import attended
 from rlx.spaces import Discrete
-from rlx.tokens import Transformer, attended, check_tokens, examples, teach
+from rlx.tokens import Transformer, check_tokens, examples, teach
 
 B, L, V = 3, 9, 7
 
@@ -83,6 +84,27 @@ def test_without_a_cache_the_tokens_are_the_whole_sequence_and_the_first_may_hav
     np.testing.assert_allclose(alone, logits, rtol=1e-5, atol=1e-6)
     some, _ = apply(params, tokens, first=3)
     np.testing.assert_allclose(some, logits[:, 3:], rtol=1e-5, atol=1e-6)
+
+
+def test_a_prompt_that_copies_share_is_read_once_for_the_same_logits_and_gradients(network, params):
+    prompt, answer = np.random.default_rng(0).integers(0, V, (2, 6, 4))
+    tokens = np.concatenate([np.repeat(prompt[:2], 3, axis=0), answer], axis=1)
+    weight = np.random.default_rng(1).normal(size=(6, 5, V - 1))
+
+    def loss(params, copies):
+        logits, _ = network.apply(params, tokens, first=3, copies=copies)
+        return (weight * logits).sum(), logits
+
+    both = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    (grads, logits), (grads_once, once) = both(params, 1), both(params, 3)
+    np.testing.assert_allclose(once, logits, rtol=1e-5, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max()), grads, grads_once
+    )
+    other = tokens.copy()
+    other[1, 0] = (other[1, 0] + 1) % V  # nobody looks at the prompts of the second and third copy
+    changed, _ = network.apply(params, other, first=3, copies=3)
+    np.testing.assert_allclose(changed, logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("begin", "size"), [(0, 3), (2, 4), (5, 32)])

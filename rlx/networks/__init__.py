@@ -16,6 +16,7 @@ from rlx.networks.norms import BLOCKS, STATS, BatchRenorm, BroBlock, Dropout, Re
 from rlx.networks.recurrent import CELLS, Memory, empty_memory
 from rlx.networks.returns import ActionReturns, PredictiveCritic
 from rlx.networks.torso import FILTERS, TORSOS, Module, Torso, activation, initialize, join, orthogonal, sparse
+from rlx.networks.transformer import Cache, Transformer
 
 __all__ = [
     "BLOCKS",
@@ -31,6 +32,7 @@ __all__ = [
     "Actor",
     "BatchRenorm",
     "BroBlock",
+    "Cache",
     "Critic",
     "Denoiser",
     "DeterministicActor",
@@ -43,6 +45,7 @@ __all__ = [
     "Residual",
     "TanhActor",
     "Torso",
+    "Transformer",
     "Velocity",
     "action_size",
     "activation",

@@ -1,0 +1,167 @@
+"""A transformer that writes, and the cache of what it has read.
+
+Axes: B batch, S tokens that are read, L places of a sequence, H heads, D numbers of a head, W width, V outputs.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rlx.networks.torso import Module
+from rlx.pytree import pytree
+
+SMALL = nn.initializers.normal(0.02)
+
+
+@pytree
+class Cache:
+    """Keys and values of the tokens read so far: of each layer `[L, H, D, B]`, apart, so that loops write in place.
+
+    Sequences are the last axis, and so next to each other in memory: on a CPU one more token is looked up in a third of
+    the time.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+def batch_last(x: jax.Array) -> jax.Array:
+    """`[B, ...]` as `[..., B]`."""
+    return jnp.moveaxis(x, 0, -1)
+
+
+def looked_up(query: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) -> jax.Array:
+    """Attention of a few tokens to a cache, `softmax(q k / sqrt(D)) v` over visible places, `[S, H, D, B]`.
+
+    Args:
+        query: `[S, H, D, B]`.
+        keys: `[L, H, D, B]`.
+        values: likewise.
+        visible: bool `[S, L]`.
+    """
+    few = query.shape[2] ** -0.5 * query
+    scores = jnp.stack([(one * keys).sum(axis=2) for one in few])  # [S, L, H, B]
+    weights = jax.nn.softmax(jnp.where(visible[:, :, None, None], scores, -jnp.inf), axis=1)
+    return jnp.stack([(one[:, :, None] * values).sum(axis=0) for one in weights])
+
+
+def attended(query: jax.Array, key: jax.Array, value: jax.Array, begin: int = 0, size: int = 32) -> jax.Array:
+    """Attention of tokens to themselves and those before them, `softmax(q k / sqrt(D)) v`: `[B, S - begin, H, D]`.
+
+    It is done for about `size` tokens at a time, so that little is computed that a mask takes away.
+
+    Args:
+        query: `[B, S - begin, H, D]`, of the tokens from `begin` on.
+        key: `[B, S, H, D]`.
+        value: likewise.
+        begin: the first token that asks.
+        size: of a piece, all of which are about as long.
+    """
+    found, num_asked = [], key.shape[1] - begin
+    length = -(-num_asked // max(1, round(num_asked / size)))
+    for at in range(begin, key.shape[1], length):
+        end = min(at + length, key.shape[1])
+        mask = jnp.arange(end) <= jnp.arange(at, end)[:, None]
+        piece = query[:, at - begin : end - begin]
+        found.append(jax.nn.dot_product_attention(piece, key[:, :end], value[:, :end], mask=mask))
+    return jnp.concatenate(found, axis=1)
+
+
+class Transformer(Module):
+    """Logits of the token that follows each place, from it and those before it.
+
+    Layer norm comes before attention and before the perceptron of every layer, and once more at the end; places have
+    learned embeddings. Weights are normal with a standard deviation of 0.02, over `sqrt(2 layers)` where they write
+    into the residual stream.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762; Radford et al. 2019, Language models are unsupervised multitask
+    learners, section 2.3 (where the norms are and how weights start).
+    """
+
+    vocabulary: int  # tokens that are read
+    num_places: int  # L, the longest sequence
+    num_outputs: int  # V, of a token to write
+    width: int = 64
+    num_layers: int = 2
+    num_heads: int = 4
+
+    def cache(self, batch_size: int) -> Cache:
+        """Room for sequences of which nothing is read yet."""
+        empty = jnp.zeros((self.num_places, self.num_heads, self.width // self.num_heads, batch_size))
+        return Cache(*[(empty,) * self.num_layers] * 2)
+
+    @nn.nowrap
+    def layer(self, number: int) -> tuple[Callable, Callable]:
+        """Of tokens `[B, S, W]`: query, keys and values; what comes of the tokens and of what they attended to."""
+        into_residual = nn.initializers.normal(0.02 / (2 * self.num_layers) ** 0.5)
+        dense = lambda name, size, init=SMALL: nn.Dense(size, kernel_init=init, name=f"{name}_{number}")
+        norm, heads, seen_by = nn.LayerNorm(), dense("heads", 3 * self.width), dense("seen", self.width, into_residual)
+        norm_after, hidden = nn.LayerNorm(), dense("hidden", 4 * self.width)
+        out = dense("out", self.width, into_residual)
+
+        def asks(x):
+            return jnp.split(heads(norm(x)).reshape(*x.shape[:2], 3 * self.num_heads, -1), 3, axis=2)
+
+        def follows(x, seen):
+            x += seen_by(seen.reshape(x.shape))
+            return x + out(jax.nn.gelu(hidden(norm_after(x))))
+
+        return asks, follows
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        cache: Cache | None = None,
+        start: jax.Array | int = 0,
+        first: int = 0,
+        copies: int = 1,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Reads tokens `[B, S]`, which are at the places `start, ..., start + S - 1`, after those in the cache.
+
+        Returns logits `[B, S - first, V]` and the cache with these tokens. Without a cache the tokens are the whole
+        sequence. Tokens before `first` have no logits, and the last layer is spared the work for them. Without a cache,
+        so many `copies` next to each other may have the same tokens before `first`, which are then read once for them.
+
+        Raises:
+            ValueError: when `num_heads` does not divide `width`.
+        """
+        if self.width % self.num_heads:
+            raise ValueError(f"width = {self.width} is not a multiple of num_heads = {self.num_heads}")
+        num_tokens, shared = tokens.shape[1], copies > 1 and first > 0
+        place = start + jnp.arange(num_tokens)
+        token = nn.Embed(self.vocabulary, self.width, embedding_init=SMALL, name="tokens")
+        position = nn.Embed(self.num_places, self.width, embedding_init=SMALL, name="places")
+        begin = first if shared else 0
+        x, prompt = token(tokens[:, begin:]) + position(place[begin:]), None
+        if shared:
+            prompt = token(tokens[::copies, :first]) + position(place[:first])
+        new = []
+        for layer in range(self.num_layers):
+            asks, follows = self.layer(layer)
+            query, *own = asks(x)
+            last = layer == self.num_layers - 1
+            asked = first if last and not shared else 0
+            query, x = query[:, asked:], x[:, asked:]
+            if cache is not None:
+                known = zip((cache.keys[layer], cache.values[layer]), map(batch_last, own), strict=True)
+                new.append([jax.lax.dynamic_update_slice(old, kept, (start, 0, 0, 0)) for old, kept in known])
+            if prompt is not None:
+                of_prompt = asks(prompt)
+                copied = (jnp.repeat(x, copies, axis=0) for x in of_prompt[1:])
+                own = [jnp.concatenate(both, axis=1) for both in zip(copied, own, strict=True)]
+                seen = attended(query, *own, first)
+                prompt = None if last else follows(prompt, attended(*of_prompt))
+            elif isinstance(start, int) and start == 0:  # nothing was read before
+                seen = attended(query, *own, asked)
+            else:
+                visible = jnp.arange(self.num_places) <= place[asked:, None]
+                seen = jnp.moveaxis(looked_up(batch_last(query), new[-1][0], new[-1][1], visible), -1, 0)
+            x = follows(x, seen)
+        logits = nn.Dense(self.num_outputs, kernel_init=SMALL, name="head")(nn.LayerNorm()(x))
+        return logits, None if cache is None else Cache(*zip(*new, strict=True))
+
+
+__all__ = ["Cache", "Transformer", "attended"]
