@@ -152,12 +152,15 @@ def lens(outcome: jax.Array, facts: Facts, amount: Number) -> jax.Array:
         R - (1 - R) min(pi / (D - pi), 2)
 
     It is the weight of the score in the gradient of `R log pi + (1 - R) log(1 - pi / D)`. D says how easy the task is:
-    1 where one answer is right. `pi` is the probability of an answer; here it is the geometric mean over its steps, and
-    the bound is 2. Both are ours: how the paper treats length and estimates D was not read.
+    1 where one answer is right. `pi` is the probability of the whole answer: long ones that are wrong pay hardly
+    anything. With the mean over steps in its place they would pay for every sure token, and a policy that is right a
+    quarter of the time comes to write noise. The bound of 2 is ours: how the paper treats length and estimates D was
+    not read.
 
     Source: LENS, 2025, arXiv:2510.08696.
     """
-    pi = jnp.minimum(jnp.exp(mean_log_prob(facts)), 2.0 * amount / 3.0)  # where the ratio is 2
+    whole = jnp.where(facts.alive, known(facts, "log_prob"), 0.0).sum(axis=-1)
+    pi = jnp.minimum(jnp.exp(whole), 2.0 * amount / 3.0)  # where the ratio is 2
     return outcome - (1.0 - outcome) * pi / (amount - pi)
 
 

@@ -239,7 +239,7 @@ def test_lens_is_the_gradient_of_its_likelihood_and_of_its_reward():
 def test_lens_pushes_the_likeliest_wrong_answer_down_most():
     outcome, facts = played(5, np.zeros((N, G)))
     found = np.asarray(jitted.lens(outcome, facts, 1.0))
-    pi = np.exp(shapes.mean_log_prob(facts))
+    pi = np.exp(np.where(facts.alive, facts.log_prob, 0.0).sum(axis=-1))  # of whole answers
     np.testing.assert_allclose(found, -np.minimum(pi / (1 - pi), 2.0), **ROUNDING)
     assert (found < 0).all()
     np.testing.assert_array_equal(found.argmin(1)[pi.max(1) < 2 / 3], pi.argmax(1)[pi.max(1) < 2 / 3])
