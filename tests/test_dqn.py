@@ -235,33 +235,56 @@ def test_new_elements_have_the_highest_priority_and_the_oldest_none():
     buffer = insert(buffer, {"x": jnp.array([100, 101])})
     there = np.asarray(buffer.priority)
     assert there[8:10].tolist() == [5.0, 5.0]
-    assert there.tolist() == [
-        0,
-        0,
-        5,
-        1,
-        1,
-        1,
-        1,
-        1,
-        5,
-        5,
-        0,
-    ]  # the two oldest of ten are spare, and one was never there
+    # The two oldest of ten are spare, and one was never there.
+    assert there[:11].tolist() == [0, 0, 5, 1, 1, 1, 1, 1, 5, 5, 0]
+    assert not there[11:].any()
     index, _ = draw(buffer, jax.random.key(0), 4000, 1.0)
     assert set(take(buffer, index)["x"].tolist()) == {2, 3, 4, 5, 6, 7, 100, 101}
-    np.testing.assert_allclose(buffer.sums.sum(), there.sum())
+    np.testing.assert_allclose((buffer.priority, *buffer.sums)[-1].sum(), there.sum())
 
 
-def test_sums_are_those_of_their_blocks_after_many_changes():
-    buffer, rng = filled(40, 45), np.random.default_rng(0)
-    change = jax.jit(reprioritize)
+@pytest.mark.parametrize(("capacity", "levels"), [(45, 1), (2000, 2), (40_000, 3)])
+def test_sums_are_those_of_their_blocks_after_many_changes(capacity, levels):
+    buffer, rng = filled(capacity - 5, capacity), np.random.default_rng(0)
+    change, add = jax.jit(reprioritize), jax.jit(insert)
     for _ in range(50):
-        index = jnp.asarray(rng.integers(40, size=7))
+        index = jnp.asarray(rng.integers(capacity - 5, size=7))
         buffer = change(buffer, index, jnp.asarray(10.0 ** rng.uniform(-6, 6, 7), jnp.float32))
-    size = -(-45 // len(buffer.sums))
-    blocks = np.pad(np.asarray(buffer.priority, np.float64), (0, size * len(buffer.sums) - 45)).reshape(-1, size)
-    np.testing.assert_allclose(buffer.sums, blocks.sum(1), rtol=1e-6)
+        buffer = add(buffer, {"x": jnp.arange(3)})
+    assert len(buffer.sums) == levels
+    below = np.asarray(buffer.priority, np.float64)
+    for found in buffer.sums:
+        below = below.reshape(-1, 32).sum(1)
+        np.testing.assert_allclose(found[: len(below)], below, rtol=1e-6)
+        assert not found[len(below) :].any()
+        below = np.asarray(found, np.float64)
+
+
+def test_elements_of_a_large_buffer_are_drawn_as_often_as_their_priorities_say():
+    buffer, p = filled(3000, 3000), np.random.default_rng(0).random(3000) ** 2
+    buffer = reprioritize(buffer, jnp.arange(3000), jnp.asarray(p, jnp.float32))
+    index, _ = draw(buffer, jax.random.key(3), 300_000, 1.0)
+    counts = np.bincount(index, minlength=3000)
+    expected = 300_000 * p / p.sum()
+    often = expected > 5  # what the chi-square test asks for
+    rest = [counts[~often].sum(), expected[~often].sum()]
+    found, wanted = np.append(counts[often], rest[0]), np.append(expected[often], rest[1])
+    assert stats.chisquare(found, wanted).pvalue > 1e-3
+
+
+def test_no_draw_copies_all_priorities():
+    """A copy of a million priorities would take ten times as long as all else that a draw does."""
+    buffer = filled(4000, 5000)
+
+    def step(buffer, key):
+        index, weight = draw(buffer, key, 8, 0.5)
+        return reprioritize(buffer, index, jax.random.uniform(key, (8,))), weight.sum()
+
+    run = jax.jit(partial(jax.lax.scan, step), donate_argnums=0)
+    text = run.lower(buffer, jax.random.split(jax.random.key(0), 9)).compile().as_text()
+    (size,) = buffer.priority.shape
+    assert f"f32[{size}]" in text
+    assert f"f32[{size}]{{0}} copy(" not in text
 
 
 def test_an_undone_insertion_gives_the_priorities_back():
@@ -269,7 +292,7 @@ def test_an_undone_insertion_gives_the_priorities_back():
     after = reprioritize(insert(before, {"x": jnp.array([100, 101])}), jnp.array([4]), jnp.array([77.0]))
     undone = rewind(after, before, jnp.array(True))
     for name in ("priority", "sums", "highest"):
-        np.testing.assert_array_equal(getattr(undone, name), getattr(before, name))
+        jax.tree.map(np.testing.assert_array_equal, getattr(undone, name), getattr(before, name))
     index, _ = draw(undone, jax.random.key(0), 2000, 1.0)
     assert set(take(undone, index)["x"].tolist()) == set(range(8))
     kept = rewind(after, before, jnp.array(False))
