@@ -56,7 +56,6 @@ from rlx.values import (
     soft_value,
 )
 
-UNCLIPPED = {"max_grad_norm": 1e6}  # for losses that are sums over quantiles
 RAINBOW = {"n_step": 3, "dueling": True, "prioritized": True, "distribution": "atoms", "noise": 0.5}
 VARIANTS = {
     "dqn": {"double": False},
@@ -66,8 +65,8 @@ VARIANTS = {
     "prioritized": {"prioritized": True},
     "noisy": {"noise": 0.5, "epsilon_start": 0.0, "epsilon_end": 0.0},
     "c51": {"double": False, "distribution": "atoms"},
-    "qr": {"double": False, "distribution": "quantiles", **UNCLIPPED},
-    "iqn": {"double": False, "distribution": "implicit", **UNCLIPPED},
+    "qr": {"double": False, "distribution": "quantiles", "max_grad_norm": 1e6},  # the loss is a sum over quantiles
+    "iqn": {"double": False, "distribution": "implicit", "max_grad_norm": 1e6},
     "munchausen": {"munchausen_coef": 0.9},
     "rainbow": {**RAINBOW, "epsilon_start": 0.0, "epsilon_end": 0.0},
 }

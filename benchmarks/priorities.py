@@ -33,7 +33,7 @@ def program(name: str, prioritized: bool, num_updates: int):
 def measure(name: str, turns: int) -> dict:
     """Seconds of the processor for an update, median over the turns, and the ratios of runs next to each other."""
     programs = {title: program(name, title == "prioritized", UPDATES[name]) for title in ("uniform", "prioritized")}
-    states = {title: run(state) for title, (run, state) in programs.items()}
+    states = {title: jax.block_until_ready(run(state)) for title, (run, state) in programs.items()}
     seconds = {title: [] for title in programs}
     for _ in range(turns):
         for title, (run, _) in programs.items():

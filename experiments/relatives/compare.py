@@ -361,9 +361,9 @@ def main(
         return {"task": case[0], "variant": case[1]} | measure(chosen, case[1], short, starts)
 
     general = [name for name in VARIANTS if name not in ARMS]
-    cases = {
-        (t, v): f"{t.replace(', ', '-').replace(' ', '-')}-{v}" for t in TASKS for v in TASKS[t].variants or general
-    }
+    measured = {t: [name for name in VARIANTS if name in (TASKS[t].variants or general)] for t in TASKS}
+    file = lambda t: t.replace(", ", "-").replace(" ", "-")
+    cases = {(t, v): f"{file(t)}-{v}" for t, names in measured.items() for v in names}
     only = lambda case: task in (None, case[0]) and variant in (None, case[1])
     experiment(runs if short else HERE, cases, run, draw, table, only)
 
