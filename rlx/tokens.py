@@ -9,8 +9,7 @@ far; 0 stands for nothing. Action `a` writes token `a + 1`. It has names beside 
 - `right_answer(state, params) -> tokens [A]` of a start, where parts of it may be given.
 - `reply_size`, where the environment answers: it writes as many tokens behind each one that the policy writes.
 
-Axes: B batch, T tokens of an answer, S tokens that are read, L places of a sequence, H heads, D numbers of a head, V
-outputs.
+Axes: B batch, N groups, G members of a group, T tokens of an answer, A of a right one, L places of a sequence.
 """
 
 from collections.abc import Callable

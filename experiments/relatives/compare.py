@@ -265,7 +265,7 @@ def draw(results: dict[tuple[str, str], dict], path: Path) -> None:
     """A column a task, a row a variant: what is solved with one answer, with 16, and of what could be done is kept."""
     tasks = list(dict.fromkeys(task for task, _ in results))
     names = [name for name in VARIANTS if any(name == of for _, of in results)]
-    size = {"figsize": (3.4 * len(tasks), 0.17 * len(names) + 1.3), "layout": "constrained", "squeeze": False}
+    size = {"figsize": (3.4 * len(tasks), 0.17 * len(names) + 2.5), "layout": "constrained", "squeeze": False}
     figure, panels = plt.subplots(1, len(tasks), sharey=True, **size)
     shown = {
         "pass_1": ("pass@1", "tab:blue", "o"),
