@@ -16,8 +16,10 @@ Deviations from the paper:
 - Rewards come with the last token; "process", which is for rewards of every step, gives later tokens more then.
 - The KL from the reference, the first policy or that of some updates ago (`reference_interval`), is in closed form.
 - Groups may have a prompt a member (`same_start`), to compare; or stay `together`, so that prompts are read once.
-- Problems may be drawn from a pool by how often they were solved (VAS). Some groups may be given the first tokens of a
-  right answer (POPE), fewer of problems that are solved more often (ours, `graded`), or imitate one (HPT, `gate`).
+- Problems may be drawn from a pool by how often they were solved (VAS), and bring an earlier success back (`replay`).
+- Some groups may be given the first tokens of a right answer (POPE), fewer of problems that are solved more often
+  (ours, `graded`), or imitate one (HPT, `gate`). Solved problems may be imitated beside it all (CHORD, `shown`).
+- Answers of a group may share their beginnings as a tree (`branches`, with the credit "tree" of SPO).
 - Minibatches are of whole answers. The learning rate falls linearly to 0, and the norm of the gradient is clipped.
 - Steps include padding after an answer's end; `alive_steps` excludes it and what is given.
 """
@@ -28,18 +30,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlx import groups
+from rlx.answering import check_answering
 from rlx.clipping import clip_by_global_norm
 from rlx.descent import descend
 from rlx.facts import gathered
-from rlx.imitation import before, check_gate, demonstrated
+from rlx.imitation import TOKEN_WEIGHTS, before, demonstrated, mixed, with_shown
 from rlx.objectives import Elements, approx_kl, clipped_surrogate, kl_adapted
-from rlx.pool import SAMPLERS, Pool, check_pool, chosen, observed, unknown
+from rlx.pool import SAMPLERS, Pool, chosen, observed, starts, unknown
 from rlx.pytree import pytree, replace, static, traced
 from rlx.relatives import ADJUSTMENTS, BASELINES, CREDITS, MASKS, RATIOS, SCALES, SHAPES, WEIGHTS, advantages
 from rlx.relatives import VARIANTS as VARIANTS
-from rlx.rollout import check_horizon, episode_metrics, minibatches, reset
-from rlx.tokens import Transformer, Written, check_tokens, hints, read, read_last, warm_start, write
+from rlx.rollout import episode_metrics, minibatches
+from rlx.successes import none_yet, replayed
+from rlx.tokens import Transformer, Written, hints, read, read_last, warm_start, write
 from rlx.train import training_progress
 
 
@@ -78,11 +81,17 @@ class Config:
     sampler: str = static("uniform", one_of=SAMPLERS)  # by what problems of the pool are drawn
     sampled_share: float = traced(0.5, at_least=0, at_most=1)  # of the problems; the others are drawn evenly
     pool_memory: float = traced(0.75, at_least=0, at_most=1)  # what earlier answers to a problem count for later
+    replay: bool = static(False)  # the last right answer to a problem comes back where a group has none
     given: int = static(0, at_least=0)  # tokens of a right answer that some groups are given, to write what follows
     given_share: float = traced(0.5, at_least=0, at_most=1)  # of the groups
     graded: bool = static(False)  # fewer tokens are given of problems that are solved more often
     gate: int = static(-1, at_least=-1)  # a group with no more answers that are right imitates one that is
     imitation_coef: float = traced(1.0, at_least=0)
+    shown: str = static("none", one_of=TOKEN_WEIGHTS)  # what a token of solved problems beside the answers counts
+    mix: float = traced(0.1, at_least=0, at_most=1)  # share of these in the loss, after `mix_warmup` of the run
+    mix_end: float = traced(0.1, at_least=0, at_most=1)  # and at its end
+    mix_warmup: float = traced(0.0, at_least=0, at_most=1)
+    branches: tuple[int, ...] = static(())  # of a tree that the answers of a group are, from its root on
     warm_start_examples: int = static(4096, at_least=0)  # solved problems to be taught on
     warm_start_batch: int = static(128, at_least=1)  # of them, for a gradient step
     warm_start_steps: int = static(1000, at_least=0)  # gradient steps, at most, rounded up to tens
@@ -121,7 +130,8 @@ class Batch:
     weight: jax.Array  # of the token in the policy loss
     even: jax.Array  # in all other means
     alive: jax.Array
-    imitated: jax.Array | None = None  # whether the answer is shown, [B]
+    imitated: jax.Array | None = None  # whether it is a right answer in the place of the policy's own, [B]
+    shown: jax.Array | None = None  # solved problems beside them, [B, L]
     reference: object = None  # the distribution that the reference policy has there
 
 
@@ -138,11 +148,7 @@ def optimizer(config, learning_rate):
 
 def check(config, env):
     """Raises ValueError for settings that do not fit each other or the environment."""
-    check_tokens(env, config.num_steps, config.warm_start_examples and config.warm_start_steps, config.given)
-    check_horizon(env, config.num_steps)
-    groups.check_together(config)
-    check_pool(config)
-    check_gate(config, env)
+    check_answering(config, env)
 
 
 def init(config, env, key):
@@ -158,7 +164,7 @@ def init(config, env, key):
         reference=params,
         opt_state=optimizer(config, config.learning_rate).init(params),
         learning_rate=jnp.float32(config.learning_rate) if config.adapt_learning_rate else None,
-        pool=unknown(pool_key, config.pool) if config.pool else None,
+        pool=unknown(pool_key, config.pool, none_yet(config, env)) if config.pool else None,
         num_updates=jnp.int32(0),
         key=key,
     )
@@ -191,7 +197,8 @@ def loss(params, config, env, batch, progress, objective=objective):
     elements = Elements(log_ratio, batch.advantage, log_prob, batch.alive)
     policy_loss = mean(objective(config, elements, progress), batch.weight)
     entropy, kl = mean(pi.entropy()), mean(pi.kl(batch.reference))
-    return policy_loss + config.kl_coef * kl - config.entropy_coef * entropy, {
+    total = policy_loss + config.kl_coef * kl - config.entropy_coef * entropy
+    return mixed(config, env, total, batch.shown, lambda x: answers(config, env, params, x), progress), {
         "policy_loss": policy_loss,
         "entropy": entropy,
         "kl_reference": kl,
@@ -200,28 +207,21 @@ def loss(params, config, env, batch, progress, objective=objective):
     }
 
 
-def starts(config, env, state, key, index=None):
-    """The states `[N * G]` that the answers of an update start from, group by group; of problems `[N]` of the pool."""
-    if not config.same_start:
-        return reset(env, key, config.num_episodes)
-    first = reset(env, key, config.num_groups) if index is None else jax.vmap(env.reset)(state.pool.keys[index])
-    return groups.clone(first, config.group_size)
-
-
 def update(config, env, state, *, objective: Callable = objective):
     """Groups of episodes and the epochs of gradient steps on them; `objective` may be any callable pytree like it."""
     key, start_key, write_key, shuffle_key = jax.random.split(state.key, 4)
     index = chosen(config, state.pool, start_key) if config.pool else None
-    network, start = networks(config, env), starts(config, env, state, start_key, index)
+    network, start = networks(config, env), starts(config, env, state.pool, start_key, index)
     given = hints(config, env, start, state.pool, index) if config.given else None
     same = config.group_size if config.same_start else 1
-    end, traj, alive = write(network, state.params["actor"], env, start, write_key, config.num_steps, given, same)
-    recorded, alive_by_episode = jax.tree.map(jnp.transpose, (traj.recorded, alive))  # [T, N * G] as [N * G, T]
-    facts = gathered(env, traj, alive, config.group_size, answers(config, env, state.params, end.obs, same), given)
+    wrote = write(network, state.params["actor"], env, start, write_key, config.num_steps, given, same, config.branches)
+    end, traj, alive, right, again = replayed(config, state.pool, index, *wrote)
+    pi = answers(config, env, state.params, end.obs, same)
+    facts = gathered(env, traj, alive, config.group_size, pi, given, config.branches)
     *found, degenerate = advantages(config, facts)
     flat = [x.reshape(config.num_episodes, -1) for x in found]
-    data = Batch(end.obs, recorded.action, recorded.log_prob, *flat, alive_by_episode)
-    data = demonstrated(config, env, start, facts, data)
+    data = Batch(end.obs, traj.recorded.action.T, traj.recorded.log_prob.T, *flat, alive.T)
+    data = with_shown(config, env, jax.random.fold_in(shuffle_key, 1), demonstrated(config, env, start, facts, data))
     data = replace(data, reference=answers(config, env, state.reference, data.tokens, same))
     progress = training_progress(config, state)
     rate = state.learning_rate if config.adapt_learning_rate else config.learning_rate
@@ -232,7 +232,7 @@ def update(config, env, state, *, objective: Callable = objective):
     params, opt_state, metrics = descend(of_batch, optimize, state.params, state.opt_state, data, indices)
     rate = kl_adapted(rate, metrics["approx_kl"][-1].mean(), config.target_kl) if config.adapt_learning_rate else None
     metrics = {
-        **episode_metrics(traj),
+        **episode_metrics(wrote[1]),
         **jax.tree.map(jnp.mean, metrics),
         "degenerate_fraction": degenerate.mean(),
         "alive_steps": facts.own.sum(),
@@ -240,7 +240,7 @@ def update(config, env, state, *, objective: Callable = objective):
     }
     fresh = (state.num_updates + 1) % config.reference_interval == 0
     reference = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), params, state.reference)
-    pool = observed(state.pool, index, facts, config.pool_memory) if config.pool else None
+    pool = observed(state.pool, index, facts, config.pool_memory, right, again) if config.pool else None
     return State(params, reference, opt_state, rate, pool, state.num_updates + 1, key), metrics
 
 

@@ -37,14 +37,14 @@ def programs(length: int, width: int, num_layers: int) -> tuple[dict, int]:
     config = grpo_tokens.Config(num_steps=length, total_steps=1, width=width, num_layers=num_layers, **SIZES)
 
     def cached(state, key):
-        start = grpo_tokens.starts(config, env, state, key)
+        start = grpo_tokens.starts(config, env, state.pool, key)
         network = grpo_tokens.networks(config, env)
         same = {"copies": config.group_size}
         return write(network, state.params["actor"], env, start, key, config.num_steps, **same)[1].recorded
 
     def uncached(state, key):
         policy = partial(grpo_tokens.act, config, env, state)
-        return episodes(env, policy, grpo_tokens.starts(config, env, state, key), key, length)[1].recorded
+        return episodes(env, policy, grpo_tokens.starts(config, env, state.pool, key), key, length)[1].recorded
 
     def update(together, state, key):
         changed = rlx.replace(config, together=together)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rlx.branching import writers
 from rlx.distributions import Categorical
 from rlx.env import Env, Transition
 from rlx.groups import Facts, by_group
@@ -23,6 +24,7 @@ def gathered(
     group_size: int,
     policy: Any,
     given: jax.Array | None = None,
+    branches: tuple[int, ...] = (),
 ) -> Facts:
     """The facts of episodes that were played group by group, as `rlx.rollout.episodes` returns them.
 
@@ -36,6 +38,7 @@ def gathered(
         group_size: G.
         policy: the distribution that it acted by, at every step `[N * G, T]`.
         given: `[N * G, T]`, 0 where the policy was free.
+        branches: of a group whose answers are a tree, of which each token is of the answer that it was written for.
     """
     grouped = partial(by_group, group_size=group_size)
     reward, alive, log_prob = map(grouped, (traj.reward, alive, traj.recorded.log_prob))
@@ -48,7 +51,10 @@ def gathered(
         by_member((jax.nn.softmax(policy.logits) ** 2).sum(axis=-1)) if isinstance(policy, Categorical) else None
     )
     played = None if given is None else (given == 0).reshape(alive.shape)
-    return Facts(reward, alive, log_prob, entropy, collision, token, place, kind, played)
+    if branches:
+        member = jnp.arange(group_size)[:, None]
+        played = jnp.broadcast_to(member == writers(branches, alive.shape[-1]).T, alive.shape)
+    return Facts(reward, alive, log_prob, entropy, collision, token, place, kind, played, branches)
 
 
 def is_number(space: object) -> bool:

@@ -15,7 +15,7 @@ from rlx.advantages import std
 from rlx.devices.sharding import split
 from rlx.env import Env, EnvState
 from rlx.multiagent import check_one_agent
-from rlx.pytree import pytree
+from rlx.pytree import pytree, static
 from rlx.rollout import check_divides, episodes
 
 P = TypeVar("P")
@@ -34,6 +34,7 @@ class Facts:
     place: jax.Array | None = None  # int32, an exact key of the state that it was done in, within a group
     kind: jax.Array | None = None  # int32 [N, G], the class of the outcome
     played: jax.Array | None = None  # bool, what the policy chose itself, not a given prefix
+    branches: tuple[int, ...] = static(())  # of a group whose answers are a tree: `rlx.branching`
 
     @property
     def own(self) -> jax.Array:

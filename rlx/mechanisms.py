@@ -8,6 +8,7 @@ from dataclasses import dataclass
 CARTPOLE = "--env CartPole-v1"
 OLDER, NEWER = "test_objectives.py", "test_batch_objectives.py"
 REINFORCE, IMITATED, GROUPS = "test_reinforce.py", "test_imitation.py", "test_groups.py"
+SUCCESSES = "test_successes.py"
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,15 @@ def _answers(name: str, paper: str, function: str, variant: str = "") -> Mechani
     return Mechanism(name, paper, "loss of a group", f"rlx.pairs.{function}", command, "test_pairs.py")
 
 
+def _beside(name: str, paper: str, slot: str, function: str, options: str, test: str) -> Mechanism:
+    """What has options of its own beside the pipeline of groups."""
+    command = f"rlx train grpo_tokens --env Reverse {options}"
+    return Mechanism(name, paper, slot, f"rlx.{function}", command, test)
+
+
 def _problems(name: str, paper: str, function: str, options: str, test: str) -> Mechanism:
     """What chooses problems, or begins their answers."""
-    command = f"rlx train grpo_tokens --env Reverse {options}"
-    return Mechanism(name, paper, "start", f"rlx.{function}", command, test)
+    return _beside(name, paper, "start", function, options, test)
 
 
 def _trial(name: str, paper: str, slot: str, function: str, test: str) -> Mechanism:
@@ -212,6 +218,19 @@ MECHANISMS = (
         "--pool 64 --given 3 --graded",
         "test_grpo_tokens.py",
     ),
+    _problems(
+        "replayed-success", "ARPO of screens, arXiv:2505.16282", "successes.replayed", "--pool 64 --replay", SUCCESSES
+    ),
+    _beside("chord", "arXiv:2508.11408, 2025", "policy loss", "imitation.mixed", "--shown uncertain", IMITATED),
+    _beside(
+        "spo-tree",
+        "SPO, arXiv:2505.23564",
+        "credit",
+        "branching.tree",
+        "--credit tree --baseline none --branches 2 2 2",
+        "test_branching.py",
+    ),
+    _variant("conciser", "ConciseR, 2025, arXiv:2505.21178", "conciser", "shapes.concise", "test_shapes.py"),
     Mechanism(
         "prefix-grouper",
         "Prefix Grouper, 2025",

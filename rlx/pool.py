@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlx.groups import Facts, outcomes
+from rlx.env import Env, EnvState
+from rlx.groups import Facts, clone, outcomes
 from rlx.pytree import pytree, replace
+from rlx.rollout import reset
 
 
 @pytree
@@ -22,6 +24,7 @@ class Pool:
     tries: jax.Array  # [M], answers so far, of which older ones count less
     successes: jax.Array  # [M], of them
     distinct: jax.Array  # [M], share of different ones among the last group of answers
+    answers: Any = None  # a right one to each problem, where they come back: `rlx.successes`
 
     @property
     def rate(self) -> jax.Array:
@@ -29,10 +32,10 @@ class Pool:
         return (self.successes + 0.5) / (self.tries + 1.0)
 
 
-def unknown(key: jax.Array, size: int) -> Pool:
-    """A pool of `size` problems of which nothing is known."""
+def unknown(key: jax.Array, size: int, answers: Any = None) -> Pool:
+    """A pool of `size` problems of which nothing is known, with room for right answers where they come back."""
     zeros = jnp.zeros(size)
-    return Pool(jax.random.split(key, size), zeros, zeros, jnp.ones(size))
+    return Pool(jax.random.split(key, size), zeros, zeros, jnp.ones(size), answers)
 
 
 def check_pool(config: Any) -> None:
@@ -67,14 +70,31 @@ def answered_right(facts: Facts) -> jax.Array:
     return outcomes(facts.reward, facts.alive, jnp.float32(1.0))[..., 0] > 0.5
 
 
-def observed(pool: Pool, index: jax.Array, facts: Facts, keep: float | jax.Array) -> Pool:
+def observed(
+    pool: Pool,
+    index: jax.Array,
+    facts: Facts,
+    keep: float | jax.Array,
+    answers: Any = None,
+    replayed: jax.Array | None = None,
+) -> Pool:
     """The pool after an update's answers to the problems `index` `[N]`, see `answered_right`.
 
     Answers that were given a part of a right one count as tries, too.
+
+    Args:
+        pool: as it was.
+        index: which problems were answered.
+        facts: the answers.
+        keep: see `counted`.
+        answers: right ones that are kept from now on.
+        replayed: groups whose first answer is an earlier one that came back, bool `[N]`: a wrong one stood there.
     """
     right = answered_right(facts)
+    if replayed is not None:
+        right = right.at[:, 0].set(right[:, 0] & ~replayed)
     first = facts.kind == jnp.arange(right.shape[1])  # the kind is the first member with the same answer
-    return counted(pool, index, right, first.mean(axis=1), keep)
+    return replace(counted(pool, index, right, first.mean(axis=1), keep), answers=answers)
 
 
 def uniform(pool: Pool) -> jax.Array:
@@ -128,6 +148,15 @@ def draw(key: jax.Array, score: jax.Array, num: int, share: float | jax.Array) -
 def chosen(config: Any, pool: Pool, key: jax.Array) -> jax.Array:
     """Numbers `[N]` of the problems of an update, drawn by the `sampler` of the Config and its `sampled_share`."""
     return draw(key, SAMPLERS[config.sampler](pool), config.num_groups, config.sampled_share)
+
+
+def starts(config: Any, env: Env, pool: Pool | None, key: jax.Array, index: jax.Array | None = None) -> EnvState:
+    """The states `[N * G]` that the answers of an update start from, group by group; of problems `[N]` of the pool."""
+    if not config.same_start:
+        return reset(env, key, config.num_episodes)
+    if pool is None or index is None:
+        return clone(reset(env, key, config.num_groups), config.group_size)
+    return clone(jax.vmap(env.reset)(pool.keys[index]), config.group_size)
 
 
 def gain(rate: jax.Array, tries: jax.Array) -> jax.Array:
@@ -207,4 +236,4 @@ __all__ = [
     "gain",
     "observed",
 ]
-__all__ += ["spread_over", "uniform", "unknown", "unsettled", "variance"]
+__all__ += ["spread_over", "starts", "uniform", "unknown", "unsettled", "variance"]

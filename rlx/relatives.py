@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlx import adjustments, groups, shapes, step_credits
+from rlx import adjustments, branching, groups, shapes, step_credits
 from rlx.env import Env
 from rlx.facts import is_number
 from rlx.groups import Facts
@@ -41,6 +41,7 @@ SHAPES = {
     "polychromic": shapes.polychromic,
     "risk_averse": shapes.risk_averse,
     "wins": shapes.wins,
+    "concise": shapes.concise,
 }
 CREDITS = {
     "to_go": _of_rewards(groups.returns_to_go),
@@ -48,6 +49,7 @@ CREDITS = {
     "process": _of_rewards(groups.standardized_to_go),
     "step_groups": step_credits.step_groups,
     "graph": step_credits.graph,
+    "tree": branching.tree,
 }
 BASELINES = {
     "mean": groups.group_mean,
@@ -127,6 +129,7 @@ VARIANTS = {
     "ttrl": WHOLE | {"shape": "majority", "scale": "group"},
     "riskpo": WHOLE | {"shape": "risk_averse", "amount": 1.5},
     "spo": WHOLE | {"shape": "wins", "amount": 10.0},
+    "conciser": WHOLE | {"shape": "concise", "amount": 1.0, "scale": "group"},
 }
 
 

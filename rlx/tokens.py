@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlx.branching import writers
 from rlx.distributions import Categorical
 from rlx.env import Env, EnvState
 from rlx.networks import Cache, Transformer
@@ -107,6 +108,7 @@ def write(
     num_steps: int,
     given: jax.Array | None = None,
     copies: int = 1,
+    branches: tuple[int, ...] = (),
 ) -> tuple[EnvState, Any, jax.Array]:
     """Plays answers from start states `[B]`; a cache keeps what has been read. Returns as `rlx.rollout.episodes` does.
 
@@ -120,6 +122,7 @@ def write(
         given: tokens `[B, T]` that are written whatever the policy says, 0 where it is free. Their log-probabilities
             are the policy's.
         copies: states next to each other that begin with the same prompt, as in a group: it is read once for them.
+        branches: of groups whose answers are a tree, see `rlx.branching`.
     """
     environment: Any = env.environment
     last, step = environment.prompt_size - 1, stride(env)
@@ -127,6 +130,7 @@ def write(
     if last:  # all of the prompt but its last token, which is read when the first of the answer is written
         _, cache = network.apply(params, start.obs[::copies, :last], cache, 0)
     cache = jax.tree.map(lambda x: jnp.repeat(x, copies, axis=-1), cache)
+    writer = jnp.asarray(writers(branches, num_steps)) if branches else None
 
     def policy(obs, key, memory):
         cache, place = memory
@@ -138,6 +142,8 @@ def write(
         if given is not None:
             forced = jax.lax.dynamic_index_in_dim(given, (place - last) // step, axis=1, keepdims=False)
             action = jnp.where(forced > 0, forced - 1, action)
+        if writer is not None:
+            action = action.reshape(-1, copies)[:, writer[(place - last) // step]].reshape(action.shape)
         return action, Written(action, pi.log_prob(action)), (cache, place + step)
 
     return episodes(env, policy, start, key, num_steps, memory=(cache, last))

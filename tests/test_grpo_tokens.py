@@ -79,7 +79,7 @@ def written(deep, countdown):
     @jax.jit
     def play(key):
         start_key, write_key = jax.random.split(key)
-        start = grpo_tokens.starts(deep, countdown, state, start_key)
+        start = grpo_tokens.starts(deep, countdown, state.pool, start_key)
         network = grpo_tokens.networks(deep, countdown)
         cached = write(network, state.params["actor"], countdown, start, write_key, T)
         policy = partial(grpo_tokens.act, deep, countdown, state)
@@ -131,7 +131,7 @@ def test_replies_are_read_with_the_cache_as_without_it(deep, name):
     state = grpo_tokens.init(config, env, jax.random.key(0))
     rng = np.random.default_rng(0)
     state = replace(state, params=jax.tree.map(lambda x: x + rng.normal(0, 0.3, x.shape), state.params))
-    network, start = grpo_tokens.networks(config, env), grpo_tokens.starts(config, env, state, jax.random.key(1))
+    network, start = grpo_tokens.networks(config, env), grpo_tokens.starts(config, env, state.pool, jax.random.key(1))
 
     @jax.jit
     def play(key):
@@ -186,7 +186,7 @@ def test_problems_of_a_pool_come_again_and_their_answers_are_counted(small, reve
     config = replace(small, pool=2, warm_start_steps=0, pool_memory=1.0)
     state = init(config, reverse, jax.random.key(0))
     index = jnp.array([0, 1, 1])
-    start = grpo_tokens.starts(config, reverse, state, jax.random.key(0), index)
+    start = grpo_tokens.starts(config, reverse, state.pool, jax.random.key(0), index)
     prompts = start.obs[:, :T].reshape(3, 4, T)
     np.testing.assert_array_equal(prompts, np.repeat(prompts[jnp.array([0, 1, 1])][:, :1], 4, axis=1))
     new, _ = jax.jit(grpo_tokens.update)(config, reverse, state)
@@ -273,7 +273,7 @@ def test_the_table_is_that_of_control():
 @pytest.mark.more
 def test_members_of_a_group_share_their_prompt_and_nothing_else(small, reverse, init):
     state = init(small, reverse, jax.random.key(0))
-    start = grpo_tokens.starts(small, reverse, state, jax.random.key(1))
+    start = grpo_tokens.starts(small, reverse, state.pool, jax.random.key(1))
     obs = start.obs.reshape(3, 4, -1)
     np.testing.assert_array_equal(obs, obs[:, :1].repeat(4, axis=1))
     assert len(np.unique(obs[:, 0], axis=0)) == 3
@@ -443,11 +443,17 @@ CHANGED = {
     "sampler": "variance",
     "sampled_share": 0.9,
     "pool_memory": 0.0,
+    "replay": True,
     "given": 2,
     "given_share": 1.0,
     "graded": True,
     "gate": 1,
     "imitation_coef": 0.3,
+    "shown": "even",
+    "mix": 0.9,
+    "mix_end": 0.9,
+    "mix_warmup": 0.9,
+    "branches": (2, 2),
     "warm_start_examples": 8,
     "warm_start_batch": 4,
     "warm_start_steps": 10,
@@ -459,7 +465,7 @@ CHANGED = {
 }
 FIELDS = dataclasses.fields(grpo_tokens.Config)
 # What a field needs to matter, or to be allowed.
-BESIDE = {"sampler": {"pool": 4}, "graded": {"pool": 4, "given": 1}}
+BESIDE = {"sampler": {"pool": 4}, "graded": {"pool": 4, "given": 1}, "replay": {"pool": 4}}
 
 
 @pytest.mark.more
@@ -467,7 +473,7 @@ def test_every_traced_config_field_changes_the_weights(small, reverse):
     # The reference, the target and what is discounted matter only so.
     base = replace(small, kl_coef=0.5, credit="to_go", warm_start_learning_rate=1e-2, warm_start_steps=100)
     base = replace(base, warm_start_examples=256, warm_start_batch=32, adapt_learning_rate=True)
-    base = replace(base, adjust=("hicra",), pool=2, sampler="failures", given=3, graded=True)
+    base = replace(base, adjust=("hicra",), pool=2, sampler="failures", given=3, graded=True, shown="uncertain")
     changed = CHANGED | {"warm_start_learning_rate": 3e-2}
     names = [f.name for f in FIELDS if not is_static(f) and f.name != "imitation_coef"]  # see test_imitation.py
     configs = stack([base, *(replace(base, **{name: changed[name]}) for name in names)])
@@ -507,6 +513,13 @@ BAD = {
     "num_groups \\* group_size = 12 is not a multiple of num_minibatches = 5": {"num_minibatches": 5},
     "width = 8 is not a multiple of num_heads = 3": {"num_heads": 3},
     "together = 3 does not divide group_size = 4": {"together": 3},
+    "replay: a right answer comes back with its problem; set pool": {"replay": True},
+    "credit = tree: answers are no tree; give branches": {"credit": "tree"},
+    "branches = \\(2, 3\\): their product has to be group_size = 4": {"branches": (2, 3)},
+    "branches = \\(2, 2, 1, 1, 1\\): more levels than num_steps = 4": {"branches": (2, 2, 1, 1, 1)},
+    "branches: what a tree shares is chosen by the policy": {"branches": (2, 2), "given": 1},
+    "branches: a group has one root": {"branches": (2, 2), "same_start": False},
+    "an answer that others have a part of cannot be replaced": {"branches": (2, 2), "replay": True, "pool": 2},
     "together = 2: without same_start a group has no prompt to share": {"together": 2, "same_start": False},
     "num_groups \\* group_size / together = 3 is not a multiple of num_minibatches = 2": {"together": 4},
 }

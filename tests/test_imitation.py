@@ -2,6 +2,7 @@
 
 from functools import partial
 from operator import itemgetter
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from rlx import replace
 from rlx.algos import grpo_tokens
 from rlx.env import with_params
 from rlx.facts import gathered
-from rlx.imitation import before, demonstrated, gated
+from rlx.imitation import before, check_gate, demonstrated, gated, mixed, mixed_share, with_shown
 from rlx.objectives import Elements as Pieces
 from rlx.objectives import LogRatio, clipped_surrogate
 from rlx.tokens import write
@@ -35,7 +36,7 @@ def played(env):
     """A first policy, what it wrote, and what there is to learn of it without imitation."""
     config = grpo_tokens.Config(**SIZES)
     state = grpo_tokens.init(config, env, jax.random.key(0))
-    start = grpo_tokens.starts(config, env, state, jax.random.key(7))
+    start = grpo_tokens.starts(config, env, state.pool, jax.random.key(7))
     network = grpo_tokens.networks(config, env)
     end, traj, alive = write(network, state.params["actor"], env, start, jax.random.key(4), T)
     pi = grpo_tokens.answers(config, env, state.params, end.obs)
@@ -171,3 +172,51 @@ def test_what_is_never_right_at_first_is_learned():
     alone, imitating = (np.asarray(lanes(gate)[1]["episode_return"])[:, -10:].mean(axis=1) for gate in (-1, 0))
     assert imitating.min() > 0.9, imitating
     assert alone.max() < imitating.min(), alone
+
+
+def test_the_share_of_imitation_rises_in_a_line_and_falls_by_a_cosine():
+    progress = np.linspace(0, 1, 11).astype(np.float32)
+    found = [float(mixed_share(x, 0.9, 0.1, 0.4)) for x in progress]
+    expected = [0.9 * x / 0.4 if x < 0.4 else 0.5 + 0.4 * np.cos(np.pi * (x - 0.4) / 0.6) for x in progress]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert [float(mixed_share(x, 0.3, 0.3, 0.0)) for x in (0.0, 0.5, 1.0)] == pytest.approx([0.3] * 3)
+
+
+@pytest.mark.parametrize(("shown", "weight"), [("even", lambda p: 1.0), ("uncertain", lambda p: p * (1.0 - p))])
+def test_what_is_shown_is_imitated_token_by_token(played, env, shown, weight):
+    config, state, _, _, data = played
+    config = replace(config, shown=shown, mix=0.3, mix_end=0.3)
+    tokens = with_shown(config, env, jax.random.key(5), data).shown
+    lengths = (np.asarray(tokens)[:, env.environment.prompt_size :] > 0).sum(axis=1)
+    assert len(set(lengths.tolist())) > 1  # else no padding was seen
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: x + rng.normal(0, 0.2, x.shape).astype(np.float32), state.params)
+    own = lambda params: 2.0 * ravel_pytree(params)[0].sum()
+    policy = lambda params: lambda tokens: grpo_tokens.answers(config, env, params, tokens)
+    found = jax.grad(lambda params: mixed(config, env, own(params), tokens, policy(params), 0.5))(params)
+
+    def likelihood(params):  # of each token, with the weights as they are now
+        log_prob = policy(params)(tokens).log_prob(jnp.maximum(tokens[:, -T:] - 1, 0))
+        now = np.exp(np.asarray(policy(state_params)(tokens).log_prob(jnp.maximum(tokens[:, -T:] - 1, 0))))
+        return jnp.where(tokens[:, -T:] > 0, weight(now) * log_prob, 0.0).sum() / lengths.sum()
+
+    state_params = params
+    expected = jax.grad(lambda params: 0.7 * own(params) - 0.3 * likelihood(params))(params)
+    np.testing.assert_allclose(ravel_pytree(found)[0], ravel_pytree(expected)[0], rtol=1e-4, atol=1e-6)
+    assert np.abs(ravel_pytree(expected)[0] - 1.4).max() > 1e-3
+
+
+def test_a_share_of_zero_is_the_loss(played, env):
+    config, state, _, _, data = played
+    of = lambda config: with_shown(config, env, jax.random.key(5), data)
+    assert of(config) is data
+    none = replace(config, shown="uncertain", mix=0.0, mix_end=0.0)
+    policy = partial(grpo_tokens.answers, none, env, state.params)
+    assert mixed(none, env, jnp.float32(0.7), of(none).shown, policy, 0.2) == jnp.float32(0.7)
+    assert mixed(config, env, jnp.float32(0.7), None, policy, 0.2) == jnp.float32(0.7)
+
+
+def test_an_environment_without_solved_problems_shows_none():
+    config = grpo_tokens.Config(**SIZES, shown="even")
+    with pytest.raises(ValueError, match=r'no solved\(key, params\) to be shown: set shown = "none"'):
+        check_gate(config, SimpleNamespace(environment=object()))

@@ -66,13 +66,15 @@ def test_a_command_trains_for_two_updates(row, tmp_path):
 
 @pytest.mark.parametrize("row", [row for row in OF_TOKENS if row not in WRITERS], ids=lambda row: row.name)
 def test_a_command_for_writers_of_tokens_is_an_update(row):
-    options = iter(shlex.split(row.command)[3:])
-    found = {name.removeprefix("--").replace("-", "_"): next(options) for name in options if name.startswith("--")}
+    options = [option.split() for option in row.command.split(" --")[1:]]
+    found = {name.replace("-", "_"): values for name, *values in options}
+    found = {name: values[0] if len(values) == 1 else values or True for name, values in found.items()}
     algorithm = load_algorithm("+".join([row.command.split()[2], *filter(None, [found.pop("objective", "")])]))
     env = rlx.envs.make(found.pop("env"))
     values = variant(algorithm, found.pop("variant")) if "variant" in found else {}
-    number = lambda text: int(text) if text.isdigit() else text
-    config = algorithm.Config(**values | {name: number(text) for name, text in found.items()}, warm_start_steps=0)
+    number = lambda text: int(text) if isinstance(text, str) and text.isdigit() else text
+    found = {name: [*map(number, x)] if isinstance(x, list) else number(x) for name, x in found.items()}
+    config = algorithm.Config(**values | found, warm_start_steps=0)
     state = jax.eval_shape(algorithm.init, config, env, jax.random.key(0))
     new, metrics = jax.eval_shape(algorithm.update, config, env, state)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
