@@ -60,7 +60,7 @@ class Task:
 TASKS = {
     "Reverse": Task("rlx/Reverse", 150_000),
     "Sort": Task("rlx/Sort", 150_000),
-    "ModularAddition": Task("rlx/ModularAddition", 300_000, without=("spo_tree",)),  # answers of one token
+    "ModularAddition": Task("rlx/ModularAddition", 150_000, without=("spo_tree",)),  # answers of one token
     "Countdown": Task("rlx/Countdown", 150_000, problems=64),
     # Made to show what single mechanisms claim.
     "Sort, hardly taught": Task(
