@@ -178,6 +178,25 @@ def best_and_worst(advantage: jax.Array, credit: jax.Array, facts: Facts) -> jax
     return jnp.broadcast_to(keep[..., None], advantage.shape)
 
 
+def short_right_long_wrong(advantage: jax.Array, credit: jax.Array, facts: Facts, share: Number) -> jax.Array:
+    """Keeps the shortest right answers of the batch, and the longest wrong ones, bool `[N, G, T]`; shares stay empty.
+
+    Of each kind there are `share`, rounded up. Of answers that are equally long the first ones are kept. So a policy
+    learns that right answers are short, and that thinking long did not help.
+
+    Source: RoRecomp, 2025, arXiv:2509.25958, from an account of the paper, which gives no numbers. There the other
+    answers are stored, and learned from in an update of their own once the store is full; here they are dropped.
+    """
+    is_right, length = right(outcome_of(facts)).ravel(), facts.length.ravel()
+    cost = jnp.where(is_right, length, -length)
+    index = jnp.arange(cost.size)
+    ahead = (cost[:, None] < cost) | ((cost[:, None] == cost) & (index[:, None] < index))  # of one before another
+    same = is_right[:, None] == is_right
+    rank, num = (ahead & same).sum(axis=0), same.sum(axis=0)
+    keep = rank < jnp.ceil(share * num)
+    return jnp.broadcast_to(keep.reshape(facts.length.shape)[..., None], advantage.shape)
+
+
 def spread_subset(advantage: jax.Array, credit: jax.Array, facts: Facts, share: Number) -> jax.Array:
     """Keeps the episodes of the batch whose advantages have the largest variance, bool `[N, G, T]`; shares stay empty.
 

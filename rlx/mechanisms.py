@@ -230,6 +230,14 @@ MECHANISMS = (
         "--credit tree --baseline none --branches 2 2 2",
         "test_branching.py",
     ),
+    _variant(
+        "rorecomp",
+        "arXiv:2509.25958, 2025",
+        "rorecomp",
+        "adjustments.short_right_long_wrong",
+        "test_adjustments.py",
+        "weight",
+    ),
     _variant("conciser", "ConciseR, 2025, arXiv:2505.21178", "conciser", "shapes.concise", "test_shapes.py"),
     Mechanism(
         "prefix-grouper",

@@ -78,6 +78,7 @@ MASKS = {
     "informative_tokens": partial(adjustments.informative_tokens, share=0.5),
     "conflict": adjustments.conflict,
     "best_and_worst": adjustments.best_and_worst,
+    "short_right_long_wrong": partial(adjustments.short_right_long_wrong, share=0.5),
 }
 WEIGHTS = {
     "trajectory": groups.per_trajectory,
@@ -129,6 +130,7 @@ VARIANTS = {
     "ttrl": WHOLE | {"shape": "majority", "scale": "group"},
     "riskpo": WHOLE | {"shape": "risk_averse", "amount": 1.5},
     "spo": WHOLE | {"shape": "wins", "amount": 10.0},
+    "rorecomp": WHOLE | {"scale": "group", "masks": ("short_right_long_wrong",)},
     "conciser": WHOLE | {"shape": "concise", "amount": 1.0, "scale": "group"},
 }
 

@@ -20,7 +20,7 @@ N, G, T = 3, 6, 5
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}  # sums of a few float32 terms of order 1
 NAMES = [
     "mapo", "copo", "semantic_entropy", "hicra", "highest", "gtpo", "beta_scale", "degenerate", "uncertain",
-    "spread_subset", "informative_tokens", "conflict", "mixed_surrogate", "best_and_worst",
+    "spread_subset", "informative_tokens", "conflict", "mixed_surrogate", "best_and_worst", "short_right_long_wrong",
 ]  # fmt: skip
 jitted = SimpleNamespace(**{name: jax.jit(getattr(adjustments, name)) for name in NAMES})
 
@@ -358,6 +358,23 @@ def test_the_best_and_the_worst_of_a_group_are_kept():
     np.testing.assert_array_equal(keep, np.repeat(np.array(expected, bool)[..., None], T, axis=-1))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_the_shortest_right_and_the_longest_wrong_answers_are_kept(share):
+    advantage, facts = played(5)
+    keep = np.asarray(jitted.short_right_long_wrong(advantage, advantage, facts, share))
+    answers = [(i, outcome > 0.5, length) for i, (outcome, length) in enumerate(zip(
+        np.where(facts.alive, facts.reward, 0.0).sum(axis=-1).ravel(), np.asarray(facts.length).ravel(), strict=True
+    ))]  # fmt: skip
+    good = sorted((a for a in answers if a[1]), key=lambda a: (a[2], a[0]))
+    bad = sorted((a for a in answers if not a[1]), key=lambda a: (-a[2], a[0]))
+    assert len(good) > 2
+    assert len(bad) > 2
+    expected = np.zeros(N * G, bool)
+    for some in (good, bad):
+        expected[[a[0] for a in some[: int(np.ceil(np.float32(share) * len(some)))]]] = True
+    np.testing.assert_array_equal(keep, np.repeat(expected.reshape(N, G, 1), T, axis=-1))
+
+
 FUNCTIONS = {
     "mapo": lambda a, f: adjustments.mapo(a, f, 0.5),
     "copo": lambda a, f: adjustments.copo(a, f, 0.5),
@@ -370,6 +387,7 @@ FUNCTIONS = {
     "spread_subset": lambda a, f: adjustments.spread_subset(a, a, f, 0.5),
     "informative_tokens": lambda a, f: adjustments.informative_tokens(a, a, f, 0.5),
     "best_and_worst": lambda a, f: adjustments.best_and_worst(a, a, f),
+    "short_right_long_wrong": lambda a, f: adjustments.short_right_long_wrong(a, a, f, 0.5),
     "conflict": lambda a, f: adjustments.conflict(a, groups.outcomes(f.reward, f.alive, 0.9), f),
     "summed": lambda a, f: adjustments.summed(f.alive),
     "mixed_surrogate": lambda a, f: adjustments.mixed_surrogate(f.log_prob, f.alive, a, 0.5, 0.2, 0.2, 0.2, 0.2),
