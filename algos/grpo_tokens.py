@@ -21,7 +21,7 @@ Deviations from the paper:
   (ours, `graded`), or imitate one (HPT, `gate`). Solved problems may be imitated beside it all (CHORD, `shown`).
 - Answers of a group may share their beginnings as a tree (`branches`, with the credit "tree" of SPO).
 - Minibatches are of whole answers. The learning rate falls linearly to 0, and the norm of the gradient is clipped.
-- Steps include padding after an answer's end; `alive_steps` excludes it and what is given.
+- Steps include padding after an answer's end; `alive_steps` excludes it, what is given, and what was copied in a tree.
 """
 
 from collections.abc import Callable

@@ -181,8 +181,9 @@ def best_and_worst(advantage: jax.Array, credit: jax.Array, facts: Facts) -> jax
 def short_right_long_wrong(advantage: jax.Array, credit: jax.Array, facts: Facts, share: Number) -> jax.Array:
     """Keeps the shortest right answers of the batch, and the longest wrong ones, bool `[N, G, T]`; shares stay empty.
 
-    Of each kind there are `share`, rounded up. Of answers that are equally long the first ones are kept. So a policy
-    learns that right answers are short, and that thinking long did not help.
+    Of each kind there are `share`, rounded up. Of answers that are equally long those of the first groups are kept. So
+    a policy learns that right answers are short, and that thinking long did not help. Where problems differ in the
+    length of their answers it prefers those with short ones.
 
     Source: RoRecomp, 2025, arXiv:2509.25958, from an account of the paper, which gives no numbers. There the other
     answers are stored, and learned from in an update of their own once the store is full; here they are dropped.

@@ -1,8 +1,9 @@
 """Answers of a group that grow as a tree: what they share, and what each of its edges is worth.
 
-`branches` has the ways on at each level, such as `(2, 2, 2)`: a group of 8 answers, of which 4 and 4 have their first
-third in common, and pairs of these their second third. The levels split the T steps of an answer into equal parts, of
-which the last ones may be shorter. The environment has to be deterministic, else what is common ends earlier.
+`branches` has the number of children of a node at each level, such as `(2, 2, 2)`: a group of 8 answers, of which 4
+and 4 have their first third in common, and pairs of these their second third. The levels split the T steps that an
+answer may have as evenly as can be: answers that are shorter have more in common. Tokens are copied, so that the
+environment has to be deterministic.
 
 Axes: N groups, G members, T tokens of an answer.
 """
@@ -18,6 +19,7 @@ import numpy as np
 from rlx.groups import Facts, outcomes
 
 Number = float | jax.Array
+OF_ANSWERS = ("best_and_worst", "spread_subset", "short_right_long_wrong")  # masks that choose whole answers
 
 
 def check_branches(config: Any) -> None:
@@ -26,6 +28,12 @@ def check_branches(config: Any) -> None:
         if config.credit == "tree":
             raise ValueError("credit = tree: answers are no tree; give branches, such as branches = 2 2 2")
         return
+    if config.credit != "tree":
+        raise ValueError(
+            f"branches: credit = {config.credit} gives what answers share to one of them alone; set credit = tree"
+        )
+    if some := [name for name in config.masks if name in OF_ANSWERS]:
+        raise ValueError(f"branches: the mask {some[0]} would leave answers out whose beginnings others share")
     if min(config.branches) < 1 or prod(config.branches) != config.group_size:
         raise ValueError(f"branches = {config.branches}: their product has to be group_size = {config.group_size}")
     if len(config.branches) > config.num_steps:
@@ -38,7 +46,7 @@ def check_branches(config: Any) -> None:
 
 def level_of(branches: tuple[int, ...], num_steps: int) -> np.ndarray:
     """The level of the edge that a step belongs to, int `[T]`."""
-    return np.arange(num_steps) // -(-num_steps // len(branches))
+    return np.arange(num_steps) * len(branches) // num_steps
 
 
 def sharing(branches: tuple[int, ...]) -> list[int]:
@@ -60,10 +68,11 @@ def tree(reward: jax.Array, facts: Facts, gamma: jax.Array, amount: Number) -> j
     With as many children everywhere, V is the mean outcome of the leaves below a node. The edges of an answer sum up to
     `R - mean R` of its group, and those below one node to 0, so that a baseline is inside. R is the discounted outcome.
     All tokens of an edge have its advantage. Those that several answers share count once, for the one that wrote them,
-    so that lower levels, which have more edges, weigh more in the mean.
+    so that lower levels, which have more edges, weigh more in the mean. The baseline has the edge itself in it: of b
+    children the gradient is `(b - 1) / b` of the true one.
 
-    Source: SPO, 2025, arXiv:2505.23564, its tree form without a division by the spread. Edges end after equal numbers
-    of tokens; the source has 30 of them, and 6 children everywhere.
+    Source: SPO, 2025, arXiv:2505.23564, its tree form without a division by the spread. The source has 6 children
+    everywhere and edges of 30 tokens, and drops those that gain nothing; here they keep their share of the mean.
     """
     if not facts.branches:
         raise ValueError("the credit tree is of answers that were played as one: give branches, or another credit")

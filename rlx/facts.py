@@ -38,7 +38,7 @@ def gathered(
         group_size: G.
         policy: the distribution that it acted by, at every step `[N * G, T]`.
         given: `[N * G, T]`, 0 where the policy was free.
-        branches: of a group whose answers are a tree, of which each token is of the answer that it was written for.
+        branches: of a group whose answers are a tree: what a member copied from another one it did not play.
     """
     grouped = partial(by_group, group_size=group_size)
     reward, alive, log_prob = map(grouped, (traj.reward, alive, traj.recorded.log_prob))

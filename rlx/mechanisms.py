@@ -47,10 +47,12 @@ def _file(name: str, paper: str, command: str, test: str, function: str = "updat
     return Mechanism(name, paper, "algorithm", f"rlx.algos.{algorithm}.{function}", f"rlx train {command}", test)
 
 
-def _variant(name: str, paper: str, variant: str, function: str, test: str, slot: str = "") -> Mechanism:
+def _variant(
+    name: str, paper: str, variant: str, function: str, test: str, slot: str = "", env: str = "Reverse"
+) -> Mechanism:
     """A variant of the pipeline of groups, by the function that makes the difference: a stage of `rlx.relatives`."""
     room = {"shapes": "shape", "step_credits": "credit", "adjustments": "advantage", "groups": "advantage"}
-    command = f"rlx train grpo_tokens --env Reverse --variant {variant}"
+    command = f"rlx train grpo_tokens --env {env} --variant {variant}"
     return Mechanism(name, paper, slot or room[function.split(".")[0]], f"rlx.{function}", command, test)
 
 
@@ -237,8 +239,16 @@ MECHANISMS = (
         "adjustments.short_right_long_wrong",
         "test_adjustments.py",
         "weight",
+        "Countdown",  # whose answers differ in length
     ),
-    _variant("conciser", "ConciseR, 2025, arXiv:2505.21178", "conciser", "shapes.concise", "test_shapes.py"),
+    _variant(
+        "conciser",
+        "ConciseR, 2025, arXiv:2505.21178",
+        "conciser",
+        "shapes.concise",
+        "test_shapes.py",
+        env="Countdown",
+    ),
     Mechanism(
         "prefix-grouper",
         "Prefix Grouper, 2025",

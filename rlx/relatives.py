@@ -131,7 +131,7 @@ VARIANTS = {
     "riskpo": WHOLE | {"shape": "risk_averse", "amount": 1.5},
     "spo": WHOLE | {"shape": "wins", "amount": 10.0},
     "rorecomp": WHOLE | {"scale": "group", "masks": ("short_right_long_wrong",)},
-    "conciser": WHOLE | {"shape": "concise", "amount": 1.0, "scale": "group"},
+    "conciser": WHOLE | {"shape": "concise", "amount": 1.0},
 }
 
 
@@ -167,7 +167,12 @@ def advantages(stages: Any, facts: Facts) -> tuple[jax.Array, jax.Array, jax.Arr
 
 
 def check(stages: Any, env: Env) -> None:
-    """Raises ValueError where a stage compares actions, and those of the environment are not numbers."""
+    """Raises ValueError where a stage does not fit the environment, or the algorithm.
+
+    Some compare actions, which have to be numbers then; the credit "tree" is of answers that are one.
+    """
+    if stages.credit == "tree" and not getattr(stages, "branches", ()):
+        raise ValueError("credit = tree: only grpo_tokens plays a tree, with branches; choose another credit")
     for name in (stages.shape, stages.credit, stages.baseline, *stages.adjust, *stages.masks):
         if name in COMPARE and not is_number(env.action_space):
             raise ValueError(f"{name} compares what was done, and actions are not numbers here: use Discrete actions")

@@ -287,7 +287,9 @@ def budget_gap(shaped: jax.Array, budget: jax.Array) -> jax.Array:
 def concise(outcome: jax.Array, facts: Facts, amount: Number) -> jax.Array:
     """`R + amount (1 - L / T)` in groups whose answers are all right, else `R`, `[N, G]`.
 
-    The exact form is ours. Source: the second stage of ConciseR, 2025, arXiv:2505.21178.
+    The mask "degenerate" would leave these groups out. The exact form is ours.
+
+    Source: the second stage of ConciseR, 2025, arXiv:2505.21178.
     """
     saved = 1.0 - facts.length / facts.alive.shape[-1]
     return outcome + jnp.where(right(outcome).all(axis=-1, keepdims=True), amount * saved, 0.0)

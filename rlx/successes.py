@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rlx.adjustments import outcome_of
 from rlx.env import Env, EnvState, Transition
 from rlx.groups import Facts, by_group
-from rlx.pool import Pool, answered_right
+from rlx.pool import Pool
 from rlx.pytree import pytree, replace
+from rlx.shapes import right
 from rlx.tokens import stride
 
 
@@ -35,8 +37,14 @@ def check_replay(config: Any, env: Env) -> None:
         raise ValueError("replay: a right answer comes back with its problem; set pool, too")
     if config.branches:
         raise ValueError("replay: an answer that others have a part of cannot be replaced; set branches = ()")
+    if config.given:
+        raise ValueError("replay: an answer that was given would come back as the policy's own; set given = 0")
+    if config.gate >= 0:
+        raise ValueError("replay: a group with an answer that came back imitates none; set gate = -1")
+    if config.adapt_learning_rate:
+        raise ValueError("replay: the KL of old answers is none of this update's; set adapt_learning_rate = False")
     if stride(env) > 1:
-        raise ValueError("replay: the environment replies to what is written, so no answer is right by itself")
+        raise ValueError("replay: the environment replies, so that no answer is right by itself; set replay = False")
 
 
 def none_yet(config: Any, env: Env) -> Successes | None:
@@ -54,9 +62,11 @@ def replayed(
 ) -> tuple[EnvState, Transition, jax.Array, Successes | None, jax.Array | None]:
     """Answers of which the first member of a group is a stored one, where none is right and there is one.
 
-    The log-probabilities of a stored answer are those of the policy that wrote it, so that the loss sees how far it is
-    from now: once it is as likely as the clip allows, it teaches nothing more. Members of a group are drawn alike, so
-    that the first is as good as a random one. Without `replay` nothing changes.
+    Right is what pays 1. The log-probabilities of a stored answer are those of the policy that wrote it, so that the
+    loss sees how far it is from now: once it is as likely as the clip allows, it teaches nothing more, and where it has
+    become k times less likely, its gradient has 1 / k of the size. The metrics `approx_kl` and `clip_fraction` contain
+    it. Members of a group are drawn alike, so that the first is as good as a random one. Problems have to stay what
+    they are. Without `replay` nothing changes.
 
     Returns the end states, the transitions and `alive` with stored answers, what is stored after this update, and which
     groups have a stored answer, bool `[N]`.
@@ -75,10 +85,10 @@ def replayed(
     if not config.replay or pool is None or index is None:
         return end, traj, alive, None, None
     grouped = lambda x: by_group(x, config.group_size)
-    right = answered_right(Facts(grouped(traj.reward), grouped(alive)))
+    paid = right(outcome_of(Facts(grouped(traj.reward), grouped(alive))))
     first = jnp.arange(len(index)) * config.group_size
-    best = first + right.argmax(axis=1)
-    known, kept = right.any(axis=1), pool.answers
+    best = first + paid.argmax(axis=1)
+    known, kept = paid.any(axis=1), pool.answers
     by_answer = (end.obs, *(x.T for x in (traj.recorded.action, traj.recorded.log_prob, traj.reward, alive)))
     used = ~known & kept.known[index]
     old = (kept.obs, kept.action, kept.log_prob, kept.reward, kept.alive)

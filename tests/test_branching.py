@@ -10,7 +10,7 @@ import pytest
 import rlx
 from rlx import replace
 from rlx.algos import grpo_tokens
-from rlx.branching import tree, writers
+from rlx.branching import level_of, tree, writers
 from rlx.facts import gathered
 from rlx.groups import Facts
 from rlx.relatives import advantages
@@ -35,7 +35,24 @@ def worth(leaves, branches):
     )
 
 
-@pytest.mark.parametrize("branches", [(2, 2, 2), (3, 2), (1, 4), (6,)])
+LEVELS = {  # of seven steps
+    (2, 2, 2): [0, 0, 0, 1, 1, 2, 2],
+    (3, 2): [0, 0, 0, 0, 1, 1, 1],
+    (1, 4): [0, 0, 0, 0, 1, 1, 1],
+    (6,): [0] * 7,
+    (2, 1, 1, 2, 1): [0, 0, 1, 2, 2, 3, 4],
+}
+
+
+@pytest.mark.parametrize("num_steps", range(1, 12))
+def test_every_level_has_steps_and_their_numbers_differ_by_one(num_steps):
+    for depth in range(1, num_steps + 1):
+        sizes = np.bincount(level_of((2,) * depth, num_steps), minlength=depth)
+        assert len(sizes) == depth
+        assert sizes.min() >= max(1, sizes.max() - 1)
+
+
+@pytest.mark.parametrize("branches", LEVELS)
 def test_edges_are_worth_the_child_less_the_parent(branches):
     group_size = int(np.prod(branches))
     outcome = np.random.default_rng(0).random((5, group_size)).astype(np.float32)
@@ -43,10 +60,9 @@ def test_edges_are_worth_the_child_less_the_parent(branches):
     reward[..., 4] = outcome
     facts = Facts(reward, np.broadcast_to(np.arange(7) < 5, reward.shape), branches=branches)
     found = np.asarray(tree(reward, facts, ONE, ONE))
-    length = -(-7 // len(branches))
-    expected = np.stack([worth(leaves, branches) for leaves in outcome])[..., np.arange(7) // length]
+    expected = np.stack([worth(leaves, branches) for leaves in outcome])[..., LEVELS[branches]]
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    edges = found[..., ::length]
+    edges = found[..., np.unique(LEVELS[branches], return_index=True)[1]]
     np.testing.assert_allclose(edges.sum(axis=-1), outcome - outcome.mean(axis=1, keepdims=True), atol=1e-6)
 
 
@@ -81,7 +97,7 @@ def test_the_gradient_is_that_of_the_expected_outcome_level_by_level():
 def played():
     env = rlx.envs.make("Reverse", max_length=4, max_symbols=3)
     config = grpo_tokens.Config(num_groups=3, group_size=4, num_steps=4, num_minibatches=1, num_epochs=1)
-    config = replace(config, width=8, num_heads=2, num_layers=1, warm_start_steps=0, branches=(2, 2))
+    config = replace(config, width=8, num_heads=2, num_layers=1, warm_start_steps=0, branches=(2, 2), credit="tree")
     state = grpo_tokens.init(config, env, jax.random.key(0))
     start = grpo_tokens.starts(config, env, None, jax.random.key(1))
     network = grpo_tokens.networks(config, env)

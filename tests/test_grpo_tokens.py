@@ -466,6 +466,7 @@ CHANGED = {
 FIELDS = dataclasses.fields(grpo_tokens.Config)
 # What a field needs to matter, or to be allowed.
 BESIDE = {"sampler": {"pool": 4}, "graded": {"pool": 4, "given": 1}, "replay": {"pool": 4}}
+BESIDE |= {"branches": {"credit": "tree", "branches": (4,)}}
 
 
 @pytest.mark.more
@@ -506,6 +507,7 @@ def test_every_static_config_field_changes_the_program(small, program, name):
     assert program(replace(small, **{name: CHANGED[name]})) != program(small)
 
 
+TREE = {"branches": (2, 2), "credit": "tree"}
 BAD = {
     "Config.group_size = 1: give an integer of at least 2": {"group_size": 1},
     "num_steps = 3: an episode of this environment may take 4 steps": {"num_steps": 3},
@@ -515,11 +517,16 @@ BAD = {
     "together = 3 does not divide group_size = 4": {"together": 3},
     "replay: a right answer comes back with its problem; set pool": {"replay": True},
     "credit = tree: answers are no tree; give branches": {"credit": "tree"},
-    "branches = \\(2, 3\\): their product has to be group_size = 4": {"branches": (2, 3)},
-    "branches = \\(2, 2, 1, 1, 1\\): more levels than num_steps = 4": {"branches": (2, 2, 1, 1, 1)},
-    "branches: what a tree shares is chosen by the policy": {"branches": (2, 2), "given": 1},
-    "branches: a group has one root": {"branches": (2, 2), "same_start": False},
-    "an answer that others have a part of cannot be replaced": {"branches": (2, 2), "replay": True, "pool": 2},
+    "branches = \\(2, 3\\): their product has to be group_size = 4": {"branches": (2, 3), "credit": "tree"},
+    "branches = \\(2, 2, 1, 1, 1\\): more levels than num_steps = 4": TREE | {"branches": (2, 2, 1, 1, 1)},
+    "branches: what a tree shares is chosen by the policy": TREE | {"given": 1},
+    "branches: a group has one root": TREE | {"same_start": False},
+    "branches: credit = outcome gives what answers share to one of them": {"branches": (2, 2)},
+    "branches: the mask best_and_worst would leave answers out": TREE | {"masks": ("uncertain", "best_and_worst")},
+    "an answer that others have a part of cannot be replaced": TREE | {"replay": True, "pool": 2},
+    "replay: an answer that was given would come back as the policy's own": {"replay": True, "pool": 2, "given": 1},
+    "replay: a group with an answer that came back imitates none": {"replay": True, "pool": 2, "gate": 0},
+    "replay: the KL of old answers": {"replay": True, "pool": 2, "adapt_learning_rate": True},
     "together = 2: without same_start a group has no prompt to share": {"together": 2, "same_start": False},
     "num_groups \\* group_size / together = 3 is not a multiple of num_minibatches = 2": {"together": 4},
 }

@@ -76,6 +76,14 @@ def test_a_right_answer_comes_back_where_none_is_and_one_is_known(written):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:3], b[:3]), answers, pool.answers)
 
 
+def test_what_pays_less_than_one_is_not_right(written):
+    pool, index, end, traj, alive = written
+    traj = replace(traj, reward=0.9 * traj.reward)
+    _, _, _, answers, used = replayed(CONFIG, pool, index, end, traj, alive)
+    np.testing.assert_array_equal(used, [True, False, True])
+    jax.tree.map(np.testing.assert_array_equal, answers, pool.answers)
+
+
 def test_without_replay_nothing_changes(written):
     pool, index, *rest = written
     assert replayed(replace(CONFIG, replay=False), pool, index, *rest)[:3] == tuple(rest)
@@ -106,4 +114,4 @@ def test_a_policy_that_forgets_is_shown_what_it_could_do(replay):
     state, metrics = update(config, env, replace(state, params=lost))
     assert metrics["episode_return"] == 0  # what was written, and not what came back
     assert metrics["degenerate_fraction"] == (0 if replay else 1)
-    assert (metrics["grad_norm"] > 1e-6) == replay
+    assert (metrics["grad_norm"] > 1e-3) == replay
