@@ -40,6 +40,7 @@ from rlx.run.background import beside
 from rlx.run.collecting import Collector, collecting
 from rlx.run.evaluations import best, draw
 from rlx.run.job import HOST_OPTIONS, OPTIONS, Job, describe, devices_of, identity, keys, resumptions
+from rlx.run.known import Known, known
 from rlx.run.learned_from import keywords_of
 from rlx.run.log import NO_LOG
 from rlx.run.render import check_output
@@ -106,10 +107,15 @@ def _safe(directory: Path) -> str:
 def _execute(job: Job, console: Console, resume: bool, from_update: int | None, collector: Collector | None) -> int:
     started, updates = time.perf_counter(), total_updates(job.config)
     name = program_name(short_name(job.algorithm_name), job.env_name, job.config, job.devices)
-    like = placed(state_shapes(Current(job.algorithm), job.config, job.env))
+    length = min(updates, CHUNK_UPDATES if collector is None else 1)
+    rule = stopping(job.stop_at_return, job.patience, updates)
+    kept = known(job, rule is not None, length)
+    again = kept.everything
+    like = placed(kept.shapes(lambda: state_shapes(Current(job.algorithm), job.config, job.env)))
     check_counters(job.config, like)
-    console.print(announcement(name))
-    programs = _traced(job, like, collector)
+    console.print(f"loading {name.rpartition(' ')[0]}: its programs are known here" if again else announcement(name))
+    programs = _traced(job, like, collector, kept, length, rule)
+    kept.traced(like)
     start = _restored(job, programs, console, from_update) if resume else Start(rule=programs.rule)
     if not job.render_every:  # which draws at once, and parts of a library are not to be imported by two at a time
         # Compiling and training leave the interpreter to others: they do not wait for this second.
@@ -123,10 +129,12 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None, 
     sinks = _written(job, start, resume, console) if first() else []
     barrier("the directory is there")
     compile_seconds = time.perf_counter() - started
-    remember(name, compile_seconds)
+    if not again:
+        remember(name, compile_seconds)
     rounded = steps_taken(job.config, updates)
+    made = "loaded" if again else "traced and compiled"
     extra = f" (rounded up to whole updates from {job.config.total_steps:,})" * (rounded != job.config.total_steps)
-    console.print(f"{rounded:,} steps{extra} in {updates:,} updates; traced and compiled in {compile_seconds:.1f} s")
+    console.print(f"{rounded:,} steps{extra} in {updates:,} updates; {made} in {compile_seconds:.1f} s")
     with contextlib.ExitStack() as stack:
         for sink in sinks:
             stack.callback(sink.close)
@@ -148,12 +156,12 @@ class Programs:
     rule: Stopping | None  # that stops it, with nothing seen
 
 
-def _traced(job: Job, like: Any, collector: Collector | None) -> Programs:
-    """Traces all that will run: every error of a user's code and settings comes here."""
+def _traced(
+    job: Job, like: Any, collector: Collector | None, kept: Known, length: int, rule: Stopping | None
+) -> Programs:
+    """Traces all that will run and is not known: every error of a user's code and settings comes here."""
     algorithm, config, env = Current(job.algorithm), job.config, job.env if collector is None else collector.like
     train_key, evaluate_key = keys(job.seed)
-    length = min(total_updates(config), CHUNK_UPDATES if collector is None else 1)
-    rule = stopping(job.stop_at_return, job.patience, total_updates(config))
     shardings = None if num_blocks() == 1 else jax.tree.map(lambda x: x.sharding, like)
     everywhere = None if shardings is None else NamedSharding(jax.sharding.get_mesh(), P())
     if rule is None:
@@ -163,15 +171,24 @@ def _traced(job: Job, like: Any, collector: Collector | None) -> Programs:
         if shardings is not None:
             step = jitted(advance_until, out_shardings=(shardings, everywhere, everywhere))
     states = (like,) if rule is None else (like, rule)
-    lowered = step.lower(algorithm, config, env, *states, jnp.int32(0), jnp.int32(1), length, **keywords_of(job))
-    check_metrics(lowered.out_info[1], 1)
+
+    def lower():
+        lowered = step.lower(algorithm, config, env, *states, jnp.int32(0), jnp.int32(1), length, **keywords_of(job))
+        check_metrics(lowered.out_info[1], 1)
+        return lowered
+
+    counts = (jnp.int32(0), jnp.int32(1))
+    lowered = kept.program("step", lower, config, env, *states, *counts, **keywords_of(job))
     if job.render_every:
         check_output(env, job.directory / "episodes.gif")
     if collector is not None:
         return Programs(like, shardings, lowered, None, None, length, rule)
     begin = jax.jit(lambda *args: algorithm.init(*args), out_shardings=shardings)
-    init = begin.lower(now(config), here(config, env), train_key)
-    evaluation = play.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True, MAX_STEPS)
+    first_config, first_env = now(config), here(config, env)
+    of_init = lambda: begin.lower(first_config, first_env, train_key)
+    init = kept.program("init", of_init, first_config, first_env, train_key)
+    of_play = lambda: play.lower(algorithm, config, env, like, evaluate_key, job.eval_episodes, True, MAX_STEPS)
+    evaluation = kept.program("play", of_play, config, env, like, evaluate_key)
     return Programs(like, shardings, lowered, init, evaluation if shardings is None else None, length, rule)
 
 
