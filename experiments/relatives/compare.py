@@ -58,10 +58,10 @@ class Task:
 
 
 TASKS = {
-    "Reverse": Task("rlx/Reverse", 150_000),
-    "Sort": Task("rlx/Sort", 150_000),
+    "Reverse": Task("rlx/Reverse", 150_000, without=("t_ppo",)),  # whose answers it cuts before they can pay
+    "Sort": Task("rlx/Sort", 150_000, without=("t_ppo",)),
     "ModularAddition": Task("rlx/ModularAddition", 150_000, without=("spo_tree",)),  # answers of one token
-    "Countdown": Task("rlx/Countdown", 150_000, problems=64),
+    "Countdown": Task("rlx/Countdown", 150_000, problems=64, without=("t_ppo",)),
     # Made to show what single mechanisms claim.
     "Sort, hardly taught": Task(
         "rlx/Sort",
@@ -101,6 +101,8 @@ class Claim:
 
 CLAIMS = (
     Claim("max@k: more is solved by the best of many", "Sort, hardly taught", "max_at_k", "dr_grpo", "pass_256"),
+    Claim("max@k: more is solved by the best of many", "Countdown", "max_at_k", "dr_grpo", "pass_256"),
+    Claim("unlikeliness: more is solved by the best of many", "Countdown", "unlikely", "dr_grpo", "pass_256"),
     Claim("unlikeliness: more is solved by the best of many", "Sort, hardly taught", "unlikely", "dr_grpo", "pass_256"),
     Claim("POPE: hard problems are gained", "Sort, hardly taught", "pope", "dr_grpo", "gained"),
     Claim("a success that comes back: more is solved", "Sort, hardly taught", "replay", "pool", "pass_1"),
