@@ -18,6 +18,7 @@ import rlx
 from rlx.algos import ppo
 from rlx.run import known as module
 from rlx.run.known import Known, Program, alone, described, imported, is_file, make_room, unchanged, write
+from rlx.stopping import stopping
 
 SHIPPED = "rlx.algos.ppo"
 NUMBERS = count(2.0)
@@ -35,12 +36,12 @@ def changed(job, **changes):
 
 
 def test_what_shapes_a_program_is_described_and_what_does_not_is_left_out(job):
-    text = described(job, False, 10)
-    assert text == described(job, False, 10)
-    assert text == described(changed(job, config=ppo.Config(learning_rate=1.0)), False, 10)  # traced
-    assert text == described(changed(job, env=rlx.envs.make("CartPole-v1")), False, 10)
+    text = described(job, None, 10)
+    assert text == described(job, None, 10)
+    assert text == described(changed(job, config=ppo.Config(learning_rate=1.0)), None, 10)  # traced
+    assert text == described(changed(job, env=rlx.envs.make("CartPole-v1")), None, 10)
     others = [
-        described(changed(job, **changes), False, 10)
+        described(changed(job, **changes), None, 10)
         for changes in (
             {"config": ppo.Config(num_envs=8)},
             {"config": ppo.Config(learning_rate="linear:1e-3:0")},
@@ -53,17 +54,17 @@ def test_what_shapes_a_program_is_described_and_what_does_not_is_left_out(job):
             {"data": np.zeros(3, np.float32)},
         )
     ]
-    others += [described(job, True, 10), described(job, False, 11)]
+    others += [described(job, stopping(1.0, None, 10), 10), described(job, None, 11)]
     assert None not in others
     assert len({text, *others}) == 1 + len(others)
 
 
 def test_settings_of_jax_and_flags_tell_programs_apart(job, monkeypatch):
-    text = described(job, False, 10)
+    text = described(job, None, 10)
     with jax.default_matmul_precision("highest"):
-        assert described(job, False, 10) != text
+        assert described(job, None, 10) != text
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "") + " --other")
-    assert described(job, False, 10) != text
+    assert described(job, None, 10) != text
 
 
 def test_what_may_be_anything_is_not_described(job, tmp_path):
@@ -81,13 +82,15 @@ def test_what_may_be_anything_is_not_described(job, tmp_path):
         {"algorithm_name": "rlx.algos.ppo+rule.npz"},
         {"after": print},
     ):
-        assert described(changed(job, **changes), False, 10) is None, changes
+        assert described(changed(job, **changes), None, 10) is None, changes
     assert is_file(str(model))
     assert not is_file("gymnax")
 
 
 def test_only_the_command_finds_programs(monkeypatch):
     assert not module.from_shell()  # these are tests
+    monkeypatch.setattr(sys, "argv", ["rlx.py"])
+    assert not module.from_shell()
     for name in ("/somewhere/bin/rlx", str(Path(rlx.__file__).parent / "__main__.py")):
         monkeypatch.setattr(sys, "argv", [name, "train"])
         assert module.from_shell()

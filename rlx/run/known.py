@@ -11,7 +11,7 @@ Whatever differs, it is traced as ever. So are algorithms, objectives and enviro
 of several devices, and all that is started from Python, where anything may have been replaced by hand. A program is
 kept only where no file has changed since the process began.
 
-`RLX_COMPILER=off` turns it off, and versions of jaxlib that `TESTED` does not list are left alone.
+It is for CPUs. `RLX_COMPILER=off` turns it off, and versions of jaxlib that `TESTED` does not list are left alone.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import serialize_executable
-from jaxlib.version import __version__ as jaxlib_version
 
 import rlx
 from rlx import source
@@ -39,6 +39,7 @@ from rlx.devices import compiler
 from rlx.devices.sharding import num_blocks
 from rlx.hosted import is_hosted
 from rlx.run.job import Job
+from rlx.stopping import Stopping
 
 TESTED = ("0.10.2",)
 BEGAN = time.time()
@@ -111,7 +112,7 @@ class Known:
         lowered = lower()
         kinds = jax.tree.leaves(lowered.args_info)  # also of arguments that are not used: they are looked at
         around = (repr(kinds), without_addresses(into), without_addresses(jax.tree.structure(lowered.out_info)))
-        self.names[what] = digest((lowered.as_text(), around, machine(), settings_of_jax(), jaxlib_version))
+        self.names[what] = digest((lowered.as_text(), around, machine(), settings_of_jax(), version("jaxlib")))
         return Program(self._path(self.names[what]), into, lambda: lowered)
 
     def traced(self, shapes: Any) -> None:
@@ -180,7 +181,7 @@ def find_lapack() -> None:
     jax.jit(jnp.linalg.cholesky).lower(jax.ShapeDtypeStruct((2, 2), jnp.float32))
 
 
-def known(job: Job, rule: bool, length: int) -> Known:
+def known(job: Job, rule: Stopping | None, length: int) -> Known:
     """What is known of the programs of a job: chunks of `length` updates, with a rule that stops it or without."""
     root = programs_folder()
     text = None if root is None else described(job, rule, length)
@@ -190,17 +191,17 @@ def known(job: Job, rule: bool, length: int) -> Known:
 def programs_folder() -> Path | None:
     """Where programs are kept, beside JAX's; None where they are not."""
     directory = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] (made by JAX)
-    off = os.environ.get(compiler.SWITCH) == "off" or jaxlib_version not in TESTED or not from_shell()
-    return None if off or not directory else Path(directory).parent / "known"
+    tested = version("jaxlib") in TESTED and jax.default_backend() == "cpu" and os.environ.get(compiler.SWITCH) != "off"
+    return Path(directory).parent / "known" if directory and tested and from_shell() else None
 
 
 def from_shell() -> bool:
     """Whether this process is the command `rlx`, in which nothing was replaced by hand."""
     program = Path(sys.argv[0])
-    return program.stem == "rlx" or program == Path(rlx.__file__).parent / "__main__.py"
+    return program.name in ("rlx", "rlx.exe") or program == Path(rlx.__file__).parent / "__main__.py"
 
 
-def described(job: Job, rule: bool, length: int) -> str | None:
+def described(job: Job, rule: Stopping | None, length: int) -> str | None:
     """All that fixes the programs of a job but for the files that they come from; None where that cannot be said."""
     name, env, options = job.env_name, job.env, job.env_options
     if name is None or name.endswith(".py") or ".py:" in name or name.split("/")[0] in UNSEEN or is_hosted(env):
@@ -209,10 +210,10 @@ def described(job: Job, rule: bool, length: int) -> str | None:
         return None
     if not all(isinstance(value, PLAIN) and not is_file(value) for value in options.values()):
         return None
-    told = (job.config, env, job.data)
+    told = (job.config, env, job.data, rule)
     kinds = [(leaf.shape, str(leaf.dtype), leaf.weak_type) for leaf in map(jax.typeof, jax.tree.leaves(told))]
     structure = without_addresses(jax.tree.structure(told))
-    parts = (job.algorithm_name, name, sorted(options.items()), sorted(job.env_params), structure, kinds, rule, length)
+    parts = (job.algorithm_name, name, sorted(options.items()), sorted(job.env_params), structure, kinds, length)
     return repr((parts, job.eval_episodes, machine(), compiler.active(), settings_of_jax(), installed()))
 
 

@@ -109,7 +109,7 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None, 
     name = program_name(short_name(job.algorithm_name), job.env_name, job.config, job.devices)
     length = min(updates, CHUNK_UPDATES if collector is None else 1)
     rule = stopping(job.stop_at_return, job.patience, updates)
-    kept = known(job, rule is not None, length)
+    kept = known(job, rule, length)
     again = kept.everything
     like = placed(kept.shapes(lambda: state_shapes(Current(job.algorithm), job.config, job.env)))
     check_counters(job.config, like)
