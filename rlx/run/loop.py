@@ -55,6 +55,7 @@ from rlx.train import (
     Current,
     advance,
     advance_until,
+    check,
     here,
     now,
     play,
@@ -111,6 +112,8 @@ def _execute(job: Job, console: Console, resume: bool, from_update: int | None, 
     rule = stopping(job.stop_at_return, job.patience, updates)
     kept = known(job, rule, length)
     again = kept.everything
+    if again:  # what is traced asks for itself
+        check(Current(job.algorithm), job.config, job.env)
     like = placed(kept.shapes(lambda: state_shapes(Current(job.algorithm), job.config, job.env)))
     check_counters(job.config, like)
     console.print(f"loading {name.rpartition(' ')[0]}: its programs are known here" if again else announcement(name))
