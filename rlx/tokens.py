@@ -126,10 +126,11 @@ def write(
     """
     environment: Any = env.environment
     last, step = environment.prompt_size - 1, stride(env)
-    cache = network.cache(len(start.obs) // copies)
-    if last:  # all of the prompt but its last token, which is read when the first of the answer is written
-        _, cache = network.apply(params, start.obs[::copies, :last], cache, 0)
-    cache = jax.tree.map(lambda x: jnp.repeat(x, copies, axis=-1), cache)
+    shared, prompt = max(last - step + 1, 0), None  # the others are read when the first of the answer is written
+    if shared:
+        empty = network.cache(len(start.obs) // copies, shared)
+        _, prompt = network.apply(params, start.obs[::copies, :shared], empty, 0)
+    cache = network.cache(len(start.obs), network.num_places - shared, prompt)
     writer = jnp.asarray(writers(branches, num_steps)) if branches else None
 
     def policy(obs, key, memory):

@@ -138,6 +138,28 @@ def test_reading_piece_by_piece_gives_the_logits_of_reading_all_at_once(network,
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), cache, whole)
 
 
+def test_a_prompt_that_a_group_shares_is_looked_up_as_if_each_had_read_it(network, read, tokens):
+    """A cache of its own for the prompt gives the logits of a cache in which it stands for every sequence."""
+    prompt, own = jnp.repeat(tokens[:1, :4], B, axis=0), tokens[:, 4:]
+    whole, _ = read(jnp.concatenate([prompt, own], axis=1), network.cache(B), 0)
+    _, shared = read(prompt[:1], network.cache(1, 4), 0)
+    cache, found = network.cache(B, L - 4, shared), []
+    for at in range(L - 4):
+        some, cache = read(own[:, at : at + 1], cache, 4 + at)
+        found.append(some)
+    assert cache.keys[0].shape[0] == L - 4
+    np.testing.assert_allclose(np.concatenate(found, axis=1), whole[:, 4:], rtol=1e-4, atol=1e-5)
+
+
+def test_groups_look_up_their_own_prompts(network, read, tokens):
+    """Two prompts, one for each two sequences next to each other."""
+    prompts, own = tokens[:2, :4], jnp.concatenate([tokens, tokens])[:4, 4:6]
+    whole, _ = read(jnp.concatenate([jnp.repeat(prompts, 2, axis=0), own], axis=1), network.cache(4), 0)
+    _, shared = read(prompts, network.cache(2, 4), 0)
+    found, _ = read(own, network.cache(4, L - 4, shared), 4)
+    np.testing.assert_allclose(found, whole[:, 4:], rtol=1e-4, atol=1e-5)
+
+
 def test_weights_start_small_and_smaller_where_they_write_into_the_residual_stream():
     network = Transformer(V, L, V - 1, width=64, num_layers=3, num_heads=4)
     params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32), network.cache(1), 0)["params"]

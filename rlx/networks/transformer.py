@@ -8,6 +8,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlx.networks.torso import Module
 from rlx.pytree import pytree
@@ -20,11 +21,23 @@ class Cache:
     """Keys and values of the tokens read so far: of each layer `[L, H, D, B]`, apart, so that loops write in place.
 
     Sequences are the last axis, and so next to each other in memory: on a CPU one more token is looked up in a third of
-    the time.
+    the time. The prompt of a group may be a cache of its own, `[P, H, D, N]` for N groups, which is only looked into:
+    then it is not repeated for the B / N members, which are next to each other.
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
+    prompt: "Cache | None" = None
+
+    @property
+    def num_shared(self) -> int:
+        """P, places of the prompt that is a cache of its own."""
+        return 0 if self.prompt is None else len(self.prompt.keys[0])
+
+    def known(self, layer: int) -> list[tuple[jax.Array, jax.Array]]:
+        """Keys and values of a layer, those of the prompt first."""
+        own = (self.keys[layer], self.values[layer])
+        return [own] if self.prompt is None else [*self.prompt.known(layer), own]
 
 
 def batch_last(x: jax.Array) -> jax.Array:
@@ -32,19 +45,23 @@ def batch_last(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(x, 0, -1)
 
 
-def looked_up(query: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) -> jax.Array:
-    """Attention of a few tokens to a cache, `softmax(q k / sqrt(D)) v` over visible places, `[S, H, D, B]`.
+def looked_up(query: jax.Array, known: list[tuple[jax.Array, jax.Array]], visible: jax.Array) -> jax.Array:
+    """Attention of a few tokens to what is known, `softmax(q k / sqrt(D)) v` over visible places, `[S, H, D, B]`.
 
     Args:
         query: `[S, H, D, B]`.
-        keys: `[L, H, D, B]`.
-        values: likewise.
-        visible: bool `[S, L]`.
+        known: keys and values `[P, H, D, N]` of the places one after another; B / N next to each other have the same.
+        visible: bool `[S, L]`, of all these places.
     """
-    few = query.shape[2] ** -0.5 * query
-    scores = jnp.stack([(one * keys).sum(axis=2) for one in few])  # [S, L, H, B]
-    weights = jax.nn.softmax(jnp.where(visible[:, :, None, None], scores, -jnp.inf), axis=1)
-    return jnp.stack([(one[:, :, None] * values).sum(axis=0) for one in weights])
+    num_tokens, num_heads, depth, batch_size = query.shape
+    few = depth**-0.5 * query
+    grouped = lambda x, like: x.reshape(*x.shape[:-1], like.shape[-1], -1)  # [..., N, B / N]
+    products = lambda keys: jnp.stack([(grouped(one, keys) * keys[..., None]).sum(axis=2) for one in few])
+    scores = [products(keys).reshape(num_tokens, len(keys), num_heads, batch_size) for keys, _ in known]
+    seen = jnp.where(visible[:, :, None, None], jnp.concatenate(scores, axis=1), -jnp.inf)  # [S, L, H, B]
+    weights = jnp.split(jax.nn.softmax(seen, axis=1), np.cumsum([len(keys) for keys, _ in known])[:-1], axis=1)
+    means = lambda part, values: jnp.stack([(grouped(w[:, :, None], values) * values[..., None]).sum(0) for w in part])
+    return sum(means(part, values).reshape(query.shape) for part, (_, values) in zip(weights, known, strict=True))
 
 
 def attended(query: jax.Array, key: jax.Array, value: jax.Array, begin: int = 0, size: int = 32) -> jax.Array:
@@ -87,10 +104,11 @@ class Transformer(Module):
     num_layers: int = 2
     num_heads: int = 4
 
-    def cache(self, batch_size: int) -> Cache:
-        """Room for sequences of which nothing is read yet."""
-        empty = jnp.zeros((self.num_places, self.num_heads, self.width // self.num_heads, batch_size))
-        return Cache(*[(empty,) * self.num_layers] * 2)
+    def cache(self, batch_size: int, num_places: int | None = None, prompt: Cache | None = None) -> Cache:
+        """Room for sequences of which nothing but a `prompt` is read yet, of `num_places`, or of the longest."""
+        room = self.num_places if num_places is None else num_places
+        empty = jnp.zeros((room, self.num_heads, self.width // self.num_heads, batch_size))
+        return Cache(*[(empty,) * self.num_layers] * 2, prompt)
 
     @nn.nowrap
     def layer(self, number: int) -> tuple[Callable, Callable]:
@@ -147,7 +165,8 @@ class Transformer(Module):
             query, x = query[:, asked:], x[:, asked:]
             if cache is not None:
                 known = zip((cache.keys[layer], cache.values[layer]), map(batch_last, own), strict=True)
-                new.append([jax.lax.dynamic_update_slice(old, kept, (start, 0, 0, 0)) for old, kept in known])
+                at = (start - cache.num_shared, 0, 0, 0)
+                new.append([jax.lax.dynamic_update_slice(old, kept, at) for old, kept in known])
             if prompt is not None:
                 of_prompt = asks(prompt)
                 copied = (jnp.repeat(x, copies, axis=0) for x in of_prompt[1:])
@@ -157,11 +176,12 @@ class Transformer(Module):
             elif isinstance(start, int) and start == 0:  # nothing was read before
                 seen = attended(query, *own, asked)
             else:
-                visible = jnp.arange(self.num_places) <= place[asked:, None]
-                seen = jnp.moveaxis(looked_up(batch_last(query), new[-1][0], new[-1][1], visible), -1, 0)
+                known = [*(cache.prompt.known(layer) if cache.prompt else []), tuple(new[-1])]
+                visible = jnp.arange(sum(len(keys) for keys, _ in known)) <= place[asked:, None]
+                seen = jnp.moveaxis(looked_up(batch_last(query), known, visible), -1, 0)
             x = follows(x, seen)
         logits = nn.Dense(self.num_outputs, kernel_init=SMALL, name="head")(nn.LayerNorm()(x))
-        return logits, None if cache is None else Cache(*zip(*new, strict=True))
+        return logits, None if cache is None else Cache(*zip(*new, strict=True), cache.prompt)
 
 
 __all__ = ["Cache", "Transformer", "attended"]
