@@ -4,6 +4,7 @@ Axes: B batch, S tokens that are read, L places of a sequence, H heads, D number
 """
 
 from collections.abc import Callable
+from functools import reduce
 
 import flax.linen as nn
 import jax
@@ -61,7 +62,8 @@ def looked_up(query: jax.Array, known: list[tuple[jax.Array, jax.Array]], visibl
     seen = jnp.where(visible[:, :, None, None], jnp.concatenate(scores, axis=1), -jnp.inf)  # [S, L, H, B]
     weights = jnp.split(jax.nn.softmax(seen, axis=1), np.cumsum([len(keys) for keys, _ in known])[:-1], axis=1)
     means = lambda part, values: jnp.stack([(grouped(w[:, :, None], values) * values[..., None]).sum(0) for w in part])
-    return sum(means(part, values).reshape(query.shape) for part, (_, values) in zip(weights, known, strict=True))
+    parts = [means(part, values).reshape(query.shape) for part, (_, values) in zip(weights, known, strict=True)]
+    return reduce(jnp.add, parts)
 
 
 def attended(query: jax.Array, key: jax.Array, value: jax.Array, begin: int = 0, size: int = 32) -> jax.Array:
@@ -108,7 +110,7 @@ class Transformer(Module):
         """Room for sequences of which nothing but a `prompt` is read yet, of `num_places`, or of the longest."""
         room = self.num_places if num_places is None else num_places
         empty = jnp.zeros((room, self.num_heads, self.width // self.num_heads, batch_size))
-        return Cache(*[(empty,) * self.num_layers] * 2, prompt)
+        return Cache((empty,) * self.num_layers, (empty,) * self.num_layers, prompt)
 
     @nn.nowrap
     def layer(self, number: int) -> tuple[Callable, Callable]:
@@ -173,7 +175,7 @@ class Transformer(Module):
                 own = [jnp.concatenate(both, axis=1) for both in zip(copied, own, strict=True)]
                 seen = attended(query, *own, first)
                 prompt = None if last else follows(prompt, attended(*of_prompt))
-            elif isinstance(start, int) and start == 0:  # nothing was read before
+            elif cache is None or (isinstance(start, int) and start == 0):  # nothing was read before
                 seen = attended(query, *own, asked)
             else:
                 known = [*(cache.prompt.known(layer) if cache.prompt else []), tuple(new[-1])]
@@ -181,7 +183,10 @@ class Transformer(Module):
                 seen = jnp.moveaxis(looked_up(batch_last(query), known, visible), -1, 0)
             x = follows(x, seen)
         logits = nn.Dense(self.num_outputs, kernel_init=SMALL, name="head")(nn.LayerNorm()(x))
-        return logits, None if cache is None else Cache(*zip(*new, strict=True), cache.prompt)
+        if cache is None:
+            return logits, None
+        keys, values = zip(*new, strict=True)
+        return logits, Cache(keys, values, cache.prompt)
 
 
 __all__ = ["Cache", "Transformer", "attended"]
