@@ -21,6 +21,7 @@ from rlx.pytree import pytree
 from rlx.spaces import Discrete
 
 DECODING = 0x646563  # names the random stream of decoders
+OF_TOKENS = ("prompt_size", "reply_size", "solved", "right_answer")  # what an environment of tokens has, see rlx.tokens
 
 
 def of_inner(outer: Any, name: str) -> Any:
@@ -39,11 +40,15 @@ def unchanged(outer: Any, name: str) -> Any:
 
 def of_inner_env(outer: Any, name: str) -> Any:
     """The same of one whose state is an `EnvState` and whose params hold the whole environment, `params.env`."""
-    if name not in ("differentiable", "dt", "reuses_keys", "frames", "html", "cameras"):
+    if name not in (*("differentiable", "dt", "reuses_keys", "frames", "html", "cameras"), *OF_TOKENS):
         raise AttributeError(name)
     inner = getattr(outer.default_params.env.environment, name)
     if name in ("frames", "html"):
         return lambda env_states, params, *rest: inner([s.state for s in env_states], params.env.params, *rest)
+    if name == "solved":
+        return lambda key, params: inner(key, params.env.params)
+    if name == "right_answer":
+        return lambda state, params: inner(state.state, params.env.params)
     return (lambda params: inner(params.env.params)) if name == "cameras" else inner
 
 

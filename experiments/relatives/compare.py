@@ -147,6 +147,8 @@ def configured(task: Task, algorithm: ModuleType, changes: dict[str, Any]) -> An
         members = changes["group_size"] + changes.get("num_reference", 0)
         num_groups = sizes.num_episodes // members
         changes = changes | {"num_groups": num_groups - num_groups % sizes.num_minibatches}
+    if "num_steps" in changes:  # answers that are cut: none is longer than the task's
+        changes = changes | {"num_steps": min(changes["num_steps"], sizes.num_steps)}
     return preset(algorithm, task.env, total_steps=task.total_steps, **changes | task.settings)
 
 
