@@ -212,6 +212,7 @@ MECHANISMS = (
     _problems("vas", "MMR1, arXiv:2509.21268", "pool.variance", "--pool 64 --sampler variance", "test_pool.py"),
     _trial("hpt", "Unify-Post-Training, TsinghuaC3I 2025", "policy loss", "rlx.imitation.demonstrated", IMITATED),
     _trial("pmoe", "Ren et al. 2021, arXiv:2104.09122", "head", "rlx.gating.gate_loss", "test_gating.py"),
+    _trial("cooper", "arXiv:2508.05613, 2025", "reward", "rlx.judges.preference_loss", "test_judges.py"),
     _problems("pope", "arXiv:2601.18779, 2026", "tokens.hints", "--given 3", "test_grpo_tokens.py"),
     _problems(
         "graded-hints",

@@ -27,7 +27,7 @@ from jax.flatten_util import ravel_pytree
 import rlx
 from rlx.action_tokens import tokenized
 from rlx.algorithm import load_algorithm
-from rlx.algos import dppo, fpo, pathwise, ppo
+from rlx.algos import dppo, fpo, grpo_tokens, pathwise, ppo
 from rlx.algos.ddpg import VARIANTS
 from rlx.algos.reinforce import VARIANTS as VARIANTS_OF_STEPS
 from rlx.around import chosen, decoded, restarted
@@ -54,9 +54,11 @@ from rlx.wrappers import chunked
 
 matplotlib.use("Agg")
 sys.path.append(str(Path(__file__).resolve().parent))  # tests load this file by its place
+import cooper
 import matplotlib.pyplot as plt
 import occupancies
 import pmoe
+from cooper import answered
 from pmoe import from_the_middle
 
 HERE = Path(__file__).resolve().parent
@@ -711,6 +713,19 @@ TASKS = {
             "FPO": Arm(measured=from_the_middle(fpo, fpo, 600_000)),
         },
         ("and a gate by values", "likelihood", "goals"),
+    ),
+    "cooper": Trial(
+        "A policy finds the faults of a judge that stays as it is; one that goes on learning has none that last.",
+        "arXiv:2508.05613, 2025",
+        "rlx/Sort",
+        60_000,
+        {
+            "frozen": Arm(measured=answered(cooper, 60_000, judge_steps=0)),
+            "co-trained": Arm(measured=answered(cooper, 60_000)),
+            "co-trained on its wrong answers": Arm(measured=answered(cooper, 60_000, own_wrong=True)),
+            "graded by rule": Arm(measured=answered(grpo_tokens, 60_000)),
+        },
+        ("co-trained", "frozen", "return"),
     ),
     "n-vr-pg": Trial(
         "Momentum that importance weights correct covers states better than steps from single batches.",
