@@ -726,6 +726,7 @@ TASKS = {
             "graded by rule": Arm(measured=answered(grpo_tokens, 60_000)),
         },
         ("co-trained", "frozen", "return"),
+        num_episodes=1024,
     ),
     "n-vr-pg": Trial(
         "Momentum that importance weights correct covers states better than steps from single batches.",

@@ -87,9 +87,11 @@ def init(config, env, key):
     params = network(config, env).init(params_key, right[:1])
     wrong = spoiled(env, change_key, right)
     loss = lambda params, right, wrong: judge_loss(config, env, params, right, wrong, jnp.ones(len(right)))
-    sizes = {"batch_size": config.warm_start_batch, "max_steps": config.judge_teaching}
-    judge = teach(loss, lambda params: jnp.bool_(False), params, optimizer(config.teaching_rate), (right, wrong), teach_key, **sizes)
-    return State(policy, judge, optimizer(config.judge_learning_rate).init(judge), jnp.int32(0), key)
+    how = {"batch_size": config.warm_start_batch, "max_steps": config.judge_teaching}
+    teacher, never = optimizer(config.teaching_rate), lambda params: jnp.bool_(False)
+    judge = teach(loss, never, params, teacher, (right, wrong), teach_key, **how)
+    opt_state = optimizer(config.judge_learning_rate).init(judge)
+    return State(policy, judge, opt_state, jnp.int32(0), key)
 
 
 def act(config, env, state, obs, key, deterministic=False):
