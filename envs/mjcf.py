@@ -8,7 +8,7 @@ sweep over robots.
 
 Between steps the state holds positions, velocities, activations, mocap bodies, and the last acceleration, from which
 the solver starts. States are small, so that they are cheap to clone and to replace where episodes end; MuJoCo's other
-arrays live within a step.
+arrays live within a step. Under `vmap` a step is computed with the batch last, see `rlx.batch_last`.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ import numpy as np
 with contextlib.redirect_stdout(None):  # it prints that its optional Warp backend is not installed
     from mujoco import MjModel, mjx  # pyright: ignore[reportAttributeAccessIssue] (compiled)
 
+from rlx.batch_last import batch_last
 from rlx.env import Env
 from rlx.envs.frames import camera_names, mujoco_frames
 from rlx.pytree import pytree, uncommitted
@@ -88,6 +89,9 @@ class Mjcf:
 
     @partial(jax.jit, static_argnums=0)
     def step(self, key, state, action, params):
+        return batch_last(self._step)(state, action, params)
+
+    def _step(self, state, action, params):
         start = mjx.make_data(params.physics).replace(**vars(state), ctrl=action)
         data = jax.lax.fori_loop(0, self.substeps, lambda _, data: mjx.step(params.physics, data), start)
         finite = jnp.isfinite(data.qpos).all() & jnp.isfinite(data.qvel).all()

@@ -105,10 +105,16 @@ def active() -> list[str]:
     """Names of the changes that this process has, in the order in which they are made."""
     from jaxlib.version import __version__
 
+    off = switched_off()
+    return [change.__name__ for change, versions in TESTED.items() if not off and __version__ in versions]
+
+
+def switched_off() -> bool:
+    """Whether the environment says that JAX and XLA are to be left as they are."""
     value = os.environ.get(SWITCH) or "on"
     if value not in ("on", "off"):
         raise ImportError(f"{SWITCH}={value}: give on, or off to leave JAX and XLA as they are")
-    return [change.__name__ for change, versions in TESTED.items() if value == "on" and __version__ in versions]
+    return value == "off"
 
 
 def in_use() -> bool:
