@@ -12,7 +12,7 @@ what they are made of again for every element; factorisations and triangular sol
 
 An operation without a rule here is done by `vmap` as ever, so any function can be given. Batches below `SMALLEST`,
 other devices than CPUs and versions of jaxlib that are not in `TESTED` have `vmap` as ever too, and so has everything
-with `RLX_COMPILER=off` in the environment. Reverse-mode gradients are not defined for the result, forward ones are.
+with `RLX_COMPILER=off` in the environment. So have gradients, which are those of the function itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,7 +75,13 @@ def batch_last(fun: Callable[..., Any]) -> Callable[..., Any]:
         out = jax.tree.unflatten(jax.tree.structure(shapes), out)
         return out, jax.tree.map(lambda _: True, out)
 
-    return mapped
+    alone = jax.custom_jvp(mapped)
+
+    @alone.defjvp
+    def gradient(primals, tangents):
+        return jax.jvp(fun, primals, tangents)
+
+    return alone
 
 
 def applies(size: int) -> bool:

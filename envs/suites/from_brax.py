@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rlx.batch_last import batch_last
 from rlx.env import Env
 from rlx.envs.frames import camera_names, mujoco_frames
 from rlx.pytree import uncommitted
@@ -51,6 +52,9 @@ class Brax:
         return state.obs, state
 
     def step(self, key, state, action, params):
+        return batch_last(self._step)(state, action, params)
+
+    def _step(self, state, action, params):
         # Tasks write into the dictionaries of the state that they are given: they get a rebuilt one.
         stepped = self._with(params).step(jax.tree.map(lambda x: x, state), action)
         # Some give back a Python float where the start state has an array.

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rlx.batch_last import batch_last
 from rlx.env import Env, is_finite
 from rlx.envs.frames import camera_names, mujoco_frames
 from rlx.pytree import uncommitted
@@ -90,6 +91,9 @@ class Playground:
         return state.obs, state
 
     def step(self, key, state, action, params):
+        return batch_last(self._step)(state, action, params)
+
+    def _step(self, state, action, params):
         environment = self._with(params)
 
         def once(carry, _):
