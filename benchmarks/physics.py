@@ -5,11 +5,13 @@
 
 Bare physics: environments are stepped with random actions that are drawn beforehand, time limits and statistics
 included; they are not restarted. A step is a control step, and the table says how many of physics it has. Playground's
-tasks are stepped by its own wrapper for training too. The share of physics is the time of stepping, with restarts, in a
-PPO update with the shipped settings, of 8,192 steps at most, over that of the update. What is compared takes turns.
+tasks are stepped by its own wrapper for training too, and models of rlx by MuJoCo in C, with a thread a core. The share
+of physics is the time of stepping, with restarts, in a PPO update with the shipped settings, of 8,192 steps at most,
+over that of the update. What is compared takes turns.
 """
 
 import json
+import os
 import time
 from functools import partial
 from importlib.util import find_spec
@@ -17,11 +19,15 @@ from pathlib import Path
 from statistics import median
 
 import jax
+import mujoco
+import numpy as np
+from mujoco.rollout import Rollout
 from provenance import RESULTS, commit, machine, versions
 from rich.console import Console
 
 import rlx
 from rlx.algos import ppo
+from rlx.envs.mjcf import Mjcf
 from rlx.presets import preset
 from rlx.rollout import reset, rollout
 
@@ -67,6 +73,21 @@ def wrapped(env: rlx.Env, num_envs: int, length: int):
     return lambda state: compiled(state, actions), state
 
 
+def in_c(env: rlx.Env, num_envs: int, length: int):
+    """The same model and number of steps by MuJoCo itself, with a thread for each core."""
+    model, substeps = env.environment.model, env.environment.substeps
+    cores = os.cpu_count() or 1
+    data = mujoco.MjData(model)
+    kind = mujoco.mjtState.mjSTATE_FULLPHYSICS
+    first = np.zeros(mujoco.mj_stateSize(model, kind))
+    mujoco.mj_getState(model, data, first, kind)
+    low, high = model.actuator_ctrlrange.T
+    actions = np.random.default_rng(0).uniform(low, high, (num_envs, length, model.nu)).repeat(substeps, 1)
+    pool = Rollout(nthread=cores)
+    each = [mujoco.MjData(model) for _ in range(cores)]
+    return lambda state: pool.rollout(model, each, state, actions)[0][:, -1], np.tile(first, (num_envs, 1))
+
+
 def seconds(program, state, budget: float) -> float:
     """Of one call, over as many as fit into the budget; each goes on from where the last one came to."""
     num, start = 0, time.perf_counter()
@@ -82,6 +103,8 @@ def speeds(env: rlx.Env, num_envs: int, own: bool, turns: int, budget: float) ->
     programs = {"steps_per_second": stepping(env, num_envs, length)}
     if own:
         programs["own_wrapper"] = wrapped(env, num_envs, length)
+    if isinstance(env.environment, Mjcf):
+        programs["in_c"] = in_c(env, num_envs, length)
     times = {name: [] for name in programs}
     for program, state in programs.values():
         seconds(program, state, 0.0)

@@ -187,15 +187,18 @@ def physics_table(result: dict) -> str:
     """Control steps/s of bare physics at several numbers of environments, and what it takes of training."""
     numbers = list(result["cases"][0]["speeds"])
     header = ["task", "steps of physics in one", *(f"steps/s at {int(n):,}" for n in numbers)]
-    header += ["over its own wrapper", "share of physics in training"]
+    header += ["over its own wrapper", "over MuJoCo in C", "share of physics in training"]
     body = []
     for case in result["cases"]:
         speeds = [case["speeds"][n] for n in numbers]
-        ratios = [speed["steps_per_second"] / speed["own_wrapper"] for speed in speeds if "own_wrapper" in speed]
+        ratios = [
+            [speed["steps_per_second"] / speed[name] for speed in speeds if name in speed]
+            for name in ("own_wrapper", "in_c")
+        ]
         share, envs = case["training"]["share_of_physics"], case["training"]["num_envs"]
         cells = (f"{speed['steps_per_second']:,.0f}" for speed in speeds)
-        own = f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else ""
-        body.append((case["case"], str(case["physics_steps"]), *cells, own, f"{share['median']:.0%} at {envs}"))
+        others = (f"{min(found):.2f} to {max(found):.2f}" if found else "" for found in ratios)
+        body.append((case["case"], str(case["physics_steps"]), *cells, *others, f"{share['median']:.0%} at {envs}"))
     return markdown(header, body, num_text=1)
 
 

@@ -8,7 +8,7 @@ sweep over robots.
 
 Between steps the state holds positions, velocities, activations, mocap bodies, and the last acceleration, from which
 the solver starts. States are small, so that they are cheap to clone and to replace where episodes end; MuJoCo's other
-arrays live within a step. Under `vmap` a step is computed with the batch last, see `rlx.batch_last`.
+arrays live within a step. Under `vmap` a step is computed with the batch last, see `rlx.devices.batch_last`.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import numpy as np
 with contextlib.redirect_stdout(None):  # it prints that its optional Warp backend is not installed
     from mujoco import MjModel, mjx  # pyright: ignore[reportAttributeAccessIssue] (compiled)
 
-from rlx.batch_last import batch_last
+from rlx.devices.batch_last import batch_last
 from rlx.env import Env
 from rlx.envs.frames import camera_names, mujoco_frames
 from rlx.pytree import pytree, uncommitted

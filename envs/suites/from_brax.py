@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlx.batch_last import batch_last
+from rlx.devices.batch_last import batch_last
 from rlx.env import Env
 from rlx.envs.frames import camera_names, mujoco_frames
 from rlx.pytree import uncommitted

@@ -1,4 +1,4 @@
-"""Operations on arrays whose last axis is a batch, each as JAX has it for one example; `rlx.batch_last` uses them.
+"""Operations on arrays whose last axis is a batch, each as JAX has it for one example; `rlx.devices.batch_last` uses them.
 
 A rule takes an operation of a jaxpr, its values and the size of the batch. Values are `Batched`, or the same for all
 examples: arrays, and numpy arrays where they are known when the program is built. It returns the array `[..., N]`, a
@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from rlx.folding import is_constant, read, write
+from rlx.devices.folding import is_constant, read, write
 
 LARGEST = 24  # columns of a matrix that is factorised here; a larger one is for LAPACK
 UNROLLED = 8  # columns of a matrix up to which a factorisation is written out
