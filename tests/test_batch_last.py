@@ -67,6 +67,8 @@ CASES = {
     "written elements": (lambda x, v: x.at[PLACES, np.arange(5)].set(v[:5]), (X, V)),
     "products": (lambda x, y, v: (x @ v, x @ y.T, jnp.einsum("ij,ij->i", x, y), v @ v), (X, Y, V)),
     "a large product": (lambda x: jnp.einsum("ijk,ljk->il", x, x), (normal(N, 9, 8, 9),)),
+    "products of several axes": (lambda x: jnp.einsum("ijk,ljk->il", x, x) + x.mean(), (normal(N, 3, 8, 9),)),
+    "a loop over the last axis": (lambda x: jnp.einsum("bij,bkj->bik", x, x) @ x[0, 0], (normal(N, 2, 9, 9),)),
     "outer products": (lambda v: jnp.outer(v, v), (V,)),
     "cholesky": (lambda a: lax.linalg.cholesky(a, symmetrize_input=False), (spd(5),)),
     "a large cholesky": (jnp.linalg.cholesky, (spd(26),)),

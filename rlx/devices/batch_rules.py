@@ -1,4 +1,4 @@
-"""Operations on arrays whose last axis is a batch, each as JAX has it for one example; `rlx.devices.batch_last` uses them.
+"""Operations on arrays whose last axis is a batch, each as JAX has it for one example. `batch_last` is made of them.
 
 A rule takes an operation of a jaxpr, its values and the size of the batch. Values are `Batched`, or the same for all
 examples: arrays, and numpy arrays where they are known when the program is built. It returns the array `[..., N]`, a
@@ -21,6 +21,7 @@ from rlx.devices.folding import is_constant, read, write
 
 LARGEST = 24  # columns of a matrix that is factorised here; a larger one is for LAPACK
 UNROLLED = 8  # columns of a matrix up to which a factorisation is written out
+TERMS = 4  # of a contraction that is a loop, which a step of it adds: more are no longer vector code
 LOOPED = 500  # products of an example from which a contraction is a loop
 
 REDUCTIONS = {
@@ -176,7 +177,7 @@ def _dot(eqn, values, n):
     if math.prod(sizes) < LOOPED:
         return kernel(partial(_products_summed, 0), x, y)
     zeros = jnp.zeros((*eqn.outvars[0].aval.shape, n), dtype)
-    return lax.fori_loop(0, length, lambda i, total: total + x[i] * y[i], zeros)
+    return lax.fori_loop(0, length, lambda i, total: total + x[i] * y[i], zeros, unroll=TERMS)
 
 
 def _cholesky(eqn, values, n):

@@ -1,6 +1,6 @@
 """What of a program is known when it is built: its constants in numpy, and reads and writes at places that are known.
 
-`rlx.devices.batch_last` does a program's operations again, and leaves to this file those that do not depend on the examples.
+`batch_last` does a program's operations again, and leaves to this file those that do not depend on the examples.
 """
 
 from collections.abc import Sequence
