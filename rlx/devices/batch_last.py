@@ -17,6 +17,7 @@ with `RLX_COMPILER=off` in the environment. So have gradients, which are those o
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -86,9 +87,8 @@ def batch_last(fun: Callable[..., Any]) -> Callable[..., Any]:
 
 def applies(size: int) -> bool:
     """Whether a batch of this size is computed with the batch last."""
-    from jaxlib.version import __version__
-
-    return size >= SMALLEST and jax.default_backend() == "cpu" and __version__ in TESTED and not switched_off()
+    tested = version("jaxlib") in TESTED and jax.default_backend() == "cpu"
+    return size >= SMALLEST and tested and not switched_off()
 
 
 def evaluate(closed, values: Sequence[Any], n: int) -> list[Any]:
@@ -96,7 +96,7 @@ def evaluate(closed, values: Sequence[Any], n: int) -> list[Any]:
     jaxpr, consts = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
     env = dict(zip(jaxpr.invars, values, strict=True))
     env |= {var: constant(value) for var, value in zip(jaxpr.constvars, consts, strict=True)}
-    value_of = lambda v: np.asarray(v.val, v.aval.dtype) if isinstance(v, core.Literal) else env[v]
+    value_of = lambda v: np.asarray(v.val, v.aval.dtype) if isinstance(v, core.Literal) else env[v]  # pyright: ignore[reportAttributeAccessIssue] (arrays)
     for eqn in jaxpr.eqns:
         env |= zip(eqn.outvars, operation(eqn, [value_of(v) for v in eqn.invars], n), strict=True)
     return [value_of(v) for v in jaxpr.outvars]
