@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import rlx
+from rlx.devices.batch_last import SMALLEST
 from rlx.env import with_params
 from rlx.envs import mjcf
 from rlx.envs.contract.clauses import CLAUSES
@@ -52,21 +53,25 @@ def test_a_task_keeps_the_contract(tasks, name):
 
 
 @pytest.mark.more
+@pytest.mark.parametrize("num", [1, 2 * SMALLEST])
 @pytest.mark.parametrize("name", mjx_tasks.NAMES)
-def test_positions_are_those_of_mujoco_in_c(tasks, name):
-    """20 control steps from a start, with contacts; both are given the same positions, velocities and actions."""
+def test_positions_are_those_of_mujoco_in_c(tasks, name, num):
+    """20 control steps from a start, with contacts; both are given the same positions, velocities and actions.
+
+    It is the last one of `num` that are stepped at once, the others from other starts and with other actions.
+    """
     env = tasks[name]
     model, environment = env.environment.model, env.environment
     data = mujoco.MjData(model)
-    env_state = env.reset(jax.random.key(1))
-    data.qpos, data.qvel = np.asarray(env_state.state.qpos), np.asarray(env_state.state.qvel)
-    actions = np.random.default_rng(0).uniform(-1, 1, (20, model.nu)).astype(np.float32)
+    env_states = jax.vmap(env.reset)(jax.random.split(jax.random.key(1), num))
+    data.qpos, data.qvel = np.asarray(env_states.state.qpos[-1]), np.asarray(env_states.state.qvel[-1])
+    actions = np.random.default_rng(0).uniform(-1, 1, (num, 20, model.nu)).astype(np.float32)
 
     def steps(env_state, actions):
         return jax.lax.scan(lambda s, a: (env.advance(jax.random.key(0), s, a)[0],) * 2, env_state, actions)[1].state
 
-    ours = jax.jit(steps)(env_state, actions)
-    for t, action in enumerate(actions):
+    ours = jax.tree.map(lambda x: x[-1], jax.jit(jax.vmap(steps))(env_states, actions))
+    for t, action in enumerate(actions[-1]):
         data.ctrl = action
         mujoco.mj_step(model, data, environment.substeps)
         # float32 against float64, a few iterations of a solver, and 80 steps for that to grow.
