@@ -62,7 +62,7 @@ CASES = {
     "computed places": (lambda x, i: (x[i], lax.dynamic_slice(x, (i, 1), (2, 3)), x.at[i].set(0)), (X, CHOICE)),
     "written rows": (lambda x, y: x.at[np.array([2, 0])].set(y[:2]), (X, Y)),
     "written twice": (lambda x, y: (x.at[PLACES].add(y[PLACES]), x.at[PLACES].multiply(y[PLACES])), (X, Y)),
-    "written outside": (lambda x: x.at[np.array([1, 9])].set(5.0), (X,)),
+    "written outside": (lambda x, y: x.at[np.array([9, 1])].set(y[:2]) + x.at[np.array([1, 9])].set(5.0), (X, Y)),
     "written columns": (lambda x, v: x.at[:, np.array([5, 1])].add(v[:2]), (X, V)),
     "written elements": (lambda x, v: x.at[PLACES, np.arange(5)].set(v[:5]), (X, V)),
     "products": (lambda x, y, v: (x @ v, x @ y.T, jnp.einsum("ij,ij->i", x, y), v @ v), (X, Y, V)),
