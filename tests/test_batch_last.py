@@ -40,6 +40,24 @@ def solved(a, b, **options):
     return lax.linalg.triangular_solve(a, b, left_side=True, **options)
 
 
+@jax.custom_vjp
+def tripled(v):
+    return 3 * jnp.sin(v)
+
+
+tripled.defvjp(lambda v: (tripled(v), None), lambda _, g: (g,))
+
+
+@jax.custom_batching.custom_vmap
+def twice(v):
+    return 2 * v
+
+
+@twice.def_vmap
+def _(axis_size, in_batched, v):
+    return 5 * v, True  # not what it says, by which it is seen that it was asked
+
+
 CASES = {
     "elementwise": (lambda x, y: jnp.where(x > y, x * y - 2, jnp.sin(x) / (3 + y**2)), (X, Y)),
     "scalar operands": (lambda x: lax.clamp(-0.5, x, x.sum()), (X,)),
@@ -71,6 +89,10 @@ CASES = {
     "a loop over the last axis": (lambda x: jnp.einsum("bij,bkj->bik", x, x) @ x[0, 0], (normal(N, 2, 9, 9),)),
     "outer products": (lambda v: jnp.outer(v, v), (V,)),
     "cholesky": (lambda a: lax.linalg.cholesky(a, symmetrize_input=False), (spd(5),)),
+    "cholesky of a lower triangle": (
+        lambda a: lax.linalg.cholesky(jnp.tril(a) + jnp.triu(jnp.ones((5, 5)), 1), symmetrize_input=False),
+        (spd(5),),
+    ),
     "a large cholesky": (jnp.linalg.cholesky, (spd(26),)),
     "solved": (lambda a, v: jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(a), v), (spd(6), V)),
     "solved, of 11": (
@@ -97,6 +119,7 @@ CASES = {
     "a known branch": (lambda v: lax.switch(2, [jnp.sin, lambda v: v, lambda v: -v], v), (V,)),
     "inner vmap": (lambda x, v: jax.vmap(lambda row: row @ v)(x), (X, V)),
     "inner gradient": (lambda v: jax.grad(lambda v: jnp.sum(jax.nn.relu(v) ** 3))(v), (V,)),
+    "rules within": (lambda v: jax.checkpoint(tripled)(v) + twice(v), (V,)),
     "rules of others": (lambda v: (jax.nn.softplus(v), jnp.linalg.norm(v), jnp.linalg.eigvalsh(jnp.outer(v, v))), (V,)),
     "random numbers": (lambda k, v: v + jax.random.normal(k, (6,)), (jax.random.split(KEY, N), V)),
     "nothing of the batch": (lambda v: (jnp.arange(3.0), 2, v), (V,)),

@@ -183,14 +183,14 @@ def _dot(eqn, values, n):
 def _cholesky(eqn, values, n):
     """Lower factors of matrices `[M, M, N]`, column by column: `c = a_j / sqrt(a_jj)`, then `A - c c'`.
 
-    The matrix is symmetric, so rows are read and written, whose places in memory are neighbours.
+    Only the lower triangle is read.
     """
     rest = values[0].array
     if rest.ndim != 3 or not 0 < rest.shape[0] <= LARGEST or eqn.params.get("symmetrize_input"):
         return None
     rows = []
     for j in range(rest.shape[0]):
-        c = rest[0] / jnp.sqrt(rest[0, 0])
+        c = rest[:, 0] / jnp.sqrt(rest[0, 0])
         rows.append(jnp.pad(c, ((j, 0), (0, 0))))
         rest = kernel(_without_square, rest[1:, 1:], c[1:])
     return jnp.swapaxes(jnp.stack(rows), 0, 1)
