@@ -168,6 +168,23 @@ def test_gradients_are_those_of_the_function():
     same(forward(batch_last(fun)), forward(fun))
 
 
+@pytest.mark.parametrize("smallest", [2, N + 1])
+def test_gradients_go_through_a_loop_over_steps(monkeypatch, smallest):
+    """What does not depend on the example, a constant and a number that all share, is a result like any other."""
+    monkeypatch.setattr(module, "SMALLEST", smallest)
+    fun = lambda v, shared: (jnp.sin(v) * shared, jnp.array(False), 2 * shared)
+
+    def total(fun, v, shared):
+        def step(v, _):
+            v, ended, more = jax.vmap(fun, (0, None))(v, shared)
+            return v, jnp.where(ended | (more > 1e9), 0, v.sum(1)) + more
+
+        return jax.lax.scan(step, v, None, 3)[1].sum()
+
+    gradient = lambda fun: jax.jit(jax.value_and_grad(lambda v, s: total(fun, v, s), (0, 1)))(V, 1.5)
+    same(gradient(batch_last(fun)), gradient(fun))
+
+
 def sines(fun, *args):
     """The shapes of the sines in the program of a mapped function."""
 
