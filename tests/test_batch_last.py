@@ -133,7 +133,7 @@ def everywhere(monkeypatch):
     monkeypatch.setattr(module, "SMALLEST", 2)
 
 
-def same(found, wanted):
+def assert_same(found, wanted):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.dtype, b.dtype), found, wanted)
     as_numbers = lambda x: np.asarray(x, np.float64)
     # Sums of 26 terms of size 30 in another order, in float32.
@@ -143,7 +143,7 @@ def same(found, wanted):
 @pytest.mark.parametrize("name", CASES)
 def test_it_gives_what_vmap_gives(name):
     fun, args = CASES[name]
-    same(jax.jit(jax.vmap(batch_last(fun)))(*args), jax.jit(jax.vmap(fun))(*args))
+    assert_same(jax.jit(jax.vmap(batch_last(fun)))(*args), jax.jit(jax.vmap(fun))(*args))
 
 
 def test_arguments_may_be_shared_and_mapped_along_any_axis():
@@ -151,21 +151,21 @@ def test_arguments_may_be_shared_and_mapped_along_any_axis():
     shared = {"bias": jnp.arange(4.0), "scale": normal(N)}
     axes = (1, None, {"bias": None, "scale": 0})
     args = (jnp.moveaxis(X, 0, 1), V[0], shared)
-    same(jax.vmap(batch_last(fun), axes, out_axes=1)(*args), jax.vmap(fun, axes, out_axes=1)(*args))
+    assert_same(jax.vmap(batch_last(fun), axes, out_axes=1)(*args), jax.vmap(fun, axes, out_axes=1)(*args))
     nested = lambda f: jax.vmap(jax.vmap(f, (0, None)), (0, 0))
     product = lambda x, v: x @ v
     x = normal(3, N, 4, 6)
-    same(nested(batch_last(product))(x, V[:3]), nested(product)(x, V[:3]))
+    assert_same(nested(batch_last(product))(x, V[:3]), nested(product)(x, V[:3]))
 
 
 def test_gradients_are_those_of_the_function():
     fun = lambda x, i: jnp.sin(x[i]) @ x[0]
     both = lambda f: jax.jit(jax.vmap(jax.value_and_grad(f)))(X, CHOICE)
-    same(both(batch_last(fun)), both(fun))
+    assert_same(both(batch_last(fun)), both(fun))
     total = lambda f: jax.grad(lambda x: jax.vmap(f)(x, CHOICE).sum())(X)
-    same(total(batch_last(fun)), total(fun))
+    assert_same(total(batch_last(fun)), total(fun))
     forward = lambda f: jax.jvp(lambda x: jax.vmap(f)(x, CHOICE), (X,), (Y,))
-    same(forward(batch_last(fun)), forward(fun))
+    assert_same(forward(batch_last(fun)), forward(fun))
 
 
 @pytest.mark.parametrize("smallest", [2, N + 1])
@@ -182,7 +182,7 @@ def test_gradients_go_through_a_loop_over_steps(monkeypatch, smallest):
         return jax.lax.scan(step, v, None, 3)[1].sum()
 
     gradient = lambda fun: jax.jit(jax.value_and_grad(lambda v, s: total(fun, v, s), (0, 1)))(V, 1.5)
-    same(gradient(batch_last(fun)), gradient(fun))
+    assert_same(gradient(batch_last(fun)), gradient(fun))
 
 
 def sines(fun, *args):
@@ -220,4 +220,4 @@ def test_what_is_known_is_not_in_the_program():
 
     names = {eqn.primitive.name for eqn in jax.make_jaxpr(jax.vmap(batch_last(masked)))(V).jaxpr.eqns}
     assert not names & {"iota", "rem", "gt", "eq", "and", "gather"}
-    same(jax.vmap(batch_last(masked))(V), jax.vmap(masked)(V))
+    assert_same(jax.vmap(batch_last(masked))(V), jax.vmap(masked)(V))
